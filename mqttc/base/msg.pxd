@@ -1,0 +1,74 @@
+"""Msg: one immutable, reference-counted block: topic, forwardable properties, payload.
+
+`data` holds the bytes; topic, properties and payload are three runs inside it, anywhere (a large packet is received straight into a block and
+stays where it lies). `properties` are v5 wire bytes that are forwarded untouched: everything but topic alias, subscription identifiers and
+message expiry, without a length in front. Immutable after build, but for `refs`. A block goes back to its maker: see msg_drop.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from mqttc.base.types cimport Span
+
+cdef struct Msg:
+    # immutable after build
+    int64_t expires_at_ms      # monotonic; 0: never
+    uint64_t publisher         # session handle, 0: none (for no local)
+    uint32_t topic_offset
+    uint32_t properties_offset
+    uint32_t payload_offset
+    uint32_t properties_bytes
+    uint32_t payload_bytes
+    uint16_t topic_bytes
+    uint8_t qos
+    uint8_t retain             # as published
+    uint32_t capacity          # bytes in data
+    uint16_t owner             # the worker that made it
+    uint8_t size_class         # of the maker's free lists; 255: malloc'ed for itself
+    # any thread
+    uint32_t refs              # atomic: relaxed add, acq_rel sub
+    # owner, or the list it stands in
+    Msg *next
+
+cdef struct MsgPool:           # one per worker, owner thread only
+    Msg *free[8]
+    uint32_t free_count[8]
+    uint16_t owner
+    uint64_t made              # debug counters, this thread
+    uint64_t freed
+    Msg **strays               # per other worker: blocks to mail home (array of owners_count lists)
+    uint32_t *stray_count
+    uint32_t owners_count
+
+cdef int pool_init(MsgPool *pool, uint16_t owner, uint32_t owners_count) noexcept nogil
+cdef void pool_free(MsgPool *pool) noexcept nogil                          # frees the cached blocks
+cdef Msg *msg_alloc(MsgPool *pool, uint32_t capacity) noexcept nogil       # refs 1, fields zero but capacity, owner, size_class; NULL: no memory
+cdef void msg_drop(MsgPool *pool, Msg *msg) noexcept nogil                 # gives one reference up; the last one sends the block home or to free list
+cdef void msg_come_home(MsgPool *pool, Msg *chain) noexcept nogil          # a chain of dead blocks that other workers mailed back
+
+cdef inline uint8_t *msg_data(Msg *msg) noexcept nogil:
+    return <uint8_t *> msg + sizeof(Msg)
+
+cdef inline Span msg_topic(const Msg *msg) noexcept nogil:
+    cdef Span span
+    span.p = <const uint8_t *> msg + sizeof(Msg) + msg.topic_offset
+    span.n = msg.topic_bytes
+    return span
+
+cdef inline Span msg_properties(const Msg *msg) noexcept nogil:
+    cdef Span span
+    span.p = <const uint8_t *> msg + sizeof(Msg) + msg.properties_offset
+    span.n = msg.properties_bytes
+    return span
+
+cdef inline Span msg_payload(const Msg *msg) noexcept nogil:
+    cdef Span span
+    span.p = <const uint8_t *> msg + sizeof(Msg) + msg.payload_offset
+    span.n = msg.payload_bytes
+    return span
+
+cdef extern from "mqttc/base/native.h" nogil:
+    uint32_t _refs_add "atomic_add_u32_relaxed" (uint32_t *p, uint32_t v) noexcept
+
+cdef inline void msg_share(Msg *msg, uint32_t n) noexcept nogil:
+    """n further references, in one atomic step."""
+    _refs_add(&msg.refs, n)
