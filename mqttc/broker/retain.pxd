@@ -1,0 +1,39 @@
+"""Retained messages of all versions: one store, striped by the topic's first level, a lock per stripe.
+
+A stripe holds a hash map (exact topic, O(1) update) and an ordered index of topics, so that a subscriber's cursor is nothing but a filter
+and the last topic handed out: it survives changes, reconnects and back-pressure, and a message is read when it is encoded.
+PUBLISH sets here before it looks its route up; SUBSCRIBE inserts in the tree before it reads here; the stripe's lock orders the two. [any thread]
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from mqttc.base.msg cimport Msg, MsgPool
+from mqttc.base.types cimport Span
+
+cdef struct RetainStore:
+    uint64_t count                         # atomic gauges
+    uint64_t bytes
+    uint64_t max_count                     # limits; 0: none
+    uint64_t max_bytes
+    void *private
+
+cdef struct RetainCursor:                  # of one hand-out; owner thread only
+    uint8_t *filter                        # owned copy, without $share
+    uint8_t *topic                         # owned: the last topic handed out; NULL: none yet
+    uint16_t filter_bytes
+    uint16_t topic_bytes
+    uint16_t topic_capacity
+    uint16_t stripe                        # the next to read; 0xFFFF: at the end
+
+cdef RetainStore *retain_build(uint64_t max_count, uint64_t max_bytes) noexcept nogil
+cdef void retain_free(RetainStore *store, MsgPool *pool) noexcept nogil
+# Sets (takes a reference of its own) or, when the payload is empty, clears [MQTT-3.3.1-6]. ST_OK, ST_NO_MEMORY, ST_LIMIT (not stored: a new topic over a limit).
+# The replaced message is dropped into pool after the lock is let go.
+cdef int retain_set(RetainStore *store, MsgPool *pool, Msg *msg) noexcept nogil
+cdef int retain_cursor_init(RetainCursor *cursor, Span filter) noexcept nogil          # ST_OK, ST_NO_MEMORY
+cdef void retain_cursor_free(RetainCursor *cursor) noexcept nogil
+# Up to room messages that match, in topic order inside a stripe, each with a reference for the caller; expired ones are left out (and removed).
+# Gives the number; 0: the end. A bounded number of topics is looked at under one lock hold.
+cdef int retain_next(RetainStore *store, RetainCursor *cursor, MsgPool *pool, int64_t now_ms, Msg **out, int room) noexcept nogil
+# Removes expired messages, looking at most at budget entries; goes on where it stopped. Gives the number removed.
+cdef uint32_t retain_sweep(RetainStore *store, MsgPool *pool, int64_t now_ms, uint32_t budget) noexcept nogil

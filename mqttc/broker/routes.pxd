@@ -1,0 +1,80 @@
+"""Routes: what a topic leads to, immutable and counted, and each worker's bounded cache of them.
+
+A route has one entry per session that matches (highest QoS, all subscription identifiers, retain as published), grouped by home worker, so that a
+remote worker gets {message, route} once and reads its own slice. When only some of a session's matching subscriptions have No Local, the session
+has two entries: one for messages of others (all merged) and one for its own (those without No Local merged) [MQTT-3.8.3-3].
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from mqttc.base.map cimport Map
+from mqttc.base.types cimport Span, atomic_load_u64_acquire
+from mqttc.base.vec cimport Vec
+from mqttc.broker.trie cimport Trie
+
+cdef struct SubscriptionIds:       # immutable after build but refs; shared by routes and queue entries
+    uint32_t refs                  # atomic
+    uint32_t count
+    uint32_t ids[1]                # count of them
+
+cdef enum EntryFlag:
+    ENTRY_NOT_OWN = 1              # not for messages that this session published itself
+    ENTRY_OWN_ONLY = 2             # only for those
+    ENTRY_RETAIN_AS_PUBLISHED = 4
+
+cdef struct RouteEntry:
+    uint64_t session               # handle
+    SubscriptionIds *subscription_ids      # NULL: none. The route holds the reference
+    uint8_t qos
+    uint8_t flags                  # EntryFlag
+
+cdef struct RouteSlice:            # of one worker
+    uint32_t first
+    uint32_t count
+    uint32_t first_group
+    uint32_t group_count
+
+cdef struct Route:
+    uint32_t refs                  # atomic
+    uint32_t stripe
+    uint64_t wild_generation
+    uint64_t generation
+    uint32_t entry_count
+    uint32_t group_count
+    uint32_t worker_count
+    uint32_t topic_bytes
+    uint32_t hash
+    uint32_t age                   # of the cache: clock hand bit
+    RouteSlice *slices             # worker_count of them
+    RouteEntry *entries
+    uint64_t *groups               # group ids
+    uint8_t *topic
+
+cdef struct RouteCache:            # one per worker, owner thread only
+    Map map
+    Vec ring                       # of Route*: for eviction by clock
+    Vec matches                    # scratch
+    uint32_t hand
+    uint32_t capacity
+    uint32_t worker_count
+    Trie *trie
+    uint64_t hits                  # counters of the owner
+    uint64_t misses
+    uint64_t made                  # routes
+    uint64_t freed                 # atomic: routes are dropped by any worker; see routes_live
+
+cdef int routes_init(RouteCache *cache, Trie *trie, uint32_t worker_count, uint32_t capacity) noexcept nogil
+cdef void routes_free(RouteCache *cache) noexcept nogil
+cdef Route *route_lookup(RouteCache *cache, Span topic) noexcept nogil         # borrowed, good until the next look-up; share it to keep it. NULL: no memory
+cdef void route_share(Route *route, uint32_t n) noexcept nogil                 # [any thread]
+cdef void route_drop(Route *route) noexcept nogil                              # [any thread]
+cdef void subscription_ids_share(SubscriptionIds *ids) noexcept nogil          # [any thread]; NULL is fine
+cdef void subscription_ids_drop(SubscriptionIds *ids) noexcept nogil           # [any thread]; NULL is fine
+cdef SubscriptionIds *subscription_ids_build(uint32_t count) noexcept nogil    # refs 1, ids to be filled; NULL: no memory
+cdef uint64_t routes_live() noexcept nogil                                     # debug: routes made less freed, of the process
+cdef uint64_t subscription_ids_live() noexcept nogil
+
+cdef inline bint route_fresh(const Trie *trie, const Route *route) noexcept nogil:
+    """Whether the route still says what the tree says."""
+    return (route.generation == atomic_load_u64_acquire(&trie.generations[route.stripe])
+            and route.wild_generation == atomic_load_u64_acquire(&trie.wild_generation))
