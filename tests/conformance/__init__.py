@@ -1,0 +1,1 @@
+"""Black-box tests of a running broker, each naming the statements of the MQTT standards that it checks."""
