@@ -1,5 +1,6 @@
 """Log ring: what workers have to say, for the control plane. A bounded ring of fixed-size records under a mutex; when it is full the record is
-dropped and counted. Never blocks longer than one copy; the reader is woken by an eventfd when the ring was empty."""
+dropped and counted. Never blocks longer than one copy; the reader is woken by an eventfd when the ring was empty. A reader
+drains the descriptor first and then pops until false: a record that comes between makes it readable again."""
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -25,7 +26,7 @@ cdef LogRing *logring_build(uint32_t capacity) noexcept nogil              # NUL
 cdef void logring_free(LogRing *ring) noexcept nogil
 cdef bint logring_push(LogRing *ring, const LogRecord *record) noexcept nogil     # false: full, counted; any thread
 cdef bint logring_pop(LogRing *ring, LogRecord *out) noexcept nogil               # reader; false: empty
-cdef int logring_fd(const LogRing *ring) noexcept nogil                           # readable while records wait
+cdef int logring_fd(const LogRing *ring) noexcept nogil                           # readable when records (or questions) came
 cdef void logring_wake(LogRing *ring) noexcept nogil                              # any thread: make the descriptor readable (questions wait)
 cdef void logring_drain_wake(LogRing *ring) noexcept nogil                        # reader
 cdef uint64_t logring_dropped(const LogRing *ring) noexcept nogil

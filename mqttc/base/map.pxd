@@ -32,5 +32,6 @@ cdef bint map_next(const Map *map, uint32_t *cursor, uint64_t *value) noexcept n
 
 cdef uint32_t hash_bytes(Span key) noexcept nogil                          # seeded; good and fast for 4..100 bytes; never 0-length special
 cdef uint64_t hash_bytes64(Span key) noexcept nogil
+cdef uint32_t hash_pair(uint64_t a, uint64_t b) noexcept nogil             # of two integers, say (parent, level) or (handle, packet id)
 cdef uint64_t hash_seed() noexcept nogil
 cdef int random_bytes(void *out, uint32_t n) noexcept nogil                # from the system's generator (getrandom / arc4random)

@@ -33,8 +33,8 @@ cdef struct MsgPool:           # one per worker, owner thread only
     Msg *free[8]
     uint32_t free_count[8]
     uint16_t owner
-    uint64_t made              # debug counters, this thread
-    uint64_t freed
+    uint64_t made              # counters of this thread; any thread may read. Over all pools made - freed is the number of live blocks
+    uint64_t freed             # counted where the last reference is dropped, not where the block comes to rest
     Msg **strays               # per other worker: blocks to mail home (array of owners_count lists)
     uint32_t *stray_count
     uint32_t owners_count
@@ -43,6 +43,7 @@ cdef int pool_init(MsgPool *pool, uint16_t owner, uint32_t owners_count) noexcep
 cdef void pool_free(MsgPool *pool) noexcept nogil                          # frees the cached blocks
 cdef Msg *msg_alloc(MsgPool *pool, uint32_t capacity) noexcept nogil       # refs 1, fields zero but capacity, owner, size_class; NULL: no memory
 cdef void msg_drop(MsgPool *pool, Msg *msg) noexcept nogil                 # gives one reference up; the last one sends the block home or to free list
+cdef Msg *msg_take_strays(MsgPool *pool, uint16_t owner, uint32_t *count) noexcept nogil   # dead blocks to mail to that worker; NULL: none; count may be NULL
 cdef void msg_come_home(MsgPool *pool, Msg *chain) noexcept nogil          # a chain of dead blocks that other workers mailed back
 
 cdef inline uint8_t *msg_data(Msg *msg) noexcept nogil:

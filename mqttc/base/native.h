@@ -5,9 +5,17 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
 #endif
+#include <errno.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#endif
 
 #define MQTTC_LIKELY(x) __builtin_expect(!!(x), 1)
 #define MQTTC_UNLIKELY(x) __builtin_expect(!!(x), 0)
@@ -39,6 +47,7 @@ static inline void atomic_store_u64_relaxed(uint64_t *p, uint64_t v) { __atomic_
 static inline void atomic_store_u64_release(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline uint64_t atomic_add_u64_relaxed(uint64_t *p, uint64_t v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 static inline int64_t atomic_load_i64_relaxed(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline void atomic_store_i64_relaxed(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 static inline int64_t atomic_add_i64_relaxed(int64_t *p, int64_t v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 
 /* One writer, any reader: a counter that only its owner thread adds to (no lock prefix). */
@@ -47,5 +56,124 @@ static inline void counter_add(uint64_t *p, uint64_t v) {
 }
 static inline void counter_sub(uint64_t *p, uint64_t v) {
     __atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) - v, __ATOMIC_RELAXED);
+}
+
+/* Debug builds (-DMQTTC_TEST_ALLOC) count blocks and can refuse allocations: see base/alloc. A constant, so that release builds fold it away. */
+#ifdef MQTTC_TEST_ALLOC
+#define MQTTC_ALLOC_TESTED 1
+#else
+#define MQTTC_ALLOC_TESTED 0
+#endif
+
+/* count * item_bytes into *out; 0: it would pass PTRDIFF_MAX (no malloc grants more). */
+static inline int size_multiply(size_t count, size_t item_bytes, size_t *out) {
+    return !__builtin_mul_overflow(count, item_bytes, out) && *out <= (size_t)PTRDIFF_MAX;
+}
+
+/* Index of the lowest and the highest set bit; the argument is not 0. */
+static inline uint32_t bit_lowest_u64(uint64_t v) { return (uint32_t)__builtin_ctzll(v); }
+static inline uint32_t bit_highest_u64(uint64_t v) { return 63u - (uint32_t)__builtin_clzll(v); }
+
+/* Unaligned loads in the machine's own order: for hashing only. */
+static inline uint64_t load_u64_native(const uint8_t *p) {
+    uint64_t v;
+    memcpy(&v, p, 8);
+    return v;
+}
+static inline uint32_t load_u32_native(const uint8_t *p) {
+    uint32_t v;
+    memcpy(&v, p, 4);
+    return v;
+}
+
+/* 64 x 64 -> 128 bits: high half in *high, low half returned. */
+static inline uint64_t multiply_u64_wide(uint64_t a, uint64_t b, uint64_t *high) {
+#ifdef __SIZEOF_INT128__
+    __extension__ typedef unsigned __int128 Wide;
+    Wide product = (Wide)a * b;
+    *high = (uint64_t)(product >> 64);
+    return (uint64_t)product;
+#else
+    uint64_t a0 = (uint32_t)a, a1 = a >> 32, b0 = (uint32_t)b, b1 = b >> 32;
+    uint64_t low = a0 * b0, cross = a1 * b0 + (low >> 32), middle = a0 * b1 + (uint32_t)cross;
+    *high = a1 * b1 + (cross >> 32) + (middle >> 32);
+    return (middle << 32) | (uint32_t)low;
+#endif
+}
+
+/* The system's generator; 0 or -1 (errno). */
+static inline int system_random(void *out, size_t n) {
+#ifdef __linux__
+    uint8_t *p = (uint8_t *)out;
+    while (n > 0) {
+        ssize_t got = getrandom(p, n, 0);
+        if (got < 0) {
+            if (errno == EINTR) continue;
+            return -1;
+        }
+        p += got;
+        n -= (size_t)got;
+    }
+#else
+    arc4random_buf(out, n);
+#endif
+    return 0;
+}
+
+/* A wake-up descriptor: an eventfd where there is one (both ends are the same), else a pipe; non-blocking, close-on-exec. 0 or -1 (errno). */
+static inline int wake_open(int *read_fd, int *write_fd) {
+#ifdef __linux__
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    *read_fd = fd;
+    *write_fd = fd;
+    return fd < 0 ? -1 : 0;
+#else
+    int ends[2], i, saved;
+    *read_fd = -1;
+    *write_fd = -1;
+    if (pipe(ends) != 0) return -1;
+    for (i = 0; i < 2; i++) {
+        int flags = fcntl(ends[i], F_GETFL);
+        if (flags < 0 || fcntl(ends[i], F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(ends[i], F_SETFD, FD_CLOEXEC) < 0) {
+            saved = errno;
+            close(ends[0]);
+            close(ends[1]);
+            errno = saved;
+            return -1;
+        }
+    }
+    *read_fd = ends[0];
+    *write_fd = ends[1];
+    return 0;
+#endif
+}
+static inline void wake_close(int *read_fd, int *write_fd) {
+    if (*read_fd >= 0) close(*read_fd);
+    if (*write_fd >= 0 && *write_fd != *read_fd) close(*write_fd);
+    *read_fd = -1;
+    *write_fd = -1;
+}
+/* EAGAIN means that it is readable already: that is what was asked for. */
+static inline void wake_signal(int write_fd) {
+#ifdef __linux__
+    uint64_t one = 1;
+#else
+    uint8_t one = 1;
+#endif
+    while (write(write_fd, &one, sizeof one) < 0 && errno == EINTR) {
+    }
+}
+static inline void wake_drain(int read_fd) {
+#ifdef __linux__
+    uint64_t count;
+    while (read(read_fd, &count, sizeof count) < 0 && errno == EINTR) {
+    }
+#else
+    uint8_t bytes[256];
+    ssize_t got;
+    do {
+        got = read(read_fd, bytes, sizeof bytes);
+    } while (got == (ssize_t)sizeof bytes || (got < 0 && errno == EINTR));
+#endif
 }
 #endif

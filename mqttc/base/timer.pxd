@@ -1,6 +1,7 @@
 """Timer wheel: intrusive nodes, hierarchical, 64 ms a tick; adding and cancelling cost a few pointer writes. Time is an argument.
 
-A node fires at the first wheel_expire whose now_ms >= deadline_ms (never early, at most a tick late). Owner thread only.
+A node fires at the first wheel_expire whose now_ms >= deadline_ms (never early, at most a tick late), earlier ticks first. A node that is
+added already due fires in the same round of wheel_expire: to re-arm at or before now in every round never ends. Owner thread only.
 """
 
 from libc.stdint cimport int64_t, uint32_t

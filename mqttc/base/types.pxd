@@ -37,6 +37,7 @@ cdef extern from "mqttc/base/native.h" nogil:
     void atomic_store_u64_release(uint64_t *p, uint64_t v) noexcept
     uint64_t atomic_add_u64_relaxed(uint64_t *p, uint64_t v) noexcept
     int64_t atomic_load_i64_relaxed(const int64_t *p) noexcept
+    void atomic_store_i64_relaxed(int64_t *p, int64_t v) noexcept
     int64_t atomic_add_i64_relaxed(int64_t *p, int64_t v) noexcept
     void counter_add(uint64_t *p, uint64_t v) noexcept
     void counter_sub(uint64_t *p, uint64_t v) noexcept
