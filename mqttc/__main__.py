@@ -1,0 +1,7 @@
+"""``python -m mqttc`` is ``mqttc-broker``."""
+
+import sys
+
+from mqttc.cli.broker import main
+
+sys.exit(main())

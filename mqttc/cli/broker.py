@@ -1,0 +1,222 @@
+"""``mqttc-broker``: the broker as a program.
+
+Exit codes: 0 ended by SIGTERM or SIGINT (or ``--check`` found nothing wrong), 1 it could not run (an address in
+use, no permission, no memory), 2 wrong usage or configuration, 128 + the signal's number if a second signal
+cut the ending short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from mqttc import __version__, logs
+from mqttc.config import Config, ConfigError, schema
+
+if TYPE_CHECKING:
+    from mqttc.server import Broker
+
+_EXIT_OK = 0
+_EXIT_RUNTIME = 1
+_EXIT_USAGE = 2
+_WATCH_S = 2.0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mqttc-broker",
+        description="An MQTT 3.1, 3.1.1 and 5.0 broker.",
+        epilog="Every key of the configuration file is also a variable (MQTTC_LIMITS__MAX_PACKET_SIZE=65536) and an "
+        "option (--set limits.max_packet_size=65536). SIGTERM and SIGINT end the broker, SIGHUP reads the "
+        "configuration again. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file to read")
+    parser.add_argument(
+        "--listen",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="listen here (tcp://host:port, unix:///path) instead of at the configured listeners; may be repeated",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="section.key=value",
+        action="append",
+        default=[],
+        dest="settings",
+        help="set one key of the configuration; may be repeated",
+    )
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of the configuration and exit")
+    parser.add_argument("--version", action="version", version=f"mqttc-broker {__version__}")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    options = _parser().parse_args(arguments)
+    if options.schema:
+        print(schema())
+        return _EXIT_OK
+    try:
+        config = _load(options)
+    except ConfigError as error:
+        _complain(error)
+        return error.exit_code
+    if options.check:
+        print("mqttc-broker: the configuration is valid", file=sys.stderr)
+        return _EXIT_OK
+    return _serve(options, config)
+
+
+def _load(options: argparse.Namespace) -> Config:
+    return Config.load(options.config, os.environ, options.listen, options.settings)
+
+
+def _complain(error: ConfigError) -> None:
+    for problem in error.problems:
+        print(f"mqttc-broker: {_printable(str(problem))}", file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    """Messages quote what was configured; a control character in it must not reach the terminal."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def _hints(config: Config, options: argparse.Namespace) -> list[str]:
+    """What somebody who wonders why nobody can connect should know."""
+    if options.config is None and config.listeners == Config().listeners:
+        return [
+            "no configuration: only programs on this machine can connect; to open it to others: "
+            "--listen tcp://0.0.0.0:1883 --set auth.anonymous=true"
+        ]
+    return []
+
+
+class _Signals:
+    """Signals as bytes in a pipe: they wake ``wait`` whichever thread the system delivers them to."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._ignore)
+
+    @staticmethod
+    def _ignore(number: int, frame: FrameType | None) -> None:
+        """The byte in the pipe is all that is needed; with SIG_IGN there would be none."""
+
+    def wake(self) -> None:
+        """Let ``wait`` return a 0, from any thread."""
+        os.write(self._writer, b"\0")
+
+    def wait(self, timeout_s: float | None) -> bytes:
+        """The signal numbers that came; empty after the timeout."""
+        ready, _, _ = select.select([self._reader], [], [], timeout_s)
+        return os.read(self._reader, 64) if ready else b""
+
+
+def _serve(options: argparse.Namespace, config: Config) -> int:
+    from mqttc.server import Broker  # late, so that --check needs no compiled engine
+
+    signals = _Signals()
+    handler = logs.BackgroundHandler()
+    handler.setFormatter(logs.formatter(config.log.format))
+    logger = logging.getLogger(logs.LOGGER_NAME)
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)  # the broker filters by log.level itself
+    logger.propagate = False
+    broker = Broker(config)
+    try:
+        broker.start()
+    except OSError as error:
+        handler.put(f"mqttc-broker: {_printable(str(error))}")
+        handler.close()
+        return _EXIT_RUNTIME
+    for hint in _hints(config, options):
+        handler.put(f"mqttc-broker: {hint}")
+    for url in broker.urls:
+        handler.put(f"listening on {url}")
+    handler.put("ready")
+    _wait(broker, options, signals, handler)
+    return _end(broker, signals, handler)
+
+
+def _wait(broker: Broker, options: argparse.Namespace, signals: _Signals, handler: logs.BackgroundHandler) -> None:
+    """Serve until SIGTERM or SIGINT; read the configuration again at SIGHUP and when its file changes."""
+    file = None if options.config is None else Path(options.config)
+    known = _identity(file)
+    while True:
+        received = signals.wait(None if file is None else _WATCH_S)
+        if signal.SIGTERM in received or signal.SIGINT in received:
+            return
+        current = _identity(file)
+        if signal.SIGHUP in received or (current is not None and current != known):
+            _reload(broker, options, handler)
+        known = current or known
+
+
+def _identity(file: Path | None) -> tuple[int, int, int, int] | None:
+    """What changes when the file's content does, or the file that a symbolic link leads to."""
+    if file is None:
+        return None
+    try:
+        status = file.stat()
+    except OSError:
+        return None  # in the middle of being replaced, or gone: the configuration in force stays
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _reload(broker: Broker, options: argparse.Namespace, handler: logs.BackgroundHandler) -> None:
+    logger = logging.getLogger(logs.LOGGER_NAME)
+    try:
+        result = broker.reload(_load(options))
+    except ConfigError as error:
+        for problem in error.problems:
+            fields: dict[str, logs.Field] = {"where": problem.where, "problem": problem.message}
+            logs.emit(logger, logging.ERROR, "reload_refused", fields)
+        return
+    handler.setFormatter(logs.formatter(broker.config.log.format))
+    logs.emit(logger, logging.INFO, "reloaded", {"applied": ",".join(result.applied)})
+    if result.needs_restart:
+        logs.emit(logger, logging.WARNING, "restart_needed", {"keys": ",".join(result.needs_restart)})
+
+
+def _end(broker: Broker, signals: _Signals, handler: logs.BackgroundHandler) -> int:
+    """Stop on another thread, so that this one can take the second signal."""
+    failures: list[BaseException] = []
+
+    def stop() -> None:
+        try:
+            broker.stop()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            signals.wake()
+
+    threading.Thread(target=stop, name="mqttc-stop", daemon=True).start()
+    while True:
+        for number in signals.wait(None):
+            if number in (signal.SIGTERM, signal.SIGINT):
+                handler.close()
+                os._exit(128 + number)
+            if number == 0:
+                for failure in failures:
+                    handler.put(f"mqttc-broker: {_printable(repr(failure))}")
+                handler.close()
+                return _EXIT_RUNTIME if failures else _EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,708 @@
+"""Configuration: the models, where values come from, and errors that name the place.
+
+Sources, later ones win: the defaults, a TOML file, the environment (``MQTTC_LIMITS__MAX_PACKET_SIZE``),
+the command line (``--listen``, then ``--set section.key=value``). Every problem is reported, each with the
+line of the file, the variable or the option that caused it. ``docs/configuration.md`` explains the keys.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+ENVIRONMENT_PREFIX = "MQTTC_"
+DEFAULT_URL = "tcp://127.0.0.1:1883"
+MAXIMUM_UNIX_PATH_BYTES = 107
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: where it was written, and what about it."""
+
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used. ``problems`` has every reason, in the order of the sources."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+# ---------------------------------------------------------------------------------- listener URLs
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """``host`` is a name or a literal without brackets; ``*`` is every address of both families."""
+
+    host: str
+    port: int
+
+    def url(self, port: int | None = None) -> str:
+        """The URL in its normal form, with the actual port if the configured one was 0."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp://{host}:{self.port if port is None else port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A path in the file system, or a name in Linux's abstract space."""
+
+    path: str
+    abstract: bool
+
+    def url(self) -> str:
+        return f"unix://@{self.path}" if self.abstract else f"unix://{self.path}"
+
+
+Address = TcpAddress | UnixAddress
+
+_NOT_BUILT_SCHEMES = ("tls", "mqtts", "ws", "wss", "quic")
+_SCHEMES = ("tcp", "mqtt", "unix", *_NOT_BUILT_SCHEMES)
+
+
+def parse_url(url: str) -> tuple[Address, dict[str, str]]:
+    """Split a listener URL into its address and the keys of its query; ``ValueError`` says what is wrong."""
+    if any(not character.isprintable() or character == " " for character in url):
+        raise ValueError(f"{url!r} contains a blank or a control character")
+    scheme, separator, _ = url.partition("://")
+    scheme = scheme.lower()
+    if not separator:
+        raise ValueError(f"{url!r} is not a URL; write tcp://host:port or unix:///path")
+    if scheme in _NOT_BUILT_SCHEMES:
+        raise ValueError(f"{scheme}:// is not available in this version")
+    if scheme not in _SCHEMES:
+        raise ValueError(f"unknown scheme {scheme!r}{_suggestion(scheme, _SCHEMES)}; use tcp:// or unix://")
+    if scheme == "unix":
+        rest, _, query = url[len("unix://") :].partition("?")
+        address: Address = _unix_address(unquote(rest), url)
+    else:
+        parts = urlsplit(url)
+        query = parts.query
+        address = _tcp_address(url)
+    pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    options = dict(pairs)
+    if len(options) != len(pairs):
+        raise ValueError(f"an option of {url!r} is given twice")
+    return address, options
+
+
+def _unix_address(path: str, url: str) -> UnixAddress:
+    abstract = path.startswith("@")
+    name = path[1:] if abstract else path
+    if not name or "\0" in name or (not abstract and not name.startswith("/")):
+        raise ValueError(f"{url!r}: write unix:///absolute/path, or unix://@name for an abstract socket")
+    if len(os.fsencode(name)) > MAXIMUM_UNIX_PATH_BYTES - abstract:
+        raise ValueError(f"{url!r}: a socket's path has at most {MAXIMUM_UNIX_PATH_BYTES} bytes")
+    return UnixAddress(name, abstract)
+
+
+def _tcp_address(url: str) -> TcpAddress:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError("a listener's URL has no user name or password")
+    if parts.path not in ("", "/") or parts.fragment:
+        raise ValueError(f"{url!r}: nothing but options may follow the port")
+    if parts.netloc.count(":") > 1 and "[" not in parts.netloc:
+        raise ValueError(f"{url!r}: put the IPv6 address in brackets, tcp://[::1]:1883")
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"{url!r}: the port is a number from 0 to 65535") from None
+    return TcpAddress(parts.hostname or "*", 1883 if port is None else port)
+
+
+# ------------------------------------------------------------------------------------- the models
+
+
+def _check_anonymous(value: object) -> object:
+    if value is True or value is False or value == "loopback":
+        return value
+    raise ValueError('must be false, true or "loopback"')
+
+
+def _check_mode(value: object) -> object:
+    """Permissions are text, because TOML's 0660 would be an error and 660 another number."""
+    if isinstance(value, str) and re.fullmatch(r"0?o?[0-7]{3}", value):
+        return value
+    raise ValueError('must be the octal permissions as text, for example "0660"')
+
+
+Anonymous = Annotated[bool | Literal["loopback"], BeforeValidator(_check_anonymous)]
+Mode = Annotated[str, BeforeValidator(_check_mode)]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+PositiveCount = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Bytes = Annotated[int, Field(ge=1, le=2**40)]
+Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+
+QUEUE_POLICIES = ("drop_oldest", "drop_newest", "drop_qos0_first", "disconnect")
+GROUP_STRATEGIES = ("round_robin", "least_in_flight")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Listener(_Section):
+    """One ``[[listeners]]`` table. Every key but ``url`` may stand in the URL's query too."""
+
+    url: str
+    """``tcp://host:port`` (``mqtt://`` is the same) or ``unix:///path`` or ``unix://@name``. Host ``*``
+    or none: every address, IPv4 and IPv6. Port 0: a free one; no port: 1883."""
+    name: str = ""
+    """What log lines call it; the URL if empty."""
+    mode: Mode | None = None
+    """Octal permissions of a Unix socket's path, for example ``"0660"``; default: as the umask says."""
+    backlog: Annotated[int, Field(ge=1, le=65535)] = 1024
+    """Connections that may wait to be accepted."""
+    maximum_qos: Annotated[int, Field(ge=0, le=2)] = 2
+    """Highest QoS that clients of this listener may publish with."""
+    max_connections: Count = 0
+    """Connections at the same time over each bound address of this listener; 0: no limit of its own."""
+    anonymous: Anonymous | None = None
+    """Overrides ``auth.anonymous`` for this listener."""
+    tcp_user_timeout: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = 60.0
+    """Seconds that sent bytes may stay unacknowledged, for clients without keep alive; 0: the system's."""
+    tcp_keepalive_idle: Annotated[int, Field(ge=0, le=32767)] = 60
+    """Seconds of silence before TCP probes a client without keep alive; 0: no probes."""
+    server_reference: str = ""
+    """If set, every client that connects here is sent elsewhere: 0x9C and this Server Reference."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_query(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not isinstance(data.get("url"), str):
+            return data
+        address, options = parse_url(data["url"])
+        merged = dict(data)
+        for key, text in options.items():
+            if key == "url" or key not in cls.model_fields:
+                known = [name for name in cls.model_fields if name != "url"]
+                raise ValueError(f"unknown option {key!r} in the URL{_suggestion(key, known)}")
+            if key in data:
+                raise ValueError(f"{key} stands both in the URL and beside it")
+            merged[key] = _value_of_text(text, _is_text(cls, key))
+        if merged.get("mode") is not None and (isinstance(address, TcpAddress) or address.abstract):
+            raise ValueError("mode is for Unix sockets with a path")
+        return merged
+
+    @property
+    def address(self) -> Address:
+        return parse_url(self.url)[0]
+
+    @property
+    def permissions(self) -> int | None:
+        """``mode`` as a number."""
+        return None if self.mode is None else int(self.mode.replace("o", ""), 8)
+
+
+class Limits(_Section):
+    """``[limits]``. Each has a default; 0 means no limit only where a line says so."""
+
+    max_packet_size: Annotated[int, Field(ge=64, le=268_435_460)] = 1_048_576
+    """Bytes of a whole packet that a client may send; told to 5.0 clients as Maximum Packet Size."""
+    max_connections: Count = 0
+    """Connections at the same time, all listeners together; 0: as many as the system has descriptors for."""
+    max_sessions: Count = 0
+    """Sessions, connected or not; 0: no limit."""
+    max_subscriptions: PositiveCount = 10_000
+    """Subscriptions of one session."""
+    max_queued_messages: PositiveCount = 10_000
+    """Messages that wait for one session."""
+    max_queued_bytes: Bytes = 16_777_216
+    """Bytes of the messages that wait for one session."""
+    max_output_bytes: Bytes = 8_388_608
+    """Encoded bytes that one connection may leave unsent."""
+    queue_policy: Literal["drop_oldest", "drop_newest", "drop_qos0_first", "disconnect"] = "drop_oldest"
+    """What happens when a session's queue is full; what is lost is counted by reason."""
+    queue_qos0_offline: bool = False
+    """Whether QoS 0 messages too wait for a session whose client is away."""
+    receive_maximum: Annotated[int, Field(ge=1, le=65535)] = 1024
+    """QoS 1 and 2 messages that a client may have unacknowledged towards the broker."""
+    max_inflight: Annotated[int, Field(ge=1, le=65535)] = 1024
+    """QoS 1 and 2 messages unacknowledged towards a client; its own Receive Maximum may say less."""
+    topic_alias_maximum: Annotated[int, Field(ge=0, le=65535)] = 64
+    """Topic aliases that a client may use towards the broker; 0: none."""
+    topic_alias_out: Annotated[int, Field(ge=0, le=65535)] = 64
+    """Topic aliases that the broker uses towards a client, if its Topic Alias Maximum allows; 0: none."""
+    session_expiry: Annotated[int, Field(ge=0, le=4_294_967_295)] = 86_400
+    """Seconds that a session outlives its connection at most; 3.x sessions without clean session get
+    this. 0: sessions end with the connection; 4294967295: they never expire."""
+    max_keep_alive: Annotated[int, Field(ge=1, le=65535)] = 65_535
+    """Seconds; a 5.0 client that asks for more is told this as Server Keep Alive."""
+    retain_available: bool = True
+    """Whether retained messages are kept."""
+    wildcard_subscription_available: bool = True
+    """Whether filters may have ``+`` and ``#``."""
+    shared_subscription_available: bool = True
+    """Whether ``$share`` filters are accepted."""
+    subscription_identifier_available: bool = True
+    """Whether Subscription Identifiers are accepted."""
+    max_retained_messages: Count = 0
+    """Retained messages; 0: no limit."""
+    max_retained_bytes: Annotated[int, Field(ge=0, le=2**40)] = 0
+    """Bytes of all retained messages; 0: no limit."""
+    max_topic_levels: Annotated[int, Field(ge=1, le=65535)] = 128
+    """Levels of a topic name or filter."""
+    max_topic_bytes: Annotated[int, Field(ge=1, le=65535)] = 65_535
+    """Bytes of a topic name or filter."""
+    max_client_id_bytes: Annotated[int, Field(ge=23, le=65535)] = 65_535
+    """Bytes of a Client Identifier."""
+    connect_timeout: Seconds = 10.0
+    """Seconds from the accepted connection to its complete CONNECT."""
+    auth_timeout: Seconds = 10.0
+    """Seconds that a decision about a CONNECT or AUTH may take; then the client is refused."""
+    shutdown_timeout: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 5.0
+    """Seconds for sending what is queued when the broker stops."""
+    max_group_backlog: PositiveCount = 10_000
+    """Messages that wait for one shared subscription whose members have no room."""
+    group_strategy: Literal["round_robin", "least_in_flight"] = "round_robin"
+    """Which member of a shared subscription gets the next message."""
+    route_cache_entries: Annotated[int, Field(ge=1, le=2**24)] = 65_536
+    """Topics whose receivers each worker remembers."""
+    turn_bytes: Annotated[int, Field(ge=4096, le=2**30)] = 262_144
+    """Bytes read from one connection before the others have their turn."""
+
+
+class Auth(_Section):
+    """``[auth]``: who may connect. Passwords are not checked in this version: a name is only a claim."""
+
+    anonymous: Anonymous = "loopback"
+    """Clients that no other rule decides about: false refuses them, true admits them, ``"loopback"``
+    admits those of this machine (Unix sockets, 127.0.0.0/8, ::1)."""
+    allow: list[str] = []
+    """User names to admit, shell patterns (``sensor-*``). If there are any, other names are refused."""
+    deny: list[str] = []
+    """User names to refuse, shell patterns; they win over ``allow``."""
+    delay: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.0
+    """Seconds before a client with a user name is told the decision; slows down guessing."""
+
+
+class Durability(_Section):
+    """``[durability]``: nothing is written to disk in this version."""
+
+    mode: Literal["off"] = "off"
+    """``"off"`` is the only mode: sessions and retained messages end with the process."""
+
+
+class Log(_Section):
+    """``[log]``: lines on stderr. Embedded, the lines go to Python's ``logging``, logger ``mqttc.broker``."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    """``text``: time, level, event, key=value; ``json``: one object a line."""
+
+
+class BrokerSection(_Section):
+    """``[broker]``: what the broker tells about itself."""
+
+    response_information: Annotated[str, Field(max_length=1024)] = ""
+    """Response Information for 5.0 clients that request it; empty: none is sent."""
+
+
+class Config(_Section):
+    """The whole configuration, immutable."""
+
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    """Worker threads; 0: one for each core that this process may use."""
+    data_dir: str = "mqttc-data"
+    """Directory for what shall outlive the process; this version writes nothing."""
+    listeners: Annotated[list[Listener], Field(min_length=1)] = [Listener(url=DEFAULT_URL)]
+    limits: Limits = Limits()
+    auth: Auth = Auth()
+    durability: Durability = Durability()
+    log: Log = Log()
+    broker: BrokerSection = BrokerSection()
+
+    @classmethod
+    def load(
+        cls,
+        file: str | os.PathLike[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        listen: Sequence[str] = (),
+        settings: Sequence[str] = (),
+    ) -> Config:
+        """Read all sources. ``settings`` are texts ``section.key=value``; raises ``ConfigError``."""
+        sources = _Sources()
+        if file is not None:
+            sources.add_file(Path(file))
+        sources.add_environment(environment or {})
+        sources.add_command_line(listen, settings)
+        return sources.build()
+
+    @classmethod
+    def of(cls, value: Config | Mapping[str, Any] | None) -> Config:
+        """A configuration from what a program passes; nothing else is read; raises ``ConfigError``."""
+        if isinstance(value, Config):
+            return value
+        sources = _Sources()
+        sources.data = dict(value or {})
+        return sources.build()
+
+    def worker_count(self) -> int:
+        """``workers``, or the number of cores that this process may use."""
+        if self.workers:
+            return self.workers
+        if hasattr(os, "sched_getaffinity"):
+            return min(256, len(os.sched_getaffinity(0)))
+        return min(256, os.cpu_count() or 1)
+
+    def engine_settings(self) -> dict[str, int]:
+        """The integers that the data plane takes, times in the units of its names."""
+        limits = self.limits.model_dump()
+        settings: dict[str, int] = {"workers": self.worker_count()}
+        settings["queue_policy"] = QUEUE_POLICIES.index(limits.pop("queue_policy"))
+        settings["group_strategy"] = GROUP_STRATEGIES.index(limits.pop("group_strategy"))
+        for name, engine_name in _ENGINE_NAMES.items():
+            settings[engine_name] = int(limits.pop(name))
+        for name in ("connect_timeout", "auth_timeout", "shutdown_timeout"):
+            settings[f"{name}_ms"] = round(limits.pop(name) * 1000)
+        settings.update((name, int(value)) for name, value in limits.items())
+        return settings
+
+
+_ENGINE_NAMES = {
+    "session_expiry": "session_expiry_s",
+    "max_keep_alive": "max_keep_alive_s",
+    "wildcard_subscription_available": "wildcard_available",
+    "shared_subscription_available": "shared_available",
+    "subscription_identifier_available": "subscription_ids_available",
+}
+
+_NOT_BUILT_KEYS = frozenset(
+    {
+        ("listeners", "certificate"),
+        ("listeners", "key"),
+        ("listeners", "client_ca"),
+        ("listeners", "client_certificate"),
+        ("auth", "password_file"),
+        ("auth", "acl_file"),
+    }
+)
+
+
+def schema() -> str:
+    """The JSON schema of the configuration file, as text."""
+    return json.dumps(Config.model_json_schema(), indent=2)
+
+
+# ------------------------------------------------------------------------------------ the sources
+
+
+class _Sources:
+    """What was read so far, and for every key where it was written."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, Any] = {}
+        self.origins: dict[KeyPath, str] = {}
+        self.problems: list[Problem] = []
+
+    def add_file(self, file: Path) -> None:
+        try:
+            text = file.read_bytes().decode("utf-8")
+        except OSError as error:
+            raise ConfigError([Problem(str(file), error.strerror or str(error))]) from error
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise ConfigError([Problem(f"{file}:{line}", "is not UTF-8")]) from error
+        try:
+            self.data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError([_syntax_problem(file, text, str(error))]) from error
+        for path, line in _TomlLines(text.replace("\r\n", "\n")).lines.items():
+            self.origins[path] = f"{file}:{line}"
+
+    def add_environment(self, environment: Mapping[str, str]) -> None:
+        top_level = list(Config.model_fields)
+        for variable in sorted(environment):
+            if not variable.startswith(ENVIRONMENT_PREFIX):
+                continue
+            name = variable[len(ENVIRONMENT_PREFIX) :].lower()
+            path = name.split("__")
+            if len(path) == 1 and name not in top_level:
+                # Others own such names too: Kubernetes sets MQTTC_PORT for a service called mqttc.
+                hint = _suggestion(name, top_level, cutoff=0.8)
+                if hint:
+                    self.problems.append(Problem(variable, f"unknown key {name!r}{hint}"))
+                continue
+            self._set(path, environment[variable], variable)
+
+    def add_command_line(self, listen: Sequence[str], settings: Sequence[str]) -> None:
+        if listen:
+            for path in [path for path in self.origins if path[0] == "listeners"]:
+                del self.origins[path]
+            self.data["listeners"] = [{"url": url} for url in listen]
+            for index, url in enumerate(listen):
+                self.origins["listeners", index] = f"--listen {url}"
+        for setting in settings:
+            key, separator, value = setting.partition("=")
+            where = f"--set {setting}"
+            if not separator or not key.strip():
+                self.problems.append(Problem(where, "write --set section.key=value"))
+                continue
+            self._set(key.strip().split("."), value, where)
+
+    def _set(self, keys: Sequence[str], text: str, where: str) -> None:
+        """Put a value given as text where ``keys`` lead, making tables on the way."""
+        node: Any = self.data
+        model: type[BaseModel] | None = Config
+        path: KeyPath = ()
+        for depth, key in enumerate(keys):
+            last = depth == len(keys) - 1
+            if isinstance(node, list):
+                if not key.isdecimal() or int(key) >= len(node) or last:
+                    name = ".".join(map(str, path))
+                    self.problems.append(Problem(where, f"{name} has {len(node)} entries, counted from 0; write {name}.0.key"))
+                    return
+                node, path, model = node[int(key)], (*path, int(key)), Listener
+                continue
+            if not isinstance(node, dict):
+                self.problems.append(Problem(where, f"{'.'.join(map(str, path))} is not a section"))
+                return
+            path = (*path, key)
+            if last:
+                node[key] = _value_of_text(text, model is not None and _is_text(model, key))
+                for stale in [known for known in self.origins if known[: len(path)] == path]:
+                    del self.origins[stale]
+                self.origins[path] = where
+                return
+            if key == "listeners" and len(path) == 1 and key not in node:
+                node[key] = [{"url": DEFAULT_URL}]
+            if key not in node:
+                node[key] = {}
+                self.origins[path] = where
+            node = node[key]
+            field = model.model_fields.get(key) if model is not None else None
+            annotation = field.annotation if field is not None else None
+            model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+    def build(self) -> Config:
+        refused = list(self._not_built())
+        self.problems += [Problem(self._where(path), message) for path, message in refused]
+        config: Config | None = None
+        try:
+            config = Config.model_validate(self.data)
+        except ValidationError as error:
+            skip = {path for path, _ in refused}
+            for detail in error.errors(include_url=False):
+                problem = self._problem(detail)
+                if detail["loc"] not in skip and problem not in self.problems:
+                    self.problems.append(problem)
+        if self.problems or config is None:
+            raise ConfigError(self.problems)
+        return config
+
+    def _not_built(self) -> Iterable[tuple[KeyPath, str]]:
+        """Keys of the outside contract whose room this version does not have."""
+        listeners = self.data.get("listeners")
+        for index, listener in enumerate(listeners if isinstance(listeners, list) else ()):
+            for key in listener if isinstance(listener, Mapping) else ():
+                if ("listeners", key) in _NOT_BUILT_KEYS:
+                    path = ("listeners", index, key)
+                    yield path, f"listeners.{index}.{key} is not available in this version"
+        auth = self.data.get("auth")
+        for key in auth if isinstance(auth, Mapping) else ():
+            if ("auth", key) in _NOT_BUILT_KEYS:
+                yield ("auth", key), f"auth.{key} is not available in this version"
+        durability = self.data.get("durability")
+        if isinstance(durability, Mapping) and durability.get("mode") in ("written", "synced"):
+            mode = durability["mode"]
+            yield ("durability", "mode"), f'durability.mode = "{mode}" is not available in this version'
+
+    def _where(self, path: KeyPath) -> str:
+        """The origin of the key, or of the nearest thing around it."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.origins:
+                return self.origins[path[:end]]
+        return ""
+
+    def _problem(self, detail: Any) -> Problem:
+        path: KeyPath = tuple(detail["loc"])
+        kind = detail["type"]
+        if kind == "value_error" and len(path) == 2 and path[0] == "listeners":
+            path = (*path, "url")  # a listener as a whole is refused for its URL only
+        name = ".".join(map(str, path)) or "configuration"
+        if kind == "extra_forbidden":
+            known = _known_keys(path[:-1])
+            return Problem(self._where(path), f"unknown key {name}{_suggestion(str(path[-1]), known)}")
+        if kind == "missing":
+            return Problem(self._where(path), f"{name} is missing")
+        message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        value = detail["input"]
+        got = "" if kind == "value_error" and isinstance(value, Mapping) else f" (got {_shown(value)})"
+        where = self._where(path)
+        return Problem(where, message if where.startswith("--listen ") else f"{name}: {message}{got}")
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _known_keys(path: KeyPath) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        model = Listener if part == "listeners" else annotation  # type: ignore[assignment]
+    return list(model.model_fields)
+
+
+def _suggestion(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _is_text(model: type[BaseModel], key: str) -> bool:
+    """Whether the key's value is text, so that a variable's ``1`` is not taken for a number."""
+    field = model.model_fields.get(key)
+    return field is not None and (field.annotation is str or key == "mode")
+
+
+def _value_of_text(text: str, is_text: bool) -> Any:
+    """A variable's or option's value: TOML if it is, else the text itself."""
+    if is_text and not (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
+        return text
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def _syntax_problem(file: Path, text: str, message: str) -> Problem:
+    match = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", message)
+    if match is None:
+        return Problem(str(file), message)
+    line = match[1] or str(text.count("\n") + 1)
+    column = f", column {match[2]}" if match[2] else ""
+    return Problem(f"{file}:{line}", f"{message[: match.start()]}{column}")
+
+
+class _TomlLines:
+    """Finds the line of every key of a document that ``tomllib`` has accepted.
+
+    ``tomllib`` tells no positions. This walks keys, strings and brackets only, so it relies on the
+    document being valid; dates, numbers and escapes need no understanding.
+    """
+
+    _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+    _STRING = re.compile(
+        r'"""(?:\\.|[^\\])*?"""(?:"(?!")|"")?' r"|'''.*?'''(?:'(?!')|'')?" r'|"(?:\\.|[^"\\\n])*"' r"|'[^'\n]*'",
+        re.DOTALL,
+    )
+    _BLANK = re.compile(r"(?:[ \t\n]|#[^\n]*)*")
+    _SCALAR = re.compile(r"[^,\]}\n#]*")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.position = 0
+        self.lines: dict[KeyPath, int] = {}
+        self._array_lengths: dict[KeyPath, int] = {}
+        self._walk()
+
+    def _walk(self) -> None:
+        table: KeyPath = ()
+        while self._skip_blank() < len(self.text):
+            if self.text[self.position] == "[":
+                table = self._header()
+            else:
+                self._pair(table)
+
+    def _skip_blank(self) -> int:
+        match = self._BLANK.match(self.text, self.position)
+        self.position = match.end() if match else self.position
+        return self.position
+
+    def _take(self, character: str) -> bool:
+        self._skip_blank()
+        if self.text.startswith(character, self.position):
+            self.position += len(character)
+            return True
+        return False
+
+    def _record(self, path: KeyPath) -> None:
+        self.lines.setdefault(path, self.text.count("\n", 0, self.position) + 1)
+
+    def _key(self) -> list[str]:
+        """A dotted key."""
+        parts: list[str] = []
+        while True:
+            self._skip_blank()
+            string = self._STRING.match(self.text, self.position)
+            match = string or self._BARE_KEY.match(self.text, self.position)
+            if match is None:
+                return parts
+            parts.append(next(iter(tomllib.loads(f"{match[0]} = 0"))))
+            self.position = match.end()
+            if not self._take("."):
+                return parts
+
+    def _header(self) -> KeyPath:
+        is_array = self._take("[[") or not self._take("[")
+        path: KeyPath = ()
+        parts = self._key()
+        for depth, part in enumerate(parts):
+            path = (*path, part)
+            last = depth == len(parts) - 1
+            self._record(path)
+            if last and is_array:
+                self._array_lengths[path] = self._array_lengths.get(path, 0) + 1
+            if path in self._array_lengths:
+                path = (*path, self._array_lengths[path] - 1)
+                self._record(path)
+        self._take("]]" if is_array else "]")
+        return path
+
+    def _pair(self, table: KeyPath) -> None:
+        self._skip_blank()
+        path = table
+        start = self.position
+        parts = self._key()
+        after, self.position = self.position, start
+        for part in parts:
+            path = (*path, part)
+            self._record(path)
+        self.position = after
+        self._take("=")
+        self._value(path)
+
+    def _value(self, path: KeyPath) -> None:
+        self._skip_blank()
+        if self._take("["):
+            index = 0
+            while not self._take("]"):
+                self._skip_blank()
+                self._record((*path, index))
+                self._value((*path, index))
+                index += 1
+                self._take(",")
+        elif self._take("{"):
+            while not self._take("}"):
+                self._pair(path)
+                self._take(",")
+        else:
+            string = self._STRING.match(self.text, self.position)
+            match = string or self._SCALAR.match(self.text, self.position)
+            self.position = match.end() if match else self.position

@@ -1,0 +1,400 @@
+"""``Broker``: the data plane's engine, its listeners and its control thread, as one object.
+
+A broker lives in any Python program. Its sockets, sessions and messages are the engine's, on threads without
+the GIL; its decisions and log lines are made on one Python thread with an asyncio loop of its own, so that
+neither a blocked program nor a blocked loop of the program keeps clients waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import ipaddress
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from mqttc import logs, native
+from mqttc.auth import SERVER_UNAVAILABLE, Authenticator, Request
+from mqttc.auth.static import StaticAuthenticator
+from mqttc.config import Auth, Config, Listener
+from mqttc.listen import BoundListener, bind_all
+
+_ANONYMOUS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "loopback": 2}
+_EXIT_TIMEOUT_MS: Final = 1000
+_LIVE_KEYS: Final = frozenset({"log.level", "log.format", "auth.allow", "auth.deny", "auth.delay"})
+_logger = logging.getLogger(logs.LOGGER_NAME)
+
+
+class BrokerError(RuntimeError):
+    """A call that the broker's state does not allow: not running, running already, or after a fork."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """What a new configuration changed in the running broker, and what waits for a restart."""
+
+    applied: tuple[str, ...]
+    needs_restart: tuple[str, ...]
+
+
+class Broker:
+    """An MQTT broker inside this process; several may run side by side.
+
+    ``config`` is a ``Config``, a mapping of the same shape as the configuration file, or None for a listener
+    on the loopback, port 1883. Files and the environment are not read (``Config.load`` does that), and
+    nothing is written. An invalid mapping raises ``ConfigError``. ``authenticator`` decides about clients
+    with credentials instead of the lists of ``[auth]``.
+
+    Start and stop it with ``start()`` and ``stop()``, ``with`` or ``async with``; afterwards it may be
+    started again, empty. Methods may be called from any thread; in a forked child every call raises.
+    """
+
+    def __init__(self, config: Config | Mapping[str, Any] | None = None, *, authenticator: Authenticator | None = None) -> None:
+        self._config = Config.of(config)
+        self._own_authenticator = authenticator
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
+        self._last_stats: dict[str, int] = {}
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._config
+
+    @property
+    def running(self) -> bool:
+        return self._running is not None
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The listeners' URLs with their actual ports, in the order of the configuration; none if stopped."""
+        self._check_process()
+        running = self._running
+        return () if running is None else tuple(bound.url for bound in running.bound)
+
+    def start(self) -> None:
+        """Bind all listeners and serve. Raises ``ListenError`` or ``OSError``, and then nothing runs."""
+        self._check_process()
+        with self._lock:
+            if self._running is not None:
+                raise BrokerError("the broker is running already")
+            self._running = _Running(self._config, self._own_authenticator)
+            _running_brokers.add(self)
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Disconnect the clients, send what is queued, free everything. Does nothing if it is not running.
+
+        ``timeout``: seconds for the sending, default ``limits.shutdown_timeout``. True if all was sent.
+        """
+        self._check_process()
+        with self._lock:
+            running = self._running
+            if running is None:
+                return True
+            if threading.current_thread() is running.control.thread:
+                raise BrokerError("the broker cannot be stopped from its own control thread")
+            seconds = self._config.limits.shutdown_timeout if timeout is None else timeout
+            try:
+                flushed = running.stop(round(seconds * 1000))
+            finally:
+                self._last_stats = running.last_stats
+                self._running = None
+                _running_brokers.discard(self)
+            return flushed
+
+    def stats(self) -> dict[str, int]:
+        """Counters and gauges; of a stopped broker the last ones."""
+        self._check_process()
+        with self._lock:
+            return dict(self._last_stats) if self._running is None else self._running.engine.stats()
+
+    def advance_clock(self, seconds: float) -> None:
+        """Let the broker believe that time has passed: for tests of expiry, delays and keep alive."""
+        self._check_process()
+        with self._lock:
+            if self._running is None:
+                raise BrokerError("the broker is not running")
+            milliseconds = round(seconds * 1000)
+            self._running.engine.advance_clock(milliseconds, milliseconds)
+
+    def reload(self, config: Config | Mapping[str, Any]) -> Reload:
+        """Take over what can change while clients are connected: ``log.*``, ``auth.allow``, ``deny``, ``delay``.
+
+        Raises ``ConfigError`` for an invalid configuration; the old one then stays in force. What needs a
+        restart is named in the answer and keeps its old value.
+        """
+        self._check_process()
+        new = Config.of(config)
+        with self._lock:
+            old = self._config
+            changed = [key for key in _keys(new) if _value(new, key) != _value(old, key)]
+            live = [key for key in changed if key in _LIVE_KEYS]
+            if self._running is not None and not self._running.asks_gate and (new.auth.allow or new.auth.deny):
+                # The listeners were started without the gate, so nobody would ask the new lists.
+                live = [key for key in live if not key.startswith("auth.")]
+            waiting = [key for key in changed if key not in live]
+            for section in ("log", "auth"):
+                names = [key.partition(".")[2] for key in live if key.startswith(section + ".")]
+                source, target = getattr(new, section), getattr(self._config, section)
+                update = target.model_copy(update={name: getattr(source, name) for name in names})
+                self._config = self._config.model_copy(update={section: update})
+            if self._running is not None:
+                self._running.control.reconfigure(self._config, self._own_authenticator)
+        return Reload(tuple(live), tuple(waiting))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait([starting])
+            if not starting.cancelled() and starting.exception() is None:
+                await asyncio.to_thread(self.stop)
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        stopping = asyncio.ensure_future(asyncio.to_thread(self.stop))
+        try:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError:
+            await asyncio.wait([stopping])
+            raise
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise BrokerError("a broker does not survive a fork; make a new one in the child")
+
+    def _stop_at_exit(self) -> None:
+        if os.getpid() == self._process:
+            self.stop(_EXIT_TIMEOUT_MS / 1000)
+
+
+_running_brokers: set[Broker] = set()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """The engine's threads must be joined before the interpreter goes."""
+    for broker in list(_running_brokers):
+        broker._stop_at_exit()
+
+
+def _keys(config: Config) -> list[str]:
+    """Dotted names of all keys; the listeners count as one."""
+    keys: list[str] = []
+    for name in type(config).model_fields:
+        section = getattr(config, name)
+        fields = getattr(type(section), "model_fields", None)
+        keys += [name] if fields is None else [f"{name}.{field}" for field in fields]
+    return keys
+
+
+def _value(config: Config, key: str) -> object:
+    value: object = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+class _Running:
+    """Everything that exists from start to stop."""
+
+    def __init__(self, config: Config, authenticator: Authenticator | None) -> None:
+        self.last_stats: dict[str, int] = {}
+        self.asks_gate = authenticator is not None or bool(config.auth.allow or config.auth.deny)
+        self.bound = bind_all(config.listeners)
+        try:
+            self.engine = native.Engine(response_information=config.broker.response_information, **config.engine_settings())
+            try:
+                served: dict[int, _Served] = {}
+                for bound in self.bound:
+                    self._add(bound, config.auth, served)
+                self.control = _Control(self.engine, served, config, authenticator)
+                try:
+                    self.engine.start()
+                except BaseException:
+                    self.control.stop()
+                    raise
+            except BaseException:
+                self.engine.close()
+                raise
+        except BaseException:
+            for bound in self.bound:
+                bound.close()
+            raise
+
+    def _add(self, bound: BoundListener, auth: Auth, served: dict[int, _Served]) -> None:
+        listener = bound.listener
+        anonymous = auth.anonymous if listener.anonymous is None else listener.anonymous
+        name = listener.name or bound.url
+        while bound.sockets:
+            identifier = self.engine.add_listener(
+                bound.sockets[0].fileno(),
+                name=name,
+                family=int(bound.is_unix),
+                maximum_qos=listener.maximum_qos,
+                max_connections=listener.max_connections,
+                anonymous=_ANONYMOUS[anonymous],
+                auth=int(self.asks_gate),
+                tcp_user_timeout_ms=round(listener.tcp_user_timeout * 1000),
+                keepalive_idle_s=listener.tcp_keepalive_idle,
+                server_reference=listener.server_reference,
+            )
+            bound.sockets.pop(0).detach()
+            served[identifier] = _Served(listener, name, bound.is_unix, anonymous)
+
+    def stop(self, timeout_ms: int) -> bool:
+        try:
+            flushed = self.engine.stop(timeout_ms)
+        finally:
+            self.control.stop()
+            self.last_stats = self.engine.stats()
+            self.engine.close()
+            for bound in self.bound:
+                bound.close()
+        return flushed
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What the control thread knows of a listener."""
+
+    listener: Listener
+    name: str
+    is_unix: bool
+    anonymous: bool | str
+
+    def admits_anonymous(self, peer: str) -> bool:
+        if self.anonymous == "loopback":
+            return self.is_unix or is_loopback(peer)
+        return bool(self.anonymous)
+
+
+def is_loopback(peer: str) -> bool:
+    """Whether ``host:port`` (IPv6 in brackets) is an address of this machine's loopback."""
+    host = peer.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+class _Control:
+    """The control plane's thread: writes the engine's log records and answers its questions."""
+
+    def __init__(
+        self,
+        engine: native.Engine,
+        served: Mapping[int, _Served],
+        config: Config,
+        authenticator: Authenticator | None,
+    ) -> None:
+        self._engine = engine
+        self._served = served
+        self._auth_timeout_s = config.limits.auth_timeout
+        self.reconfigure(config, authenticator)
+        self._decisions: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready = threading.Event()
+        self._ended: asyncio.Event | None = None
+        self.thread = threading.Thread(target=self._run, name="mqttc-control", daemon=True)
+        self.thread.start()
+        self._ready.wait()
+        if self._loop is None:
+            raise BrokerError("the control thread did not start")
+
+    def reconfigure(self, config: Config, authenticator: Authenticator | None) -> None:
+        """Single assignments: the control thread sees the old or the new value of each."""
+        self._level = logs.LEVELS[config.log.level]
+        self._authenticator: Authenticator = authenticator or StaticAuthenticator(config.auth)
+
+    def stop(self) -> None:
+        """Write what the engine still has to tell, cancel open decisions, join the thread."""
+        if self._loop is not None and self._ended is not None:
+            self._loop.call_soon_threadsafe(self._ended.set)
+        self.thread.join()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        finally:
+            self._ready.set()
+
+    async def _main(self) -> None:
+        self._ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._engine.event_fd, self._drain)
+        self._loop = loop
+        self._ready.set()
+        await self._ended.wait()
+        loop.remove_reader(self._engine.event_fd)
+        while self._drain():
+            pass
+        for decision in self._decisions:
+            decision.cancel()
+        await asyncio.gather(*self._decisions, return_exceptions=True)
+
+    def _drain(self) -> int:
+        events = self._engine.events()
+        for event in events:
+            if isinstance(event, native.Question):
+                decision = asyncio.ensure_future(self._decide(event))
+                self._decisions.add(decision)
+                decision.add_done_callback(self._decisions.discard)
+            elif event.level >= self._level:
+                self._log(event)
+        return len(events)
+
+    def _log(self, event: native.LogEvent) -> None:
+        served = self._served.get(event.listener)
+        fields: dict[str, logs.Field] = {
+            "client_id": event.client_id,
+            "reason": f"0x{event.reason:02x}",
+            "peer": event.peer,
+            "listener": "" if served is None else served.name,
+            "worker": event.worker,
+            "detail": event.detail,
+        }
+        logs.emit(_logger, event.level, native.EVENT_NAMES[event.event], fields, event.wall_ms / 1000)
+
+    async def _decide(self, question: native.Question) -> None:
+        served = self._served[question.listener]
+        request = Request(
+            client_id=question.client_id,
+            peer=question.peer,
+            anonymous_admitted=served.admits_anonymous(question.peer),
+            protocol=question.protocol,
+            is_auth=question.kind == 1,
+            username=question.username,
+            password=question.password,
+            auth_method=question.auth_method,
+            auth_data=question.auth_data,
+        )
+        deadline = asyncio.timeout(self._auth_timeout_s)
+        try:
+            async with deadline:
+                verdict = await self._authenticator.authenticate(request)
+        except Exception as error:
+            if deadline.expired():
+                return  # the engine keeps the same deadline, and has refused by itself
+            fields: dict[str, logs.Field] = {"client_id": question.client_id, "error": repr(error)}
+            logs.emit(_logger, logging.ERROR, "authenticator_failed", fields)
+            self._engine.answer(question.id, SERVER_UNAVAILABLE)
+            return
+        self._engine.answer(question.id, verdict.reason_code, auth_data=verdict.auth_data)
