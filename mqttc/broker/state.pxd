@@ -1,0 +1,422 @@
+"""What a broker is made of: structs only. Read this page first.
+
+An Engine has N Workers (a thread each). A Worker owns its Reactor, its Conns (one per network connection, embedding the reactor's Link), the Sessions
+that hash to it, the Groups that hash to it, and its caches. What crosses threads: Mail (through inboxes), Msg, Route and SubscriptionIds (immutable,
+counted), the Trie and the RetainStore (locked inside). Everything else is touched by its worker alone.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from mqttc.base.inbox cimport Mail
+from mqttc.base.logring cimport LogRing
+from mqttc.base.map cimport Map
+from mqttc.base.msg cimport Msg, MsgPool
+from mqttc.base.ring cimport Ring
+from mqttc.base.timer cimport TimerNode
+from mqttc.base.types cimport Span
+from mqttc.base.vec cimport Vec
+from mqttc.broker.retain cimport RetainCursor, RetainStore
+from mqttc.broker.routes cimport Route, RouteCache, SubscriptionIds
+from mqttc.broker.stats cimport Stats
+from mqttc.broker.trie cimport Trie
+from mqttc.net.outq cimport Chunk
+from mqttc.net.reactor cimport Clock, Link, LinkParcel, Reactor
+from mqttc.proto.dialect cimport Dialect
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+    ctypedef struct pthread_mutex_t:
+        pass
+
+cdef enum:
+    MAX_WORKERS = 255
+    NEVER = 0xFFFFFFFF                 # session expiry interval: does not expire
+
+cdef enum QueuePolicy:                 # what gives way when a session's queue is full
+    DROP_OLDEST = 0
+    DROP_NEWEST = 1
+    DROP_QOS0_FIRST = 2                # the oldest QoS 0 message, if there is none the oldest
+    DISCONNECT_SLOW = 3                # an on-line client is disconnected (0x97); for off-line ones the newest is dropped
+
+cdef enum GroupStrategy:
+    ROUND_ROBIN = 0
+    LEAST_IN_FLIGHT = 1
+
+cdef struct Settings:                  # read only once workers run; units in names; 0 means no limit only where config says so
+    uint32_t workers
+    uint32_t max_packet_size           # bytes
+    uint32_t max_connections
+    uint32_t max_sessions
+    uint32_t max_subscriptions         # per session
+    uint32_t max_queued_messages       # per session
+    uint64_t max_queued_bytes          # per session
+    uint32_t max_output_bytes          # per connection, unsent
+    uint32_t queue_policy
+    uint32_t receive_maximum
+    uint32_t max_inflight
+    uint32_t topic_alias_maximum
+    uint32_t topic_alias_out
+    uint32_t session_expiry_s
+    uint32_t max_keep_alive_s
+    uint32_t retain_available
+    uint32_t wildcard_available
+    uint32_t shared_available
+    uint32_t subscription_ids_available
+    uint64_t max_retained_messages
+    uint64_t max_retained_bytes
+    uint32_t max_topic_levels
+    uint32_t max_topic_bytes
+    uint32_t max_client_id_bytes
+    uint32_t connect_timeout_ms
+    uint32_t auth_timeout_ms
+    uint32_t shutdown_timeout_ms
+    uint32_t max_group_backlog
+    uint32_t group_strategy
+    uint32_t route_cache_entries       # per worker
+    uint32_t turn_bytes
+    uint32_t queue_qos0_offline
+    uint32_t log_level
+
+cdef struct Listener:                  # read only once workers run, but for the gauge
+    int fd
+    uint8_t unix_socket
+    uint8_t maximum_qos
+    uint8_t anonymous                  # 0 deny, 1 allow, 2 loopback
+    uint8_t ask_gate                   # CONNECTs with credentials or an authentication method become questions
+    uint32_t max_connections
+    uint32_t tcp_user_timeout_ms
+    uint32_t keepalive_idle_s
+    uint8_t *server_reference          # owned; NULL: no redirection
+    uint32_t server_reference_bytes
+    uint32_t open_count                # atomic gauge [any worker]
+
+# ---- messages on their way to a client
+
+cdef enum EntryState:
+    OUT_DONE = 0                       # acknowledged, not yet at the front of the ring (or given back to a group)
+    OUT_SENT = 1                       # PUBLISH was sent (on this or an earlier connection)
+    OUT_RELEASED = 2                   # PUBREC came, PUBREL was sent; the message is gone
+
+cdef enum QueueEntryFlag:
+    QE_RETAIN = 1                      # send with RETAIN 1
+    QE_COUNTED = 2                     # takes a slot of the window on this connection
+
+cdef struct QueueEntry:                # a message in a session's queue or in-flight ring; owns one reference each of msg and subscription_ids
+    Msg *msg
+    SubscriptionIds *subscription_ids  # NULL: none
+    uint32_t member                    # 1 + index in session.memberships; 0: not from a shared group
+    uint16_t packet_id                 # in flight only
+    uint8_t qos
+    uint8_t state                      # EntryState (low 4 bits), QueueEntryFlag (high 4 bits, shifted)
+
+cdef struct Subscription:              # one of a session's
+    uint8_t *filter                    # owned, with $share/group/ where there
+    uint16_t filter_bytes
+    uint8_t options
+    uint8_t spare
+    uint32_t id                        # subscription identifier, 0: none
+    uint32_t hash
+    uint32_t membership                # 1 + index in session.memberships; 0: not shared
+
+cdef struct Membership:                # a session's part in a shared group
+    uint64_t group                     # id; 0: left (the slot is free when outstanding is 0)
+    uint32_t outstanding               # entries of the session's rings that came from the group
+    uint32_t owed                      # credit to grant at the end of the turn
+
+cdef struct Handout:                   # retained messages still due to one subscription
+    RetainCursor cursor
+    SubscriptionIds *subscription_ids
+    uint8_t qos
+    uint8_t spare[7]
+
+cdef struct Will:
+    Msg *msg                           # one reference
+    uint32_t delay_s
+    uint32_t expiry_s                  # message expiry, counted from publication
+    bint has_expiry
+
+cdef enum SessionFlag:
+    SESSION_CREDIT_DIRTY = 1           # in worker.credit_dirty
+    SESSION_HANDOUT_TURN = 2           # whose turn it is: queue or hand-out
+
+cdef enum:
+    TIMER_CONN = 1                     # Link.timer: CONNECT deadline, question deadline, keep alive
+    TIMER_SESSION = 2                  # Session.timer: will delay, session expiry
+    TIMER_BRAKE = 3                    # Worker.brake_timer
+    TIMER_SWEEP = 4                    # Worker.sweep_timer
+    TIMER_SHUTDOWN = 5                 # Worker.shutdown_timer
+
+cdef struct Session:
+    TimerNode timer                    # off line: the next of will delay and expiry
+    uint32_t slot
+    uint32_t generation
+    Conn *conn                         # NULL: off line
+    uint8_t *client_id                 # owned
+    uint16_t client_id_bytes
+    uint16_t next_packet_id
+    uint16_t receive_maximum           # outbound window of this connection
+    uint16_t window_used               # QE_COUNTED entries
+    uint32_t expiry_s                  # session expiry interval; NEVER
+    uint32_t client_hash
+    uint32_t resend                    # in-flight entries before this index were sent on this connection
+    uint32_t dropped                   # messages dropped, all reasons
+    uint8_t flags
+    int64_t offline_since_ms
+    uint64_t queued_bytes
+    Ring inflight                      # QueueEntry; packet ids are consecutive (0 skipped), so look-up is by subtraction
+    Ring queue                         # QueueEntry not yet sent
+    Vec *inbound                       # uint16_t packet ids of QoS 2 PUBLISH received, PUBREL not yet; NULL: never used
+    Vec *subscriptions                 # Subscription; NULL: none
+    Map *subscription_map              # filter -> index + 1, only for many
+    Vec *memberships                   # Membership; NULL: none
+    Vec *handouts                      # Handout; NULL: none
+    Will *will
+    Session *credit_next
+
+# ---- connections
+
+cdef enum ConnPhase:
+    CONN_NEW = 0                       # CONNECT is due
+    CONN_ASKED = 1                     # parked: a question is with the gate
+    CONN_AUTHENTICATING = 2            # AUTH of the client is due
+    CONN_UP = 3                        # CONNACK with success was sent
+    CONN_DONE = 4                      # closing; no session any more
+
+cdef enum ConnFlag:
+    CONN_BRAKED = 1                    # acks are held until brake_until_ms
+    CONN_BRAKE_PAUSED = 2              # reading is paused by the brake
+    CONN_QUIET = 4                     # Request Problem Information 0: no reason strings
+    CONN_ASKED_AGAIN = 8               # re-authentication question open
+    CONN_COUNTED = 16                  # in engine.connections and the listener's gauge
+
+cdef struct AliasIn:
+    uint8_t *topic                     # owned; NULL: not set
+    uint32_t topic_bytes
+    Route *route                       # counted; NULL: none yet
+
+cdef struct AliasesIn:
+    uint32_t count                     # topic_alias_maximum
+    AliasIn items[1]
+
+cdef struct AliasOut:
+    uint8_t *topic                     # owned
+    uint16_t topic_bytes
+    uint16_t alias
+    uint32_t hash
+    uint32_t used                      # age stamp
+
+cdef struct AliasesOut:
+    uint32_t count                     # set so far
+    uint32_t capacity                  # min(client's topic alias maximum, ours)
+    uint32_t stamp
+    uint32_t bytes
+    AliasOut items[1]
+
+cdef struct HeldAck:
+    uint16_t packet_id
+    uint8_t packet_type
+    uint8_t reason
+
+cdef struct PendingConnect:            # while a question is open or the connection moves
+    uint32_t bytes
+    uint32_t question                  # number of the open question; stale answers are ignored
+    uint8_t *auth_method               # owned; NULL: none
+    uint32_t auth_method_bytes
+    uint8_t packet[1]                  # the whole CONNECT as received (bytes of it)
+
+cdef struct Conn:
+    Link link                          # must be first
+    Session *session                   # CONN_UP
+    const Dialect *dialect
+    Route *last_route                  # counted: of the last topic published here
+    AliasesIn *aliases_in
+    AliasesOut *aliases_out
+    PendingConnect *pending
+    uint8_t *auth_method               # owned: of the enhanced authentication in use
+    Ring *held_acks                    # HeldAck; NULL: none
+    int64_t brake_until_ms
+    int64_t last_packet_ms
+    uint32_t maximum_packet_size       # what the client takes, bytes; 0: no limit
+    uint32_t keep_alive_ms             # 1.5 x keep alive; 0: none
+    uint16_t auth_method_bytes
+    uint8_t phase
+    uint8_t flags
+    uint8_t maximum_qos
+    uint8_t disconnect_reason          # RC of the client's or our DISCONNECT
+    uint8_t keep_will                  # the will goes out at the end (no clean DISCONNECT)
+    uint8_t layout                     # dialect.layout, at hand for the fan-out
+
+# ---- shared groups
+
+cdef struct Member:
+    uint64_t session                   # handle
+    uint32_t credit                    # messages that may be sent to it
+    uint32_t in_flight                 # sent and not yet credited back
+    uint32_t subscription_id
+    uint8_t qos
+    bint online
+
+cdef struct Group:
+    uint64_t id
+    Vec members                        # Member
+    Ring backlog                       # Msg *, one reference each
+    uint64_t backlog_bytes
+    uint32_t next                      # round robin
+    uint64_t dropped
+
+# ---- mail between workers
+
+cdef enum MailKind:
+    MAIL_PUBLISH = 1
+    MAIL_ADOPT = 2
+    MAIL_BLOCKS = 3
+    MAIL_GROUP = 4
+    MAIL_ANSWER = 5
+    MAIL_BRAKE = 6
+    MAIL_SHUTDOWN = 7
+
+cdef enum:
+    PUBLISH_MAIL_ITEMS = 62
+
+cdef struct PublishItem:               # one reference each
+    Msg *msg
+    Route *route
+
+cdef struct PublishMail:
+    Mail mail
+    uint32_t count
+    PublishItem items[62]
+
+cdef struct AdoptMail:
+    Mail mail
+    LinkParcel parcel
+    uint8_t assigned                   # the client id was made by us
+    uint8_t *auth_method               # owned
+    uint16_t auth_method_bytes
+    uint8_t *auth_data                 # owned: for CONNACK
+    uint32_t auth_data_bytes
+    uint32_t bytes
+    uint8_t packet[1]                  # the CONNECT
+
+cdef struct BlocksMail:
+    Mail mail
+    Msg *chain
+
+cdef enum GroupVerb:
+    GROUP_JOIN = 1                     # session, qos, subscription_id, credit, online
+    GROUP_LEAVE = 2                    # session
+    GROUP_ONLINE = 3                   # session, credit
+    GROUP_OFFLINE = 4                  # session
+    GROUP_CREDIT = 5                   # session, credit
+    GROUP_RETURN = 6                   # msg: not sent, or its member broke off; to the front of the backlog
+    GROUP_DELIVER = 7                  # home to member: session, msg, qos, subscription_id
+
+cdef struct GroupMail:
+    Mail mail
+    uint64_t group
+    uint64_t session
+    Msg *msg                           # one reference, where there
+    uint32_t credit
+    uint32_t subscription_id
+    uint8_t verb
+    uint8_t qos
+    uint8_t online
+
+cdef struct AnswerMail:                # of the gate
+    Mail mail
+    uint32_t slot
+    uint32_t generation
+    uint32_t question
+    uint8_t reason
+    uint8_t *auth_data                 # owned
+    uint32_t auth_data_bytes
+
+cdef struct BrakeMail:                 # a receiver of this publisher's messages is slow
+    Mail mail
+    uint64_t session
+
+cdef struct PlainMail:
+    Mail mail
+
+# ---- the gate
+
+cdef enum QuestionKind:
+    QUESTION_CONNECT = 0
+    QUESTION_AUTH = 1
+
+cdef struct Question:                  # owned by whoever holds the pointer: worker, ring, reader
+    Question *next
+    uint16_t worker
+    uint16_t listener
+    uint32_t slot
+    uint32_t generation
+    uint32_t number
+    uint8_t kind
+    uint8_t level
+    uint8_t has_username
+    uint8_t has_password
+    uint8_t reason                     # of AUTH
+    uint32_t peer_bytes
+    uint8_t peer[64]
+    # these point into the bytes behind the struct
+    Span client_id
+    Span username
+    Span password
+    Span auth_method
+    Span auth_data
+
+cdef struct Gate:
+    pthread_mutex_t lock
+    Question *head                     # under lock
+    Question *tail                     # under lock
+    uint32_t count                     # under lock
+    uint32_t limit
+
+# ---- worker and engine
+
+cdef struct Run:                       # QoS 0 packets that many receivers share, encoded once
+    Chunk *chunk                       # one reference; NULL: none yet
+
+cdef struct Worker:
+    Reactor *reactor
+    Engine *engine
+    uint16_t index
+    bint shutting_down
+    bint thread_started
+    MsgPool msgs
+    RouteCache routes
+    Map clients                        # client id -> Session *
+    Map groups                         # group id -> Group *
+    Vec session_pages                  # Session * to a page of 64
+    Vec session_free                   # uint32_t slots
+    uint32_t session_count
+    Run runs[4]                        # [layout * 2 + retain]
+    uint8_t *templates[2]              # [layout]: the QoS > 0 packet of the PUBLISH in hand
+    uint32_t template_capacity[2]
+    Session *credit_dirty
+    Vec braked                         # uint64_t session handles
+    TimerNode brake_timer
+    TimerNode sweep_timer
+    TimerNode shutdown_timer
+    Mail *post_first[256]              # mail of this turn, per worker
+    Mail *post_last[256]
+    uint64_t last_brake                # publisher braked by mail this turn
+    pthread_t thread
+    Stats stats
+
+cdef struct Engine:
+    Settings settings
+    Clock clock
+    Trie *trie
+    RetainStore *retain
+    LogRing *log
+    Gate gate
+    Listener *listeners[256]
+    uint32_t listener_count
+    uint32_t connections               # atomic gauge
+    uint32_t sessions                  # atomic gauge
+    uint32_t stopping                  # atomic: graceful shutdown has begun
+    uint32_t running                   # atomic: workers not yet out of their loop
+    uint8_t *response_information      # owned; NULL: none
+    uint32_t response_information_bytes
+    Worker *workers[256]

@@ -1,0 +1,56 @@
+"""Counters of one worker: written by it alone, read by any thread. Their names for Python stand in native.pyx, in the same order."""
+
+from libc.stdint cimport uint64_t
+
+from mqttc.base.types cimport counter_add, counter_sub
+
+cdef enum Counter:
+    C_RECEIVED = 0                     # + packet type: packets in, 16 of them
+    C_SENT = 16                        # + packet type: packets out, 16 of them
+    C_CONNECTS_ACCEPTED = 32
+    C_CONNECTS_REFUSED
+    C_TAKEOVERS
+    C_SESSIONS_RESUMED
+    C_SESSIONS_EXPIRED
+    C_DISCONNECTS_CLEAN
+    C_DISCONNECTS_ABRUPT
+    C_PROTOCOL_ERRORS
+    C_KEEP_ALIVE_TIMEOUTS
+    C_CONNECT_TIMEOUTS
+    C_GATE_QUESTIONS
+    C_GATE_TIMEOUTS
+    C_MESSAGES_IN                      # PUBLISH accepted
+    C_MESSAGES_OUT                     # PUBLISH sent, all QoS, resent ones too
+    C_MESSAGES_RESENT
+    C_WILLS_PUBLISHED
+    C_RETAINED_HANDED_OUT
+    C_QUEUED                           # gauge: messages in queues of this worker's sessions
+    C_QUEUED_BYTES                     # gauge
+    C_INFLIGHT                         # gauge
+    C_GROUP_BACKLOG                    # gauge
+    C_SUBSCRIPTIONS                    # gauge
+    C_DROPPED_QUEUE_FULL               # from here: loss, by reason
+    C_DROPPED_OUTPUT_FULL              # QoS 0 to a slow reader
+    C_DROPPED_EXPIRED
+    C_DROPPED_TOO_LARGE                # for the receiver's maximum packet size
+    C_DROPPED_SESSION_END
+    C_DROPPED_GROUP_FULL
+    C_DROPPED_GROUP_END
+    C_DROPPED_NO_MEMORY
+    C_DROPPED_RETAINED_LIMIT
+    C_REJECTED_BY_CLIENT               # PUBACK or PUBREC with a failure
+    C_BRAKED
+    C_MAIL_SENT
+    C_COUNT
+
+cdef struct Stats:
+    uint64_t v[80]
+
+cdef inline void stat(Stats *stats, int counter) noexcept nogil:
+    counter_add(&stats.v[counter], 1)
+
+cdef inline void stat_add(Stats *stats, int counter, uint64_t n) noexcept nogil:
+    counter_add(&stats.v[counter], n)
+
+cdef inline void stat_sub(Stats *stats, int counter, uint64_t n) noexcept nogil:
+    counter_sub(&stats.v[counter], n)
