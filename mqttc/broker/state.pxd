@@ -28,6 +28,11 @@ cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
 
+cdef struct Conn
+cdef struct Session
+cdef struct Worker
+cdef struct Engine
+
 cdef enum:
     MAX_WORKERS = 255
     NEVER = 0xFFFFFFFF                 # session expiry interval: does not expire
@@ -391,8 +396,6 @@ cdef struct Worker:
     Vec session_free                   # uint32_t slots
     uint32_t session_count
     Run runs[4]                        # [layout * 2 + retain]
-    uint8_t *templates[2]              # [layout]: the QoS > 0 packet of the PUBLISH in hand
-    uint32_t template_capacity[2]
     Session *credit_dirty
     Vec braked                         # uint64_t session handles
     TimerNode brake_timer

@@ -1,0 +1,117 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport calloc, free, malloc
+
+from mqttc.base.inbox cimport Mail, inbox_post, inbox_wake
+from mqttc.base.msg cimport Msg, msg_drop, msg_share
+from mqttc.base.types cimport ST_NO_MEMORY, ST_OK
+from mqttc.broker.routes cimport Route, route_drop, route_share
+from mqttc.broker.state cimport (
+    MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_GROUP, MAIL_PUBLISH, PUBLISH_MAIL_ITEMS, AdoptMail, AnswerMail, BlocksMail, GroupMail, PublishMail, Worker,
+)
+from mqttc.broker.stats cimport C_MAIL_SENT, stat
+
+cdef enum:
+    STRAYS_WORTH_A_MAIL = 64
+
+
+cdef void post(Worker *worker, uint16_t to, Mail *mail) noexcept nogil:
+    mail.next = NULL
+    if worker.post_last[to] == NULL:
+        worker.post_first[to] = mail
+    else:
+        worker.post_last[to].next = mail
+    worker.post_last[to] = mail
+
+
+cdef int post_publish(Worker *worker, uint16_t to, Msg *msg, Route *route) noexcept nogil:
+    cdef PublishMail *batch = <PublishMail *> worker.post_last[to]
+    if batch == NULL or batch.mail.kind != MAIL_PUBLISH or batch.count == PUBLISH_MAIL_ITEMS:
+        batch = <PublishMail *> malloc(sizeof(PublishMail))
+        if batch == NULL:
+            return ST_NO_MEMORY
+        batch.mail.kind = MAIL_PUBLISH
+        batch.count = 0
+        post(worker, to, &batch.mail)
+    msg_share(msg, 1)
+    route_share(route, 1)
+    batch.items[batch.count].msg = msg
+    batch.items[batch.count].route = route
+    batch.count += 1
+    return ST_OK
+
+
+cdef GroupMail *post_group(Worker *worker, uint16_t to, uint8_t verb) noexcept nogil:
+    cdef GroupMail *mail = <GroupMail *> calloc(1, sizeof(GroupMail))
+    if mail == NULL:
+        return NULL
+    mail.mail.kind = MAIL_GROUP
+    mail.verb = verb
+    post(worker, to, &mail.mail)
+    return mail
+
+
+cdef void post_strays(Worker *worker, uint16_t to) noexcept nogil:
+    """Dead blocks of another worker go home: with mail that leaves anyway, or when there are many."""
+    cdef BlocksMail *mail
+    if worker.msgs.stray_count[to] == 0 or (worker.post_first[to] == NULL and worker.msgs.stray_count[to] < STRAYS_WORTH_A_MAIL):
+        return
+    mail = <BlocksMail *> malloc(sizeof(BlocksMail))
+    if mail == NULL:
+        return                          # they wait for the next turn
+    mail.mail.kind = MAIL_BLOCKS
+    mail.chain = worker.msgs.strays[to]
+    worker.msgs.strays[to] = NULL
+    worker.msgs.stray_count[to] = 0
+    post(worker, to, &mail.mail)
+
+
+cdef void post_all(Worker *worker) noexcept nogil:
+    cdef uint32_t to
+    cdef Mail *first
+    for to in range(worker.engine.settings.workers):
+        if to == worker.index:
+            continue
+        post_strays(worker, <uint16_t> to)
+        first = worker.post_first[to]
+        if first != NULL:
+            stat(&worker.stats, C_MAIL_SENT)
+            if inbox_post(&worker.engine.workers[to].reactor.inbox, first, worker.post_last[to]):
+                inbox_wake(&worker.engine.workers[to].reactor.inbox)
+            worker.post_first[to] = NULL
+            worker.post_last[to] = NULL
+
+
+cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
+    cdef PublishMail *batch
+    cdef AdoptMail *adopt
+    cdef GroupMail *group
+    cdef AnswerMail *answer
+    cdef Msg *msg
+    cdef Msg *next
+    cdef uint32_t i
+    if mail.kind == MAIL_PUBLISH:
+        batch = <PublishMail *> mail
+        for i in range(batch.count):
+            msg_drop(&worker.msgs, batch.items[i].msg)
+            route_drop(batch.items[i].route)
+    elif mail.kind == MAIL_ADOPT:
+        adopt = <AdoptMail *> mail
+        adopt.parcel.transport.ops.close(&adopt.parcel.transport)
+        free(adopt.parcel.leftover)
+        free(adopt.auth_method)
+        free(adopt.auth_data)
+    elif mail.kind == MAIL_GROUP:
+        group = <GroupMail *> mail
+        if group.msg != NULL:
+            msg_drop(&worker.msgs, group.msg)
+    elif mail.kind == MAIL_ANSWER:
+        answer = <AnswerMail *> mail
+        free(answer.auth_data)
+    elif mail.kind == MAIL_BLOCKS:
+        msg = (<BlocksMail *> mail).chain
+        while msg != NULL:
+            next = msg.next
+            msg.refs = 1
+            msg_drop(&worker.msgs, msg)
+            msg = next
+    free(mail)
