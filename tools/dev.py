@@ -1,0 +1,214 @@
+"""Development commands: `python tools/dev.py COMMAND [arguments]`, run with the interpreter to build and test for.
+
+build                     extension modules in place, test-only modules (faces) included
+test [--matrix] [...]     build, then pytest with the arguments given; --matrix runs it once per protocol family and number of workers
+debug [...]               the same in a copy of the tree, without optimisation, with assertions and debug information
+asan [...], tsan [...]    the same in a copy, with the address and undefined behaviour sanitizers, or the thread sanitizer
+annotate                  Cython's annotated HTML, in build/annotate/build/c
+lint                      ruff, mypy strict, floors, hints
+clean                     remove everything that was built
+
+Faces. `tests/face/NAME.pyx` is the module `tests.face.NAME`: a dev-only extension with plain functions that call nogil code of the tree, so
+that tests written in Python reach it. They are built by the commands here (MQTTC_FACES=1) and never shipped. On systems without kqueue the
+kqueue poller is built too, as `mqttc.net.poller_kqueue`, over the stand-in for <sys/event.h> in tests/face/kqueue.
+
+Tests read two variables that --matrix sets: MQTTC_TEST_PROTOCOL (3 or 5; unset: both) and MQTTC_TEST_WORKERS (1 or 4; unset: the default).
+
+Sanitizers. The copy lies in build/asan or build/tsan and is built and run with Debian's interpreter (MQTTC_SANITIZER_BASE names another;
+one built by pyenv crashes under libtsan) in a virtual environment of its own, with the sanitizer's library preloaded. Whatever any process
+reports lands in build/asan/reports or build/tsan/reports and fails the command. Tests of the source text (tests/source) are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build"
+MATRIX = [(protocol, workers) for protocol in ("3", "5") for workers in ("1", "4")]
+COPIED = ["setup.py", "pyproject.toml", "README.md", "mqttc", "tests", "tools", "bench", "docs", "examples"]
+NOT_COPIED = {".so", ".pyc", ".c", ".html"}
+
+
+def run(command: Sequence[str | Path], where: Path, environment: Mapping[str, str] | None = None) -> int:
+    """Runs a program with output passed through; returns its exit code."""
+    print("+", " ".join(str(part) for part in command), flush=True)
+    merged = {**os.environ, **(environment or {})}
+    return subprocess.run([str(part) for part in command], cwd=where, env=merged, check=False).returncode
+
+
+def must(command: Sequence[str | Path], where: Path, environment: Mapping[str, str] | None = None) -> None:
+    code = run(command, where, environment)
+    if code:
+        raise SystemExit(code)
+
+
+def build(where: Path = ROOT, python: str = sys.executable, environment: Mapping[str, str] | None = None) -> None:
+    faces = {"MQTTC_FACES": "1", "PYTHONWARNINGS": "ignore", **(environment or {})}
+    must([python, "setup.py", "-q", "build_ext", "--inplace"], where, faces)
+
+
+def copy_tree(name: str) -> Path:
+    """Brings build/NAME up to date with the tree: sources with their times, so that builds in it stay incremental."""
+    target = BUILD / name
+    wanted: set[Path] = set()
+    for part in COPIED:
+        top = ROOT / part
+        for path in [top] if top.is_file() else sorted(top.rglob("*")):
+            if path.is_dir() or path.suffix in NOT_COPIED or "__pycache__" in path.parts or "node_modules" in path.parts:
+                continue
+            relative = path.relative_to(ROOT)
+            wanted.add(relative)
+            to = target / relative
+            if not to.is_file() or to.stat().st_mtime_ns != path.stat().st_mtime_ns or to.stat().st_size != path.stat().st_size:
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, to)
+    for part in COPIED:
+        for path in sorted((target / part).rglob("*")):
+            stale_module = path.suffix == ".so" and path.relative_to(target).parent / (path.name.split(".")[0] + ".pyx") not in wanted
+            if path.is_file() and (stale_module or (path.suffix not in NOT_COPIED and path.relative_to(target) not in wanted)):
+                if path.name.startswith("poller."):
+                    continue  # built from poller_epoll.pyx or poller_kqueue.pyx
+                path.unlink()
+    # Node's modules are large and only read: the copy uses the tree's.
+    for modules in ROOT.glob("tests/**/node_modules"):
+        link = target / modules.relative_to(ROOT)
+        if "node_modules" not in modules.parent.parts and not link.exists():
+            link.symlink_to(modules, target_is_directory=True)
+    return target
+
+
+def pytest(arguments: Sequence[str], where: Path, python: str | Path, environment: Mapping[str, str] | None = None) -> int:
+    return run([python, "-m", "pytest", *arguments], where, {"PYTHONPATH": str(where), **(environment or {})})
+
+
+def test(arguments: Sequence[str], matrix: bool, where: Path, python: str | Path, environment: Mapping[str, str] | None = None) -> int:
+    if not matrix:
+        return pytest(arguments, where, python, environment)
+    results = []
+    for protocol, workers in MATRIX:
+        print(f"== protocol family {protocol}, {workers} worker(s)", flush=True)
+        row = {**(environment or {}), "MQTTC_TEST_PROTOCOL": protocol, "MQTTC_TEST_WORKERS": workers}
+        results.append(pytest(arguments, where, python, row))
+    for (protocol, workers), code in zip(MATRIX, results, strict=True):
+        print(f"protocol family {protocol}, {workers} worker(s): {'passed' if code == 0 else f'exit code {code}'}")
+    return max(results)
+
+
+def test_requirements() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return [*project["dependencies"], *project["optional-dependencies"]["test"]]
+
+
+def sanitizer_python() -> Path:
+    """An interpreter that runs under the sanitizers, in build/venv, with what the tests need."""
+    base = os.environ.get("MQTTC_SANITIZER_BASE", "/usr/bin/python3")
+    venv = BUILD / "venv"
+    python = venv / "bin" / "python"
+    done = venv / "requirements.txt"
+    wanted = "\n".join(test_requirements())
+    if not done.is_file() or done.read_text("utf-8") != wanted:
+        must([base, "-m", "venv", "--clear", venv], ROOT)
+        must([python, "-m", "pip", "install", "-q", *test_requirements()], ROOT)
+        done.write_text(wanted, "utf-8")
+    return python
+
+
+def library(name: str) -> str:
+    """Path of a runtime library of the compiler, by which LD_PRELOAD finds it."""
+    compiler = os.environ.get("CC", "gcc")
+    answer = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+    if not os.path.isabs(answer):
+        raise SystemExit(f"{compiler} has no {name}")
+    return os.path.realpath(answer)
+
+
+def sanitize(name: str, kind: str, arguments: Sequence[str], matrix: bool) -> int:
+    python = sanitizer_python()
+    tree = copy_tree(name)
+    build(tree, str(python), {"MQTTC_SANITIZE": kind})
+    reports = tree / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir()
+    # Python itself frees little at exit; only what our own modules allocate is looked at, see asan.supp.
+    common = f"log_path={reports}/report:exitcode=66"
+    environment = {
+        "PYTHONMALLOC": "malloc",
+        "ASAN_OPTIONS": f"{common}:detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1",
+        "LSAN_OPTIONS": f"suppressions={ROOT}/tools/asan.supp:print_suppressions=0",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:log_path={reports}/report",
+        "TSAN_OPTIONS": f"{common}:suppressions={ROOT}/tools/tsan.supp:second_deadlock_stack=1:history_size=4",
+    }
+    preload = " ".join(library(part) for part in ({"address": ["libasan.so", "libubsan.so"], "thread": ["libtsan.so"]}[kind]))
+    wrapper = tree / "python"
+    wrapper.write_text(f'#!/bin/sh\nLD_PRELOAD="{preload}" exec "{python}" "$@"\n', "utf-8")
+    wrapper.chmod(0o755)
+    environment |= {"MQTTC_SANITIZER": kind, "MQTTC_SANITIZER_PYTHON": str(wrapper), "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tools'}"}
+    arguments = ["-p", "sanitizer_plugin", "-p", "no:cacheprovider", "--ignore=tests/source", *arguments]
+    code = test(arguments, matrix, tree, wrapper, environment)
+    found = sorted(reports.iterdir())
+    for report in found:
+        print(f"== {report}\n{report.read_text('utf-8', 'replace')}")
+    if found:
+        print(f"{name}: {len(found)} process(es) reported")
+    return code or (1 if found else 0)
+
+
+def lint() -> int:
+    codes = [
+        run([sys.executable, "-m", "ruff", "check", "."], ROOT),
+        run([sys.executable, "-m", "mypy"], ROOT),
+        run([sys.executable, "tools/check_floors.py"], ROOT),
+        run([sys.executable, "tools/check_hints.py"], ROOT),
+    ]
+    return max(codes)
+
+
+def clean() -> None:
+    shutil.rmtree(BUILD, ignore_errors=True)
+    for folder in ("mqttc", "tests"):
+        for module in (ROOT / folder).rglob("*.so"):
+            module.unlink()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["build", "test", "debug", "asan", "tsan", "annotate", "lint", "clean"])
+    parser.add_argument("--matrix", action="store_true", help="once per protocol family (3.x, 5) and number of workers (1, 4)")
+    options, arguments = parser.parse_known_args()
+    if arguments and options.command in ("build", "annotate", "lint", "clean"):
+        parser.error(f"{options.command} takes no arguments: {' '.join(arguments)}")
+    match options.command:
+        case "build":
+            build()
+        case "test":
+            build()
+            return test(arguments, options.matrix, ROOT, sys.executable)
+        case "debug":
+            tree = copy_tree("debug")
+            build(tree, environment={"MQTTC_DEBUG": "1"})
+            return test(arguments, options.matrix, tree, sys.executable)
+        case "asan":
+            return sanitize("asan", "address", arguments, options.matrix)
+        case "tsan":
+            return sanitize("tsan", "thread", arguments, options.matrix)
+        case "annotate":
+            tree = copy_tree("annotate")
+            build(tree, environment={"MQTTC_ANNOTATE": "1"})
+            print(f"annotated sources: {tree / 'build' / 'c'}")
+        case "lint":
+            return lint()
+        case "clean":
+            clean()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
