@@ -11,6 +11,7 @@ from mqttc.net.transport cimport Transport
 
 cdef struct Chunk:
     Chunk *next                # in a free list
+    ChunkPool *pool            # where it came from; also gives a queue its array of extents
     uint32_t refs              # extents, plus one of a queue's tail or of the run's owner
     uint32_t capacity
     uint32_t used
@@ -19,8 +20,10 @@ cdef struct Chunk:
 cdef struct ChunkPool:         # one per thread
     Chunk *free[3]
     uint32_t free_count[3]
-    uint64_t made
-    uint64_t freed
+    Extent *rings[3]           # arrays of 8, 32 and 128 extents; the first bytes of each point to the next
+    uint32_t ring_count[3]
+    uint64_t made              # chunks in use, ever
+    uint64_t freed             # of these, given back: to a free list or to the system
 
 cdef struct Extent:
     Chunk *chunk
