@@ -1,6 +1,6 @@
 """Alloc: the one door to malloc for everything that a peer's input makes grow. Any thread.
 
-A release build adds nothing to malloc, realloc and free. A build with -DMQTTC_TEST_ALLOC counts blocks (made, freed) and lets a test refuse
+A release build adds nothing to malloc, realloc and free. A debug or sanitizer build (MQTTC_DEBUG) counts blocks (made, freed) and lets a test refuse
 allocations, so that every "no memory" branch can be walked.
 """
 

@@ -58,7 +58,7 @@ cdef int pool_init(MsgPool *pool, uint16_t owner, uint32_t owners_count) noexcep
 
 cdef void pool_free(MsgPool *pool) noexcept nogil:
     cdef uint32_t i
-    for i in range(CLASS_COUNT):
+    for i in range(<uint32_t> CLASS_COUNT):
         chain_free(pool.free[i])
         pool.free[i] = NULL
         pool.free_count[i] = 0

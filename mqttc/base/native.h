@@ -58,8 +58,8 @@ static inline void counter_sub(uint64_t *p, uint64_t v) {
     __atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) - v, __ATOMIC_RELAXED);
 }
 
-/* Debug builds (-DMQTTC_TEST_ALLOC) count blocks and can refuse allocations: see base/alloc. A constant, so that release builds fold it away. */
-#ifdef MQTTC_TEST_ALLOC
+/* Debug and sanitizer builds count blocks and can refuse allocations: see base/alloc. A constant, so that release builds fold it away. */
+#if defined(MQTTC_DEBUG) || defined(MQTTC_TEST_ALLOC)
 #define MQTTC_ALLOC_TESTED 1
 #else
 #define MQTTC_ALLOC_TESTED 0

@@ -6,7 +6,7 @@ jumps by days costs as many steps as slots are occupied, not as ticks went by. W
 lower levels.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 
 from mqttc.base.alloc cimport mem_alloc_zeroed, mem_free
 from mqttc.base.types cimport unlikely
@@ -24,6 +24,7 @@ cdef enum:
 
 cdef struct TimerWheel:
     int64_t origin_ms
+    uint64_t last_tick             # the last one that begins at or before INT64_MAX
     uint64_t tick                  # whole ticks since origin that wheel_expire has gone through
     uint64_t levels_used           # bit n: level n has an occupied slot
     uint64_t slots_used[10]
@@ -51,6 +52,8 @@ cdef inline void node_place(TimerWheel *wheel, TimerNode *node) noexcept nogil:
         return
     since_origin_ms = <uint64_t> node.deadline_ms - <uint64_t> wheel.origin_ms
     tick = (since_origin_ms >> TICK_BITS) + ((since_origin_ms & ((1 << TICK_BITS) - 1)) != 0)
+    if unlikely(tick > wheel.last_tick):
+        tick = wheel.last_tick
     if tick <= wheel.tick:
         list_append(&wheel.heads[DUE], node)
         return
@@ -100,6 +103,7 @@ cdef TimerWheel *wheel_build(int64_t now_ms) noexcept nogil:
     if unlikely(wheel == NULL):
         return NULL
     wheel.origin_ms = now_ms
+    wheel.last_tick = (<uint64_t> INT64_MAX - <uint64_t> now_ms) >> TICK_BITS
     for i in range(DUE + 1):
         list_init(&wheel.heads[i])
     return wheel
