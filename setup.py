@@ -162,6 +162,15 @@ def layout_of(source: str, tree: object) -> dict[str, str]:
 class BuildExtensions(build_ext):
     """Translates all modules at once in parallel, then compiles them in parallel."""
 
+    def run(self) -> None:
+        if not self.inplace:
+            # What an earlier build left (test-only modules, removed ones) must not reach the wheel, which takes the whole folder.
+            wanted = {Path(output).resolve() for output in self.get_outputs()}
+            for module in Path(self.build_lib).rglob("*.so"):
+                if module.resolve() not in wanted:
+                    module.unlink()
+        super().run()
+
     def build_extensions(self) -> None:
         if not self.extensions:
             return

@@ -54,6 +54,11 @@ def test_a_performance_hint_is_noticed_and_remembered(tmp_path: Path):
     assert not check_hints.check_performance(tmp_path, {path: "mqttc.bad"}, cache)
 
 
+def test_what_does_not_compile_is_reported(tmp_path: Path):
+    path = write(tmp_path, "cdef Unknown f() noexcept nogil:\n    return 1\n")
+    assert "does not compile" in str(check_hints.check_performance(tmp_path, {path: "mqttc.bad"}))
+
+
 def test_a_declaration_below_another_makes_the_translation_due(tmp_path: Path):
     write(tmp_path, "", "mqttc/__init__.pxd")
     low = write(tmp_path, "ctypedef int Low\n", "mqttc/low.pxd")
