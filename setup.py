@@ -5,7 +5,7 @@ Compiler directives and compiler flags stand here and nowhere else. What the env
 ``MQTTC_ONLY=mqttc.base,mqttc.proto``  build only these modules and what is below them in the dotted name.
 ``MQTTC_DEBUG=1``                      -O0, debug information, assertions, ``MQTTC_DEBUG`` defined for C, nothing stripped.
 ``MQTTC_SANITIZE=address|thread``      address (with undefined behaviour) or thread sanitizer; ``tools/dev.py`` does this in a tree copy.
-``MQTTC_FACES=1``                      also build the test-only modules ``tests.face.*`` and the kqueue poller over its stand-in header.
+``MQTTC_FACES=1``                      also build the test-only modules ``tests.face.*``, among them the kqueue poller over a stand-in header.
 ``MQTTC_ANNOTATE=1``                   write Cython's annotated HTML next to the C files under ``build/c``.
 ``MQTTC_JOBS=n``                       parallel jobs; by default one per core.
 
@@ -46,8 +46,11 @@ BSD = sys.platform == "darwin" or "bsd" in sys.platform or sys.platform.startswi
 EPOLL = sys.platform.startswith("linux")
 
 # The poller is one contract, mqttc/net/poller.pxd, and one implementation, chosen here.
+POLLER_CONTRACT = "mqttc/net/poller.pxd"
 POLLER_SOURCES = {"mqttc/net/poller_epoll.pyx": EPOLL, "mqttc/net/poller_kqueue.pyx": BSD}
-# Directory that stands in for <sys/event.h> where there is none, so that the suite runs the kqueue poller anywhere.
+# Where there is no kqueue the suite runs that poller all the same: with the faces it is built as a module of this name, whose .pxd is a copy of
+# the contract made by the build, and with a directory that stands in for <sys/event.h>.
+KQUEUE_FACE = "tests.face.kqueue_poller"
 KQUEUE_STAND_IN = "tests/face/kqueue"
 # What builds where there is neither epoll nor kqueue.
 PORTABLE = ("mqttc.base", "mqttc.proto", "mqttc.codec")
@@ -70,6 +73,13 @@ def selected(name: str) -> bool:
     return not only or any(name == part or name.startswith(part + ".") for part in only)
 
 
+def write_changed(path: Path, text: str) -> None:
+    """Writes a file unless that is what it says already, so that its time tells when it changed."""
+    if not path.is_file() or path.read_text("utf-8") != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+
+
 def module_sources(faces: bool) -> dict[str, str]:
     """Module name to its .pyx, relative to the root, for this platform."""
     found: dict[str, str] = {}
@@ -82,10 +92,9 @@ def module_sources(faces: bool) -> dict[str, str]:
                 continue
             if source in POLLER_SOURCES:
                 if POLLER_SOURCES[source]:
-                    # With a contract of its own the file is a module of its own; else it implements mqttc.net.poller.
-                    found[name if path.with_suffix(".pxd").exists() else "mqttc.net.poller"] = source
-                elif faces and source.endswith("kqueue.pyx"):
-                    found[name] = source
+                    found["mqttc.net.poller"] = source
+                elif faces and source.endswith("kqueue.pyx") and (ROOT / KQUEUE_STAND_IN).is_dir():
+                    found[KQUEUE_FACE] = source
                 continue
             found[name] = source
     return found
@@ -97,8 +106,9 @@ def extensions() -> list[Extension]:
         if not selected(name):
             continue
         include_dirs = ["."]
-        if source.endswith("poller_kqueue.pyx") and not BSD:
+        if name == KQUEUE_FACE:
             include_dirs.insert(0, KQUEUE_STAND_IN)
+            write_changed(ROOT / (name.replace(".", "/") + ".pxd"), (ROOT / POLLER_CONTRACT).read_text("utf-8"))
         made.append(Extension(name, [source], include_dirs=include_dirs, libraries=LIBRARIES.get(name, [])))
     return made
 
@@ -178,16 +188,20 @@ class BuildExtensions(build_ext):
         sources = {ext.name: ext.sources[0] for ext in self.extensions}
         from Cython.Build import cythonize
         from Cython.Build.Dependencies import create_dependency_tree
+        from Cython.Compiler.Errors import CompileError
 
-        translated = cythonize(
-            self.extensions,
-            build_dir=str(BUILD_C),
-            include_path=["."],
-            compiler_directives=DIRECTIVES,
-            nthreads=jobs(),
-            annotate=flag("MQTTC_ANNOTATE"),
-            force=bool(self.force),
-        )
+        try:
+            translated = cythonize(
+                self.extensions,
+                build_dir=str(BUILD_C),
+                include_path=["."],
+                compiler_directives=DIRECTIVES,
+                nthreads=jobs(),
+                annotate=flag("MQTTC_ANNOTATE"),
+                force=bool(self.force),
+            )
+        except CompileError as error:  # Cython has printed what is wrong
+            raise SystemExit(f"does not compile: {error}") from None
         compile_flags, link_flags = compiler_flags(self.compiler.compiler_type)
         tree = create_dependency_tree()
         for ext, done in zip(self.extensions, translated, strict=True):
@@ -207,10 +221,7 @@ class BuildExtensions(build_ext):
         lines += ["#define MQTTC_LAYOUT \\", *(f'    {{"{file}", "{digest}"}}, \\' for file, digest in layout.items())]
         lines += ["    {0, 0}", '#include "mqttc/layout.h"', ""]
         path = BUILD_C / "layout" / f"{name}.h"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = "\n".join(lines)
-        if not path.is_file() or path.read_text("utf-8") != text:
-            path.write_text(text, "utf-8")
+        write_changed(path, "\n".join(lines))
         return path
 
 

@@ -152,7 +152,10 @@ def check_native(root: Path, path: Path, tree: object) -> Iterator[Finding]:
         return Finding(where, node.pos[1], text)  # type: ignore[attr-defined]
 
     allowed: set[int] = set()
+    native = _native_names(tree)
     for node in _module_level(tree):
+        if _fills_table(node, native):
+            continue
         if _refuses_import(node):
             allowed |= {id(below) for below in walk(node)}
         elif type(node).__name__ not in MODULE_LEVEL | {"DefNode", "PyClassDefNode", "CClassDefNode", "CppClassNode"}:
@@ -193,6 +196,30 @@ def _module_level(tree: object) -> Iterator[object]:
             todo = list(node.stats) + todo
         else:
             yield node
+
+
+def _native_names(tree: object) -> set[str]:
+    """Functions and variables that the file defines without Python objects."""
+    names = set()
+    for node in _module_level(tree):
+        if type(node).__name__ == "CVarDefNode":
+            names |= {_declared(item) for item in node.declarators}  # type: ignore[attr-defined]
+        elif type(node).__name__ == "CFuncDefNode":
+            names.add(_declared(node.declarator))  # type: ignore[attr-defined]
+    return names
+
+
+def _fills_table(node: object, native: set[str]) -> bool:
+    """`tables_fill()` or `table.field = value` at module level, of this file's own: constants that C cannot initialise, set at import."""
+    kind = type(node).__name__
+    if kind == "ExprStatNode" and type(node.expr).__name__ == "SimpleCallNode":  # type: ignore[attr-defined]
+        return not node.expr.args and getattr(node.expr.function, "name", None) in native  # type: ignore[attr-defined]
+    if kind == "SingleAssignmentNode":
+        target = node.lhs  # type: ignore[attr-defined]
+        while type(target).__name__ in ("AttributeNode", "IndexNode"):
+            target = target.obj if type(target).__name__ == "AttributeNode" else target.base
+        return getattr(target, "name", None) in native
+    return False
 
 
 def _refuses_import(node: object) -> bool:

@@ -120,12 +120,10 @@ def check_performance(root: Path, names: dict[Path, str] | None = None, cache: P
 
 
 def tree_modules(root: Path) -> dict[Path, str]:
-    """Every .pyx below mqttc and the module name it is built under."""
+    """Every .pyx below mqttc and the module name it is built under; both pollers are the one module mqttc.net.poller."""
     modules = {path: module_name(root, path) for path in sources(root, ".pyx")}
-    for path, name in modules.items():
-        if name in ("mqttc.net.poller_epoll", "mqttc.net.poller_kqueue") and not path.with_suffix(".pxd").exists():
-            modules[path] = "mqttc.net.poller"
-    return modules
+    pollers = {"mqttc.net.poller_epoll", "mqttc.net.poller_kqueue"}
+    return {path: "mqttc.net.poller" if name in pollers else name for path, name in modules.items()}
 
 
 def check(root: Path = ROOT) -> list[Finding]:

@@ -10,7 +10,7 @@ clean                     remove everything that was built
 
 Faces. `tests/face/NAME.pyx` is the module `tests.face.NAME`: a dev-only extension with plain functions that call nogil code of the tree, so
 that tests written in Python reach it. They are built by the commands here (MQTTC_FACES=1) and never shipped. On systems without kqueue the
-kqueue poller is built too, as `mqttc.net.poller_kqueue`, over the stand-in for <sys/event.h> in tests/face/kqueue.
+kqueue poller is built too, as `tests.face.kqueue_poller`, over the stand-in for <sys/event.h> in tests/face/kqueue.
 
 Tests read two variables that --matrix sets: MQTTC_TEST_PROTOCOL (3 or 5; unset: both) and MQTTC_TEST_WORKERS (1 or 4; unset: the default).
 
@@ -74,8 +74,8 @@ def copy_tree(name: str) -> Path:
         for path in sorted((target / part).rglob("*")):
             stale_module = path.suffix == ".so" and path.relative_to(target).parent / (path.name.split(".")[0] + ".pyx") not in wanted
             if path.is_file() and (stale_module or (path.suffix not in NOT_COPIED and path.relative_to(target) not in wanted)):
-                if path.name.startswith("poller."):
-                    continue  # built from poller_epoll.pyx or poller_kqueue.pyx
+                if path.name.startswith(("poller.", "kqueue_poller.")):
+                    continue  # built from poller_epoll.pyx or poller_kqueue.pyx, or made by the build
                 path.unlink()
     # Node's modules are large and only read: the copy uses the tree's.
     for modules in ROOT.glob("tests/**/node_modules"):

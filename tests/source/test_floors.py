@@ -56,6 +56,7 @@ BAD = {
     "object argument": ("mqttc/proto/wire.pxd", "cdef int f(bytes data) noexcept nogil\n", "Python object (bytes)"),
     "module level value": ("mqttc/proto/wire.pyx", "LIMIT = 4\n", "at module level"),
     "module level statement": ("mqttc/proto/wire.pyx", "if 1:\n    print(1)\n", "at module level"),
+    "call of a foreign function at import": ("mqttc/proto/wire.pyx", "print()\n", "at module level"),
     "another error at import": ("mqttc/proto/wire.pyx", "if 1:\n    raise OSError('no')\n", "nothing there raises"),
     "raise": ("mqttc/proto/wire.pyx", "cdef int f() noexcept nogil:\n    raise ValueError\n", "nothing there raises"),
     "assert": ("mqttc/proto/wire.pyx", "cdef int f(int x) noexcept nogil:\n    assert x\n    return x\n", "nothing there raises"),
@@ -81,6 +82,7 @@ def test_what_is_right_is_not_reported(tmp_path: Path):
         "mqttc/base/types.pxd": 'from libc.stdint cimport uint8_t\ncdef extern from "x.h" nogil:\n    int f(int)\ncdef enum:\n    OK\n',
         "mqttc/base/vec.pxd": "from mqttc.base.types cimport OK\nctypedef int (*F)(void *p) noexcept nogil\n",
         "mqttc/base/vec.pyx": '"""Vec."""\ncdef int count = 0\ncdef int f() noexcept nogil:\n    return OK\n'
+        "cdef int table[2]\ntable[0] = 1\ncdef void fill() noexcept nogil:\n    table[1] = 2\nfill()\n"
         "if f() != OK:\n    raise ImportError('no seed')\n",
         "mqttc/native.pyx": "from mqttc.base.vec cimport F\ncdef class Broker:\n    def close(self):\n        raise ValueError\n",
         "mqttc/server.py": "from . import native\nfrom mqttc import config\nimport asyncio\n",
