@@ -44,7 +44,9 @@ cdef struct Route:
     uint32_t worker_count
     uint32_t topic_bytes
     uint32_t hash
-    uint32_t age                   # of the cache: clock hand bit
+    uint32_t age                   # of the cache: 1 since it was used last
+    uint32_t ring_index            # of the cache
+    uint64_t bytes                 # of this block; subscription identifiers not counted
     RouteSlice *slices             # worker_count of them
     RouteEntry *entries
     uint64_t *groups               # group ids
@@ -55,14 +57,17 @@ cdef struct RouteCache:            # one per worker, owner thread only
     Vec ring                       # of Route*: for eviction by clock
     Vec matches                    # scratch
     uint32_t hand
-    uint32_t capacity
+    uint32_t capacity              # routes
     uint32_t worker_count
     Trie *trie
-    uint64_t hits                  # counters of the owner
-    uint64_t misses
+    uint64_t bytes                 # of all routes in it
+    uint64_t max_bytes             # routes_init sets a default; the newest route stays whatever its size
+    uint64_t hits                  # counters of the owner, any reader
+    uint64_t misses                # absent or stale
     uint64_t made                  # routes
-    uint64_t freed                 # atomic: routes are dropped by any worker; see routes_live
+    uint64_t freed                 # routes that the cache has let go: replaced or evicted (who shared one may hold it still, see routes_live)
 
+# worker_count: sessions and groups of workers beyond it are left out. ST_OK, ST_NO_MEMORY.
 cdef int routes_init(RouteCache *cache, Trie *trie, uint32_t worker_count, uint32_t capacity) noexcept nogil
 cdef void routes_free(RouteCache *cache) noexcept nogil
 cdef Route *route_lookup(RouteCache *cache, Span topic) noexcept nogil         # borrowed, good until the next look-up; share it to keep it. NULL: no memory
