@@ -265,9 +265,9 @@ cdef struct Group:
     uint64_t id
     Vec members                        # Member
     Ring backlog                       # Msg *, one reference each
-    uint64_t backlog_bytes
     uint32_t next                      # round robin
-    uint64_t dropped
+    uint32_t credit_total              # of all members on line
+    uint32_t online_count
 
 # ---- mail between workers
 

@@ -31,6 +31,7 @@ cdef enum LinkFlag:
     LINK_RESUMING = 8          # in the resume list
     LINK_ENDED = 16            # on_end was called
     LINK_READ_OFF = 32         # READY_IN is not armed
+    LINK_NOTIFY = 64           # set by the upper floor: call on_drained once when the output queue has become empty (short write or not)
 
 cdef enum TimerKind:
     TIMER_NET = 0              # the reactor's own; all other values go to on_timer

@@ -1,0 +1,158 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from mqttc.base.ring cimport Ring, ring_at, ring_free, ring_init, ring_push
+from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
+from mqttc.broker.report cimport EV_PROTOCOL_ERROR, EV_REFUSED, LOG_INFO, LOG_WARNING, report
+from mqttc.broker.state cimport CONN_BRAKED, CONN_DONE, CONN_QUIET, CONN_UP, Conn, HeldAck, Worker
+from mqttc.broker.stats cimport C_CONNECTS_REFUSED, C_PROTOCOL_ERRORS, C_SENT, stat
+from mqttc.net.outq cimport outq_reserve
+from mqttc.net.reactor cimport END_NO_MEMORY, link_close, link_dirty
+from mqttc.proto.dialect cimport dialect_for
+from mqttc.proto.encode cimport encode_ack, encode_packet, packet_size
+from mqttc.proto.packet cimport (
+    CONNACK, DISCONNECT, HAS_REASON_STRING, HAS_SERVER_REFERENCE, Packet,
+)
+
+
+cdef void packet_clear(Packet *packet, uint8_t packet_type) noexcept nogil:
+    memset(packet, 0, sizeof(Packet))
+    packet.type = packet_type
+    packet.props.receive_maximum = 65535
+    packet.props.maximum_qos = 2
+    packet.props.retain_available = 1
+    packet.props.wildcard_available = 1
+    packet.props.subscription_id_available = 1
+    packet.props.shared_available = 1
+    packet.props.request_problem_info = 1
+
+
+cdef int send_packet(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
+    cdef uint32_t n = packet_size(conn.dialect, packet)
+    cdef uint8_t *out
+    if n == 0 or (conn.maximum_packet_size and n > conn.maximum_packet_size):
+        return ST_LIMIT
+    out = outq_reserve(&worker.reactor.chunks, &conn.link.out, n)
+    if out == NULL:
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return ST_NO_MEMORY
+    encode_packet(conn.dialect, packet, out)
+    link_dirty(worker.reactor, &conn.link)
+    stat(&worker.stats, C_SENT + packet.type)
+    return ST_OK
+
+
+cdef void send_ack(Worker *worker, Conn *conn, uint8_t packet_type, uint16_t packet_id, uint8_t reason) noexcept nogil:
+    cdef uint8_t *out
+    cdef uint8_t scratch[8]
+    cdef uint32_t n, i
+    n = encode_ack(conn.dialect, packet_type, packet_id, reason, scratch)
+    out = outq_reserve(&worker.reactor.chunks, &conn.link.out, n)
+    if out == NULL:
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return
+    for i in range(n):
+        out[i] = scratch[i]
+    link_dirty(worker.reactor, &conn.link)
+    stat(&worker.stats, C_SENT + packet_type)
+
+
+cdef void acknowledge(Worker *worker, Conn *conn, uint8_t packet_type, uint16_t packet_id, uint8_t reason) noexcept nogil:
+    cdef HeldAck *held
+    if not conn.flags & CONN_BRAKED:
+        send_ack(worker, conn, packet_type, packet_id, reason)
+        return
+    if conn.held_acks == NULL:
+        conn.held_acks = <Ring *> malloc(sizeof(Ring))
+        if conn.held_acks == NULL:
+            link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+            return
+        ring_init(conn.held_acks, sizeof(HeldAck))
+    held = <HeldAck *> ring_push(conn.held_acks)
+    if held == NULL:
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return
+    held.packet_id = packet_id
+    held.packet_type = packet_type
+    held.reason = reason
+
+
+cdef uint32_t acks_held(const Conn *conn) noexcept nogil:
+    return conn.held_acks.count if conn.held_acks != NULL else 0
+
+
+cdef void acks_release(Worker *worker, Conn *conn) noexcept nogil:
+    cdef uint32_t i
+    cdef HeldAck *held
+    conn.flags &= ~CONN_BRAKED
+    if conn.held_acks == NULL:
+        return
+    for i in range(conn.held_acks.count):
+        held = <HeldAck *> ring_at(conn.held_acks, i)
+        send_ack(worker, conn, held.packet_type, held.packet_id, held.reason)
+    ring_free(conn.held_acks)
+    free(conn.held_acks)
+    conn.held_acks = NULL
+
+
+cdef void refuse_connect(Worker *worker, Conn *conn, uint8_t level, uint8_t reason, Span server_reference, Span detail) noexcept nogil:
+    cdef Packet packet
+    if conn.phase == CONN_DONE:
+        return
+    conn.dialect = dialect_for(level)
+    conn.disconnect_reason = reason
+    if conn.dialect == NULL:            # an unknown version: 3.1.1's CONNACK 0x01 is what every client can read [MQTT-3.1.2-2]
+        conn.dialect = dialect_for(4)
+    packet_clear(&packet, CONNACK)
+    packet.reason = reason
+    if server_reference.n:
+        packet.props.present |= HAS_SERVER_REFERENCE
+        packet.props.server_reference = server_reference
+    if detail.n and not conn.flags & CONN_QUIET:
+        packet.props.present |= HAS_REASON_STRING
+        packet.props.reason_string = detail
+    if send_packet(worker, conn, &packet) == ST_LIMIT:      # [MQTT-3.2.2-19, MQTT-3.2.2-20]
+        packet.props.present = 0
+        send_packet(worker, conn, &packet)
+    conn.phase = CONN_DONE
+    stat(&worker.stats, C_CONNECTS_REFUSED)
+    report(worker, LOG_WARNING, EV_REFUSED, reason, conn, NULL, detail)
+    link_close(worker.reactor, &conn.link, END_REFUSED)
+
+
+cdef void conn_end(Worker *worker, Conn *conn, uint8_t reason, Span detail) noexcept nogil:
+    cdef Packet packet
+    conn.disconnect_reason = reason
+    if conn.dialect != NULL and conn.dialect.server_disconnect:
+        acks_release(worker, conn)
+        packet_clear(&packet, DISCONNECT)
+        packet.reason = reason
+        if detail.n and not conn.flags & CONN_QUIET:
+            packet.props.present |= HAS_REASON_STRING
+            packet.props.reason_string = detail
+        if send_packet(worker, conn, &packet) == ST_LIMIT:  # [MQTT-3.14.2-3]
+            packet.props.present = 0
+            send_packet(worker, conn, &packet)
+    conn.phase = CONN_DONE
+    link_close(worker.reactor, &conn.link, END_FAILED)
+
+
+cdef void conn_fail(Worker *worker, Conn *conn, uint8_t reason, Span detail) noexcept nogil:
+    if conn.phase == CONN_DONE:
+        return
+    stat(&worker.stats, C_PROTOCOL_ERRORS)
+    if conn.phase != CONN_UP:
+        refuse_connect(worker, conn, conn.dialect.level if conn.dialect != NULL else 0, reason, span_make(NULL, 0), detail)
+        return
+    report(worker, LOG_WARNING, EV_PROTOCOL_ERROR, reason, conn, conn.session, detail)
+    conn_end(worker, conn, reason, detail)
+
+
+cdef void conn_disconnect(Worker *worker, Conn *conn, uint8_t reason) noexcept nogil:
+    if conn.phase == CONN_DONE:
+        return
+    if conn.phase != CONN_UP:
+        refuse_connect(worker, conn, conn.dialect.level if conn.dialect != NULL else 0, reason, span_make(NULL, 0), span_make(NULL, 0))
+        return
+    conn_end(worker, conn, reason, span_make(NULL, 0))
