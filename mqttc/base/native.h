@@ -86,7 +86,13 @@ static inline uint32_t load_u32_native(const uint8_t *p) {
     return v;
 }
 
-/* 64 x 64 -> 128 bits: high half in *high, low half returned. */
+/* 64 x 64 -> 128 bits: high half in *high, low half returned. The first is for compilers without a 128-bit integer. */
+static inline uint64_t multiply_u64_wide_portable(uint64_t a, uint64_t b, uint64_t *high) {
+    uint64_t a0 = (uint32_t)a, a1 = a >> 32, b0 = (uint32_t)b, b1 = b >> 32;
+    uint64_t low = a0 * b0, cross = a1 * b0 + (low >> 32), middle = a0 * b1 + (uint32_t)cross;
+    *high = a1 * b1 + (cross >> 32) + (middle >> 32);
+    return (middle << 32) | (uint32_t)low;
+}
 static inline uint64_t multiply_u64_wide(uint64_t a, uint64_t b, uint64_t *high) {
 #ifdef __SIZEOF_INT128__
     __extension__ typedef unsigned __int128 Wide;
@@ -94,10 +100,7 @@ static inline uint64_t multiply_u64_wide(uint64_t a, uint64_t b, uint64_t *high)
     *high = (uint64_t)(product >> 64);
     return (uint64_t)product;
 #else
-    uint64_t a0 = (uint32_t)a, a1 = a >> 32, b0 = (uint32_t)b, b1 = b >> 32;
-    uint64_t low = a0 * b0, cross = a1 * b0 + (low >> 32), middle = a0 * b1 + (uint32_t)cross;
-    *high = a1 * b1 + (cross >> 32) + (middle >> 32);
-    return (middle << 32) | (uint32_t)low;
+    return multiply_u64_wide_portable(a, b, high);
 #endif
 }
 
@@ -121,13 +124,7 @@ static inline int system_random(void *out, size_t n) {
 }
 
 /* A wake-up descriptor: an eventfd where there is one (both ends are the same), else a pipe; non-blocking, close-on-exec. 0 or -1 (errno). */
-static inline int wake_open(int *read_fd, int *write_fd) {
-#ifdef __linux__
-    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    *read_fd = fd;
-    *write_fd = fd;
-    return fd < 0 ? -1 : 0;
-#else
+static inline int wake_open_pipe(int *read_fd, int *write_fd) {
     int ends[2], i, saved;
     *read_fd = -1;
     *write_fd = -1;
@@ -145,6 +142,15 @@ static inline int wake_open(int *read_fd, int *write_fd) {
     *read_fd = ends[0];
     *write_fd = ends[1];
     return 0;
+}
+static inline int wake_open(int *read_fd, int *write_fd) {
+#ifdef __linux__
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    *read_fd = fd;
+    *write_fd = fd;
+    return fd < 0 ? -1 : 0;
+#else
+    return wake_open_pipe(read_fd, write_fd);
 #endif
 }
 static inline void wake_close(int *read_fd, int *write_fd) {
@@ -153,27 +159,18 @@ static inline void wake_close(int *read_fd, int *write_fd) {
     *read_fd = -1;
     *write_fd = -1;
 }
-/* EAGAIN means that it is readable already: that is what was asked for. */
+/* Eight bytes, as an eventfd wants them. EAGAIN means that it is readable already: that is what was asked for. */
 static inline void wake_signal(int write_fd) {
-#ifdef __linux__
     uint64_t one = 1;
-#else
-    uint8_t one = 1;
-#endif
     while (write(write_fd, &one, sizeof one) < 0 && errno == EINTR) {
     }
 }
+/* An eventfd gives eight bytes and is empty; a pipe is empty after a read that did not fill the buffer. */
 static inline void wake_drain(int read_fd) {
-#ifdef __linux__
-    uint64_t count;
-    while (read(read_fd, &count, sizeof count) < 0 && errno == EINTR) {
-    }
-#else
-    uint8_t bytes[256];
+    uint8_t bytes[512];
     ssize_t got;
     do {
         got = read(read_fd, bytes, sizeof bytes);
     } while (got == (ssize_t)sizeof bytes || (got < 0 && errno == EINTR));
-#endif
 }
 #endif

@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.face.base_containers import hash32, hash64, hash_of_pair
+from tests.face.base_containers import hash32, hash64, hash_of_pair, multiply
 from tests.face.base_containers import random as random_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -74,3 +74,9 @@ def test_random_bytes_are_filled_and_differ() -> None:
     first, second = random_bytes(1000), random_bytes(1000)
     assert first != second
     assert len(set(first)) > 200 and first[-8:] != bytes(8)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_wide_multiplication_with_and_without_a_128_bit_integer(a: int, b: int) -> None:
+    assert multiply(a, b) == [divmod(a * b, 2**64)] * 2
+    assert multiply(a, 2**64 - 1) == [divmod(a * (2**64 - 1), 2**64)] * 2

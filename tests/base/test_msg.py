@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.face.base_threads import PoolFace
+from tests.face.base_threads import Block, PoolFace
 
 HEADER = 64
 CLASSES = [128 << n for n in range(8)]
@@ -101,7 +103,7 @@ def test_a_pool_frees_strays_that_were_never_mailed() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 40_000)), max_size=60))
 def test_live_blocks_never_overlap(steps: list[tuple[bool, int]]) -> None:
     pool = PoolFace(0, 1)
-    live = []
+    live: list[Block] = []
     for take, n in steps:
         if take or not live:
             block = pool.alloc(n)
@@ -110,7 +112,7 @@ def test_live_blocks_never_overlap(steps: list[tuple[bool, int]]) -> None:
         else:
             pool.drop(live.pop(n % len(live)))
         ranges = sorted((block.address, block.address + HEADER + block.capacity) for block in live)
-        assert all(before[1] <= after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in pairwise(ranges))
         assert pool.made - pool.freed == len(live)
     for block in live:
         pool.drop(block)

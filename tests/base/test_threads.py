@@ -6,6 +6,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,9 +17,9 @@ from tests.face.base_threads import Exchange, InboxFace, LogRingFace, log_text_c
 WAIT_MS = 20_000
 
 
-def together(*jobs: Callable[[], object]) -> list[object]:
+def together(*jobs: Callable[[], Any]) -> list[Any]:
     """Runs all jobs at once, each on its own thread; their results in order. A job that raises fails the test."""
-    results: list[object] = [None] * len(jobs)
+    results: list[Any] = [None] * len(jobs)
     start = threading.Barrier(len(jobs))
 
     def run(i: int) -> None:
@@ -39,8 +40,9 @@ def together(*jobs: Callable[[], object]) -> list[object]:
     return results
 
 
-def test_inbox_keeps_posting_order_and_says_when_it_was_empty() -> None:
-    inbox = InboxFace()
+@pytest.mark.parametrize("over_pipe", [False, True])
+def test_inbox_keeps_posting_order_and_says_when_it_was_empty(over_pipe: bool) -> None:
+    inbox = InboxFace(over_pipe)
     assert inbox.take() == [] and not inbox.readable()
     assert inbox.post(1, 0, 5, 2) == 1, "three chains, only the first found it empty"
     assert inbox.readable()
@@ -54,31 +56,46 @@ def test_inbox_keeps_posting_order_and_says_when_it_was_empty() -> None:
 
 
 def test_descriptors_are_non_blocking_and_closed_on_exec() -> None:
-    inbox, ring = InboxFace(), LogRingFace(4)
-    for fd in (*inbox.fds, ring.fd):
+    inbox, piped, ring = InboxFace(), InboxFace(over_pipe=True), LogRingFace(4)
+    for fd in (*inbox.fds, *piped.fds, ring.fd):
         assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
         assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK
 
 
 def test_descriptors_are_closed() -> None:
-    inbox, ring = InboxFace(), LogRingFace(4)
-    fds = {*inbox.fds, ring.fd}
-    del inbox, ring
+    inbox, piped, ring = InboxFace(), InboxFace(over_pipe=True), LogRingFace(4)
+    fds = {*inbox.fds, *piped.fds, ring.fd}
+    assert len(fds) == 4
+    del inbox, piped, ring
     for fd in fds:
         with pytest.raises(OSError):
             fcntl.fcntl(fd, fcntl.F_GETFD)
 
 
+@pytest.mark.parametrize("over_pipe", [False, True])
+def test_waking_never_blocks_and_draining_empties(over_pipe: bool) -> None:
+    """20 000 wake-ups are more than a pipe holds."""
+    inbox = InboxFace(over_pipe)
+    inbox.wake(20_000)
+    assert inbox.readable()
+    inbox.drain_wake()
+    assert not inbox.readable()
+    inbox.wake(64)
+    inbox.drain_wake()
+    assert not inbox.readable(), "exactly one buffer of a pipe"
+
+
+@pytest.mark.parametrize("over_pipe", [False, True])
 @pytest.mark.parametrize("batch", [1, 7])
-def test_no_letter_and_no_wake_up_is_lost(batch: int) -> None:
-    inbox, senders, each = InboxFace(), 4, 20_000
+def test_no_letter_and_no_wake_up_is_lost(batch: int, over_pipe: bool) -> None:
+    inbox, senders, each = InboxFace(over_pipe), 4, 20_000
     results = together(
         lambda: inbox.receive(senders, senders * each, WAIT_MS),
         *((lambda sender=sender: inbox.post(sender, 0, each, batch)) for sender in range(senders)),
     )
     assert results[0] == (senders * each, 0)
     woken = results[1:]
-    assert all(isinstance(n, int) and n >= 0 for n in woken) and sum(woken) >= 1  # type: ignore[arg-type, misc]
+    assert all(isinstance(n, int) and n >= 0 for n in woken) and sum(woken) >= 1
 
 
 def test_log_ring_is_bounded_and_counts_what_it_drops() -> None:
@@ -114,12 +131,12 @@ def test_log_records_arrive_whole_and_in_order_or_are_counted() -> None:
         lambda: ring.receive(workers, workers * each, WAIT_MS),
         *((lambda worker=worker: ring.push(worker, 1, each)) for worker in range(workers)),
     )
-    received, wrong = results[0]  # type: ignore[misc]
+    received, wrong = results[0]
     late = 0
     while ring.pop() is not None:
         late += 1
     assert wrong == 0
-    assert received + late == sum(results[1:])  # type: ignore[arg-type]
+    assert received + late == sum(results[1:])
     assert received + late + ring.dropped == workers * each
 
 

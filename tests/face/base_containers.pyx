@@ -14,6 +14,20 @@ from mqttc.base.types cimport ST_OK, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push, vec_reserve, vec_swap_remove
 
 
+cdef extern from "mqttc/base/native.h" nogil:
+    uint64_t multiply_u64_wide(uint64_t a, uint64_t b, uint64_t *high) noexcept
+    uint64_t multiply_u64_wide_portable(uint64_t a, uint64_t b, uint64_t *high) noexcept
+
+
+def multiply(uint64_t a, uint64_t b) -> list:
+    """By the compiler's wide integer, and by the code for compilers without one: (high, low) each."""
+    cdef uint64_t high = 0
+    cdef uint64_t low = multiply_u64_wide(a, b, &high)
+    first = high, low
+    low = multiply_u64_wide_portable(a, b, &high)
+    return [first, (high, low)]
+
+
 def alloc_tested() -> bool:
     return mem_tested()
 

@@ -15,6 +15,10 @@ from mqttc.base.msg cimport (
 )
 from mqttc.base.types cimport ST_OK, Span, span_make
 
+cdef extern from "mqttc/base/native.h" nogil:
+    int wake_open_pipe(int *read_fd, int *write_fd) noexcept
+    void wake_close(int *read_fd, int *write_fd) noexcept
+
 cdef extern from "<poll.h>" nogil:
     cdef struct pollfd:
         int fd
@@ -42,9 +46,18 @@ cdef struct Letter:
 cdef class InboxFace:
     cdef Inbox inbox
 
-    def __cinit__(self):
+    def __cinit__(self, bint over_pipe=False):
+        """over_pipe: with the descriptors of a system that has no eventfd."""
         if inbox_init(&self.inbox) != ST_OK:
             raise OSError("inbox_init")
+        if over_pipe:
+            wake_close(&self.inbox.wake_read_fd, &self.inbox.wake_write_fd)
+            if wake_open_pipe(&self.inbox.wake_read_fd, &self.inbox.wake_write_fd) != 0:
+                raise OSError("wake_open_pipe")
+
+    def wake(self, uint32_t times) -> None:
+        for _ in range(times):
+            inbox_wake(&self.inbox)
 
     def __dealloc__(self):
         cdef Mail *mail = inbox_take(&self.inbox)
