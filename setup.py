@@ -117,7 +117,7 @@ def compiler_flags(kind: str) -> tuple[list[str], list[str]]:
     """Flags for compiling and linking; `kind` is the compiler's family as setuptools names it."""
     if kind == "msvc":
         return ["/O2", "/std:c11"], []
-    warnings = ["-Wall", "-Wno-unused-function", "-Wno-unused-variable", "-Wno-unreachable-code"]
+    warnings = ["-Wall", "-Wno-unused-function", "-Wno-unused-variable", "-Wno-unreachable-code", "-Wno-sign-compare"]
     warnings += ["-Werror=implicit-function-declaration", "-Werror=incompatible-pointer-types", "-Werror=int-conversion"]
     compile_flags = ["-std=gnu11", "-fvisibility=hidden", "-pthread", *warnings]
     link_flags = ["-pthread"]
