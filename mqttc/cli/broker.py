@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,8 @@ _EXIT_OK = 0
 _EXIT_RUNTIME = 1
 _EXIT_USAGE = 2
 _WATCH_S = 2.0
+
+_Identity = tuple[int, int, int, int]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.schema:
         print(schema())
         return _EXIT_OK
+    known = _identity(options.config)  # before it is read, so that no later change is missed
     try:
         config = _load(options)
     except ConfigError as error:
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         print("mqttc-broker: the configuration is valid", file=sys.stderr)
         return _EXIT_OK
-    return _serve(options, config)
+    return _serve(options, config, known)
 
 
 def _load(options: argparse.Namespace) -> Config:
@@ -127,7 +129,7 @@ class _Signals:
         return os.read(self._reader, 64) if ready else b""
 
 
-def _serve(options: argparse.Namespace, config: Config) -> int:
+def _serve(options: argparse.Namespace, config: Config, known: _Identity | None) -> int:
     from mqttc.server import Broker  # late, so that --check needs no compiled engine
 
     signals = _Signals()
@@ -149,30 +151,34 @@ def _serve(options: argparse.Namespace, config: Config) -> int:
     for url in broker.urls:
         handler.put(f"listening on {url}")
     handler.put("ready")
-    _wait(broker, options, signals, handler)
+    _wait(broker, options, known, signals, handler)
     return _end(broker, signals, handler)
 
 
-def _wait(broker: Broker, options: argparse.Namespace, signals: _Signals, handler: logs.BackgroundHandler) -> None:
+def _wait(
+    broker: Broker,
+    options: argparse.Namespace,
+    known: _Identity | None,
+    signals: _Signals,
+    handler: logs.BackgroundHandler,
+) -> None:
     """Serve until SIGTERM or SIGINT; read the configuration again at SIGHUP and when its file changes."""
-    file = None if options.config is None else Path(options.config)
-    known = _identity(file)
     while True:
-        received = signals.wait(None if file is None else _WATCH_S)
+        received = signals.wait(None if options.config is None else _WATCH_S)
         if signal.SIGTERM in received or signal.SIGINT in received:
             return
-        current = _identity(file)
+        current = _identity(options.config)
         if signal.SIGHUP in received or (current is not None and current != known):
             _reload(broker, options, handler)
         known = current or known
 
 
-def _identity(file: Path | None) -> tuple[int, int, int, int] | None:
+def _identity(file: str | None) -> _Identity | None:
     """What changes when the file's content does, or the file that a symbolic link leads to."""
     if file is None:
         return None
     try:
-        status = file.stat()
+        status = os.stat(file)
     except OSError:
         return None  # in the middle of being replaced, or gone: the configuration in force stays
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
