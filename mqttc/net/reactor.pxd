@@ -32,6 +32,8 @@ cdef enum LinkFlag:
     LINK_ENDED = 16            # on_end was called
     LINK_READ_OFF = 32         # READY_IN is not armed
     LINK_NOTIFY = 64           # set by the upper floor: call on_drained once when the output queue has become empty (short write or not)
+    LINK_UNPOLLED = 128        # paused, the peer hung up, and input still waits: out of the poller until link_resume
+    LINK_END_SEEN = 256        # the peer's stream has ended: only output is left
 
 cdef enum TimerKind:
     TIMER_NET = 0              # the reactor's own; all other values go to on_timer
@@ -51,9 +53,10 @@ cdef struct Link:
     uint32_t want_bytes        # set by on_data: total size of the packet that the leftover begins with; 0: unknown
     uint16_t listener
     uint8_t state              # LinkState
-    uint8_t flags              # LinkFlag
+    uint16_t flags             # LinkFlag
     int64_t last_read_ms       # monotonic, of the turn that last read bytes
     PeerAddress peer
+    int end_reason             # what link_close was given
 
 cdef struct LinkHooks:
     # A new link was accepted; the timer is free to use. ST_OK, or < 0: close it at once (a limit; on_end is not called then).
@@ -61,6 +64,7 @@ cdef struct LinkHooks:
     # Bytes at hand: what is left of before and what was just read, contiguous. Returns the bytes consumed (0..n); the rest is kept and comes again,
     # together with more. May set link.want_bytes, call link_pause, link_close, link_detach (then the return value is ignored). When link.block
     # is set, bytes are exactly that block's data and the packet is whole: the hook may keep the block by setting link.block = NULL.
+    # A packet larger than read_buffer_bytes needs want_bytes; without it, or with a whole block neither consumed nor paused, the link ends.
     uint32_t (*on_data)(void *context, Link *link, const uint8_t *bytes, uint32_t n) noexcept nogil
     # Exactly once for each link that on_open accepted or link_adopt made and that was not detached. reason: what link_close was given.
     void (*on_end)(void *context, Link *link, int reason) noexcept nogil
@@ -87,7 +91,7 @@ cdef struct NetStats:          # written by the owner (counter_add), read by any
     uint64_t writes
     uint64_t short_writes
     uint64_t turns
-    uint64_t mails
+    uint64_t mails             # chains taken from the inbox
 
 cdef struct Clock:             # the time seam: offsets that tests move, one for all reactors of an engine [any thread]
     int64_t mono_offset_ms
@@ -98,7 +102,7 @@ cdef struct LinkParcel:        # a link on its way to another reactor
     PeerAddress peer
     uint16_t listener
     int64_t last_read_ms
-    uint8_t *leftover          # malloc'ed; NULL: none. Owned by the parcel
+    uint8_t *leftover          # from mem_alloc; NULL: none. Owned by the parcel
     uint32_t leftover_bytes
 
 cdef struct Reactor:
@@ -128,7 +132,7 @@ cdef Reactor *reactor_build(const LinkHooks *hooks, void *context, MsgPool *msg_
 cdef void reactor_free(Reactor *reactor) noexcept nogil                   # closes what is still open, without on_end
 cdef void reactor_run(Reactor *reactor) noexcept nogil                    # until reactor.stopping
 cdef void reactor_turn(Reactor *reactor, int max_wait_ms) noexcept nogil  # one turn (tests, load generator)
-# A listening descriptor (several reactors may listen on the same one; the caller closes it after all have removed it).
+# A listening descriptor, non-blocking (several reactors may listen on the same one; the caller closes it after all have removed it).
 cdef int reactor_listen(Reactor *reactor, int fd, uint16_t listener) noexcept nogil
 cdef void reactor_unlisten(Reactor *reactor) noexcept nogil               # all listeners
 cdef Link *reactor_link(Reactor *reactor, uint32_t slot, uint32_t generation) noexcept nogil    # NULL when that link is gone
@@ -137,6 +141,8 @@ cdef Link *link_open(Reactor *reactor, const Transport *transport, const PeerAdd
 cdef void link_close(Reactor *reactor, Link *link, int reason) noexcept nogil        # what is queued still leaves; harmless when closing already
 cdef void link_pause(Reactor *reactor, Link *link) noexcept nogil
 cdef void link_resume(Reactor *reactor, Link *link) noexcept nogil                   # on_data with what was held, this turn or the next
+# Takes the link out of this reactor, with its descriptor and `leftover` (NULL: with the input that the link holds itself). Unsent output is tried
+# once and then dropped. ST_CLOSED: it is closing already, unchanged.
 cdef int link_detach(Reactor *reactor, Link *link, const uint8_t *leftover, uint32_t leftover_bytes, LinkParcel *parcel) noexcept nogil  # the link is gone after this; ST_NO_MEMORY: unchanged
 cdef Link *link_adopt(Reactor *reactor, LinkParcel *parcel) noexcept nogil           # paused, leftover at hand; link_resume starts it with a read. NULL: no memory, parcel unchanged
 
