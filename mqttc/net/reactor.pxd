@@ -7,7 +7,7 @@ links -> on_end, on_turn_end, flush of every dirty link, freeing of the closed. 
 Everything belongs to the reactor's thread, but for the functions marked [any thread].
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from mqttc.base.inbox cimport Inbox, Mail
 from mqttc.base.msg cimport Msg, MsgPool
@@ -52,11 +52,11 @@ cdef struct Link:
     uint32_t partial_capacity
     uint32_t want_bytes        # set by on_data: total size of the packet that the leftover begins with; 0: unknown
     uint16_t listener
-    uint8_t state              # LinkState
     uint16_t flags             # LinkFlag
     int64_t last_read_ms       # monotonic, of the turn that last read bytes
     PeerAddress peer
-    int end_reason             # what link_close was given
+    int16_t end_reason         # what link_close was given
+    uint8_t state              # LinkState
 
 cdef struct LinkHooks:
     # A new link was accepted; the timer is free to use. ST_OK, or < 0: close it at once (a limit; on_end is not called then).
@@ -68,7 +68,7 @@ cdef struct LinkHooks:
     uint32_t (*on_data)(void *context, Link *link, const uint8_t *bytes, uint32_t n) noexcept nogil
     # Exactly once for each link that on_open accepted or link_adopt made and that was not detached. reason: what link_close was given.
     void (*on_end)(void *context, Link *link, int reason) noexcept nogil
-    void (*on_drained)(void *context, Link *link) noexcept nogil               # everything was sent after a short write
+    void (*on_drained)(void *context, Link *link) noexcept nogil               # everything was sent after a short write, or see LINK_NOTIFY
     void (*on_timer)(void *context, TimerNode *node) noexcept nogil
     void (*on_mail)(void *context, Mail *chain) noexcept nogil                 # takes the chain over
     void (*on_turn_end)(void *context) noexcept nogil                          # last chance to append output and to post mail

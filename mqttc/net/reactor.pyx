@@ -8,7 +8,7 @@ Generations. Releasing a link raises its generation, and events, hooks that retu
 """
 
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENOMEM, EPERM, errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
@@ -71,7 +71,8 @@ cdef struct Private:
     uint32_t listeners_made
     bint inbox_made
     bint woken                 # the wake descriptor is readable
-    bint hurry                 # the next turn must not wait
+    bint turn_ended            # on_turn_end was called
+    bint hurry                 # hooks ran after it: the next turn must not wait
     Link *free_links           # by close_next
     Link *freed                # this turn, by close_next
     Listener *listeners
@@ -258,7 +259,7 @@ cdef void link_close(Reactor *reactor, Link *link, int reason) noexcept nogil:
     if link.state != LINK_OPEN:
         return
     link.state = LINK_CLOSING
-    link.end_reason = reason
+    link.end_reason = <int16_t> reason
     if not link.flags & LINK_RESUMING:
         link.close_next = reactor.closing
         reactor.closing = link
@@ -456,7 +457,7 @@ cdef void link_flush(Reactor *reactor, Link *link) noexcept nogil:
             outq_clear(&reactor.chunks, &link.out)
             # What the peer sent before it went away still counts (a publisher that says DISCONNECT and closes).
             if link.state == LINK_OPEN and not link.flags & LINK_PAUSED:
-                private_of(reactor).hurry = True
+                private_of(reactor).hurry |= private_of(reactor).turn_ended
                 link_read(reactor, link, LAST_READ_BYTES, False)
             if link.generation == generation:
                 link_fail(reactor, link, END_WRITE_FAILED)
@@ -469,7 +470,7 @@ cdef void link_flush(Reactor *reactor, Link *link) noexcept nogil:
             link_fail(reactor, link, END_NO_MEMORY)
             return
     if drained and link.state == LINK_OPEN:
-        private_of(reactor).hurry = True        # on_turn_end may be over, and the hook may have mail to post
+        private_of(reactor).hurry |= private_of(reactor).turn_ended     # the hook may have mail to post
         reactor.hooks.on_drained(reactor.context, link)
     if link.state == LINK_CLOSING and link.flags & LINK_ENDED:
         link_finish(reactor, link)
@@ -889,7 +890,9 @@ cdef void reactor_turn(Reactor *reactor, int max_wait_ms) noexcept nogil:
     reactor_resume_links(reactor)
     reactor_end_links(reactor)
     reactor.hooks.on_turn_end(reactor.context)
+    private.turn_ended = True
     reactor_flush_links(reactor)
+    private.turn_ended = False
     reactor_free_links(reactor)
     if MQTTC_NET_DEBUG and private.read_used:
         memset(reactor.read_buffer, 0xDD, private.read_used)    # spans die with the turn
