@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import re
 import tomllib
@@ -231,7 +232,7 @@ class Limits(_Section):
     """Messages that wait for one session."""
     max_queued_bytes: Bytes = 16_777_216
     """Bytes of the messages that wait for one session."""
-    max_output_bytes: Bytes = 8_388_608
+    max_output_bytes: Annotated[int, Field(ge=4096, le=2**32 - 1)] = 8_388_608
     """Encoded bytes that one connection may leave unsent."""
     queue_policy: Literal["drop_oldest", "drop_newest", "drop_qos0_first", "disconnect"] = "drop_oldest"
     """What happens when a session's queue is full; what is lost is counted by reason."""
@@ -370,7 +371,7 @@ class Config(_Section):
     def engine_settings(self) -> dict[str, int]:
         """The integers that the data plane takes, times in the units of its names."""
         limits = self.limits.model_dump()
-        settings: dict[str, int] = {"workers": self.worker_count()}
+        settings = {"workers": self.worker_count(), "log_level": logging.getLevelNamesMapping()[self.log.level.upper()]}
         settings["queue_policy"] = QUEUE_POLICIES.index(limits.pop("queue_policy"))
         settings["group_strategy"] = GROUP_STRATEGIES.index(limits.pop("group_strategy"))
         for name, engine_name in _ENGINE_NAMES.items():

@@ -138,6 +138,9 @@ class Broker:
             if self._running is not None and not self._running.asks_gate and (new.auth.allow or new.auth.deny):
                 # The listeners were started without the gate, so nobody would ask the new lists.
                 live = [key for key in live if not key.startswith("auth.")]
+            if self._running is not None and logs.LEVELS[new.log.level] < self._running.level:
+                # Workers make no records below the level that they were started with.
+                live = [key for key in live if key != "log.level"]
             waiting = [key for key in changed if key not in live]
             for section in ("log", "auth"):
                 names = [key.partition(".")[2] for key in live if key.startswith(section + ".")]
@@ -215,6 +218,7 @@ class _Running:
 
     def __init__(self, config: Config, authenticator: Authenticator | None) -> None:
         self.last_stats: dict[str, int] = {}
+        self.level = logs.LEVELS[config.log.level]
         self.asks_gate = authenticator is not None or bool(config.auth.allow or config.auth.deny)
         self.bound = bind_all(config.listeners)
         try:

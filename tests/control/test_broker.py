@@ -210,7 +210,13 @@ def test_every_call_raises_in_a_forked_child(broker: Broker, peer: Callable[...,
     if child == 0:
         code = 1
         try:
-            calls = [broker.stop, broker.start, broker.stats, lambda: broker.urls, lambda: broker.advance_clock(1)]
+            calls: list[Callable[[], object]] = [
+                broker.stop,
+                broker.start,
+                broker.stats,
+                lambda: broker.urls,
+                lambda: broker.advance_clock(1),
+            ]
             refused = 0
             for call in calls:
                 try:

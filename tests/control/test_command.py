@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -65,21 +65,24 @@ class Command:
         return self.process.returncode
 
 
+Start = Callable[..., Command]
+
+
 @pytest.fixture
-def command() -> Iterator[type[Command]]:
+def command() -> Iterator[Start]:
+    """Starts the command: arguments, and variables by keyword; it is killed if a test leaves it running."""
     started: list[Command] = []
 
-    class Kept(Command):
-        def __init__(self, *arguments: str, **environment: str) -> None:
-            super().__init__(arguments, environment)
-            started.append(self)
+    def start(*arguments: str, **environment: str) -> Command:
+        started.append(Command(arguments, environment))
+        return started[-1]
 
-    yield Kept  # type: ignore[misc]
+    yield start
     for one in started:
         one.watchdog.cancel()
         if one.process.poll() is None:
             one.process.kill()
-            one.process.communicate()
+        one.process.communicate()
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -113,7 +116,7 @@ def test_wrong_usage_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in capsys.readouterr().err
 
 
-def test_lines_and_clean_end(command: type[Command]) -> None:
+def test_lines_and_clean_end(command: Start) -> None:
     broker = command("--listen", "tcp://127.0.0.1:0", "--listen", "tcp://127.0.0.1:0")
     first, second = broker.urls()
     assert broker.lines == [f"listening on {first}", f"listening on {second}", "ready"]
@@ -126,7 +129,7 @@ def test_lines_and_clean_end(command: type[Command]) -> None:
     assert broker.rest() == 0
 
 
-def test_interrupt_ends_cleanly_and_removes_the_socket(command: type[Command], tmp_path: Path) -> None:
+def test_interrupt_ends_cleanly_and_removes_the_socket(command: Start, tmp_path: Path) -> None:
     broker = command("--listen", f"unix://{tmp_path}/b.sock?mode=0600")
     assert broker.urls() == [f"unix://{tmp_path}/b.sock"]
     client = Peer(f"{tmp_path}/b.sock", 4)
@@ -136,7 +139,7 @@ def test_interrupt_ends_cleanly_and_removes_the_socket(command: type[Command], t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_killed_brokers_socket_is_taken_over(command: type[Command], tmp_path: Path) -> None:
+def test_killed_brokers_socket_is_taken_over(command: Start, tmp_path: Path) -> None:
     first = command("--listen", f"unix://{tmp_path}/b.sock")
     first.urls()
     first.end(signal.SIGKILL)
@@ -155,7 +158,7 @@ def test_address_in_use_is_exit_1() -> None:
     assert (done.returncode, done.stderr) == (1, f"mqttc-broker: cannot listen on tcp://127.0.0.1:{port}: the address is in use\n")
 
 
-def test_default_is_the_loopback_and_says_how_to_open_it(command: type[Command]) -> None:
+def test_default_is_the_loopback_and_says_how_to_open_it(command: Start) -> None:
     try:
         socket.create_server(("127.0.0.1", 1883)).close()
     except OSError:
@@ -166,7 +169,7 @@ def test_default_is_the_loopback_and_says_how_to_open_it(command: type[Command])
     assert broker.end() == 0
 
 
-def test_second_signal_cuts_the_ending_short(command: type[Command]) -> None:
+def test_second_signal_cuts_the_ending_short(command: Start) -> None:
     broker = command("--listen", "tcp://127.0.0.1:0", "--set", "limits.shutdown_timeout=60")
     (url,) = broker.urls()
     subscriber, publisher = Peer(tcp_address(url), 4), Peer(tcp_address(url), 4)
@@ -184,7 +187,7 @@ def test_second_signal_cuts_the_ending_short(command: type[Command]) -> None:
     publisher.close()
 
 
-def test_hangup_reloads(command: type[Command], tmp_path: Path) -> None:
+def test_hangup_reloads(command: Start, tmp_path: Path) -> None:
     file = tmp_path / "broker.toml"
     text = '[[listeners]]\nurl = "tcp://127.0.0.1:0"\n[auth]\nallow = ["{}"]\n[log]\nformat = "{}"\n'
     file.write_text(text.format("alice", "text"))
@@ -212,7 +215,7 @@ def test_hangup_reloads(command: type[Command], tmp_path: Path) -> None:
     assert broker.end() == 0
 
 
-def test_changed_file_reloads(command: type[Command], tmp_path: Path) -> None:
+def test_changed_file_reloads(command: Start, tmp_path: Path) -> None:
     """By a symbolic link that changes its target, as mounted configurations do."""
     for name, level in (("one", "info"), ("two", "error")):
         (tmp_path / name).write_text(f'listeners = [{{url = "tcp://127.0.0.1:0"}}]\nworkers = 1\nlog.level = "{level}"\n')
@@ -226,7 +229,7 @@ def test_changed_file_reloads(command: type[Command], tmp_path: Path) -> None:
     assert broker.end() == 0
 
 
-def test_log_lines_have_client_id_and_reason(command: type[Command]) -> None:
+def test_log_lines_have_client_id_and_reason(command: Start) -> None:
     broker = command("--listen", "tcp://127.0.0.1:0", "--set", "log.format=json", "--set", "log.level=debug")
     (url,) = broker.urls()
     client = Peer(tcp_address(url), 4)

@@ -135,7 +135,7 @@ def records() -> Iterator[list[logging.LogRecord]]:
     """What the broker logs."""
     kept: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = kept.append  # type: ignore[method-assign]
+    handler.emit = kept.append  # type: ignore[method-assign, assignment]
     logger = logging.getLogger("mqttc.broker")
     level = logger.level
     logger.addHandler(handler)
@@ -241,19 +241,27 @@ def test_log_records(engines: list[Engine], records: list[logging.LogRecord]) ->
 def test_reload(engines: list[Engine], records: list[logging.LogRecord]) -> None:
     with server.Broker(config(auth={"allow": ["alice"]})) as broker:
         (engine,) = engines
-        result = broker.reload(config(auth={"allow": ["bob"], "anonymous": True}, log={"level": "debug"}, workers=9))
+        result = broker.reload(config(auth={"allow": ["bob"], "anonymous": True}, log={"level": "error"}, workers=9))
         assert sorted(result.applied) == ["auth.allow", "log.level"]
         assert sorted(result.needs_restart) == ["auth.anonymous", "workers"]
         assert broker.config.auth.allow == ["bob"]
         assert (broker.config.auth.anonymous, broker.config.workers) == ("loopback", 0)
-        engine.put(LogEvent(level=logging.DEBUG), Question(1), Question(2, username="bob"))
+        engine.put(LogEvent(level=logging.WARNING), LogEvent(level=logging.ERROR), Question(1), Question(2, username="bob"))
         answers = engine.wait(2)
         assert (answers[1].reason_code, answers[2].reason_code) == (0x87, 0)
-        assert [record.levelno for record in records] == [logging.DEBUG]
+        assert [record.levelno for record in records] == [logging.ERROR]
         with pytest.raises(ValueError, match=r"unknown key auth\.alow"):
             broker.reload(config(auth={"alow": []}))
         assert broker.config.auth.allow == ["bob"]
         assert broker.reload(broker.config) == server.Reload((), ())
+
+
+def test_level_below_that_of_the_start_needs_a_restart(engines: list[Engine]) -> None:
+    with server.Broker(config(log={"level": "warning"})) as broker:
+        assert engines[0].settings["log_level"] == logging.WARNING
+        assert broker.reload(config(log={"level": "info"})).needs_restart == ("log.level",)
+        assert broker.reload(config(log={"level": "error"})).applied == ("log.level",)
+        assert broker.reload(config(log={"level": "warning"})).applied == ("log.level",)
 
 
 def test_first_list_needs_a_restart(engines: list[Engine]) -> None:

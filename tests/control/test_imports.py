@@ -25,4 +25,4 @@ def test_names_are_found() -> None:
     for name in mqttc.__all__:
         assert getattr(mqttc, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        mqttc.nonsense  # type: ignore[attr-defined]  # noqa: B018
+        mqttc.nonsense  # noqa: B018
