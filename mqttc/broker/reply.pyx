@@ -143,7 +143,14 @@ cdef void conn_fail(Worker *worker, Conn *conn, uint8_t reason, Span detail) noe
         return
     stat(&worker.stats, C_PROTOCOL_ERRORS)
     if conn.phase != CONN_UP:
-        refuse_connect(worker, conn, conn.dialect.level if conn.dialect != NULL else 0, reason, span_make(NULL, 0), detail)
+        if conn.dialect != NULL and conn.dialect.server_disconnect:
+            refuse_connect(worker, conn, conn.dialect.level, reason, span_make(NULL, 0), detail)
+            return
+        # 3.x has no return code for it, and before a version is known nothing can be said: a bare close [MQTT-4.8.0-1]
+        conn.disconnect_reason = reason
+        conn.phase = CONN_DONE
+        report(worker, LOG_WARNING, EV_PROTOCOL_ERROR, reason, conn, NULL, detail)
+        link_close(worker.reactor, &conn.link, END_FAILED)
         return
     report(worker, LOG_WARNING, EV_PROTOCOL_ERROR, reason, conn, conn.session, detail)
     conn_end(worker, conn, reason, detail)

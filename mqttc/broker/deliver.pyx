@@ -1,0 +1,868 @@
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from mqttc.base.inbox cimport Mail
+from mqttc.base.map cimport hash_bytes
+from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_payload, msg_properties, msg_share, msg_topic
+from mqttc.base.ring cimport ring_at
+from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
+from mqttc.base.vec cimport vec_at, vec_free, vec_swap_remove
+from mqttc.broker.group cimport (
+    backlog_pop, backlog_push, backlog_push_front, group_credit, group_find, group_join, group_leave, group_offline, group_online, group_pick,
+)
+from mqttc.broker.handle cimport handle_worker
+from mqttc.broker.mail cimport post, post_group, post_publish
+from mqttc.broker.reply cimport END_FAILED, conn_disconnect, send_ack
+from mqttc.broker.report cimport EV_MESSAGES_DROPPED, EV_RETAINED_LIMIT, LOG_WARNING, report, text
+from mqttc.broker.retain cimport retain_cursor_free, retain_next, retain_set
+from mqttc.broker.routes cimport (
+    ENTRY_NOT_OWN, ENTRY_OWN_ONLY, ENTRY_RETAIN_AS_PUBLISHED, Route, RouteEntry, RouteSlice, SubscriptionIds, route_lookup, subscription_ids_build,
+    subscription_ids_drop, subscription_ids_share,
+)
+from mqttc.broker.session cimport (
+    group_home, inflight_done, inflight_push, membership_find, membership_release, queue_pop, queue_push, queue_remove, session_handle, session_of, window_free,
+)
+from mqttc.broker.state cimport (
+    DISCONNECT_SLOW, DROP_NEWEST, DROP_QOS0_FIRST, GROUP_CREDIT, GROUP_DELIVER, GROUP_JOIN, GROUP_LEAVE, GROUP_OFFLINE, GROUP_ONLINE, GROUP_RETURN, OUT_DONE, OUT_RELEASED,
+    OUT_SENT, QE_COUNTED, QE_RETAIN, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, AliasesOut, AliasOut, Conn, Group, GroupMail, Handout, Member, Membership, QueueEntry, Run,
+    Session, Worker,
+)
+from mqttc.broker.stats cimport (
+    C_DROPPED_EXPIRED, C_DROPPED_NO_MEMORY, C_DROPPED_OUTPUT_FULL, C_DROPPED_QUEUE_FULL, C_DROPPED_RETAINED_LIMIT, C_DROPPED_TOO_LARGE, C_MESSAGES_OUT, C_MESSAGES_RESENT,
+    C_RETAINED_HANDED_OUT, C_SENT, stat, stat_add,
+)
+from mqttc.net.outq cimport Chunk, chunk_build, chunk_data, chunk_drop, outq_reserve, outq_share
+from mqttc.net.reactor cimport END_NO_MEMORY, LINK_NOTIFY, link_close, link_dirty
+from mqttc.proto.dialect cimport Dialect
+from mqttc.proto.encode cimport PublishParts, encode_publish, publish_id_offset, publish_size
+from mqttc.proto.packet cimport PUBLISH, PUBREL, RC_QUOTA_EXCEEDED, RC_SUCCESS
+
+cdef enum:
+    RUN_CHUNK = 65536
+    HANDOUT_BATCH = 32                 # retained messages read under one lock hold
+
+
+# ---- the publication
+
+cdef void publication_init(Publication *pub) noexcept nogil:
+    memset(pub, 0, sizeof(Publication))
+
+
+cdef void publication_of(Worker *worker, Publication *pub, Msg *msg) noexcept nogil:
+    cdef int64_t left_ms
+    publication_init(pub)
+    msg_share(msg, 1)
+    pub.msg = msg
+    pub.topic = msg_topic(msg)
+    pub.properties = msg_properties(msg)
+    pub.payload = msg_payload(msg)
+    pub.publisher = msg.publisher
+    pub.qos = msg.qos
+    pub.retain = msg.retain
+    pub.expires_at_ms = msg.expires_at_ms
+    if msg.expires_at_ms:
+        left_ms = msg.expires_at_ms - worker.reactor.now_ms
+        pub.has_expiry = True
+        pub.message_expiry = <uint32_t> ((left_ms + 999) // 1000) if left_ms > 0 else 0
+
+
+cdef Msg *publication_msg(Worker *worker, Publication *pub) noexcept nogil:
+    cdef Msg *msg = pub.msg
+    cdef uint8_t *data
+    cdef uint64_t n
+    if msg != NULL:
+        return msg
+    n = <uint64_t> pub.topic.n + pub.properties.n + pub.payload.n
+    msg = msg_alloc(&worker.msgs, <uint32_t> n)
+    if msg == NULL:
+        stat(&worker.stats, C_DROPPED_NO_MEMORY)
+        return NULL
+    data = msg_data(msg)
+    memcpy(data, pub.topic.p, pub.topic.n)
+    if pub.properties.n:
+        memcpy(data + pub.topic.n, pub.properties.p, pub.properties.n)
+    if pub.payload.n:
+        memcpy(data + pub.topic.n + pub.properties.n, pub.payload.p, pub.payload.n)
+    msg.topic_bytes = <uint16_t> pub.topic.n
+    msg.properties_offset = pub.topic.n
+    msg.properties_bytes = pub.properties.n
+    msg.payload_offset = pub.topic.n + pub.properties.n
+    msg.payload_bytes = pub.payload.n
+    msg.publisher = pub.publisher
+    msg.qos = pub.qos
+    msg.retain = pub.retain
+    msg.expires_at_ms = pub.expires_at_ms
+    pub.msg = msg
+    return msg
+
+
+cdef void publication_clear(Worker *worker, Publication *pub) noexcept nogil:
+    if pub.msg != NULL:
+        msg_drop(&worker.msgs, pub.msg)
+        pub.msg = NULL
+
+
+# ---- loss is never silent
+
+cdef int session_drop(Worker *worker, Session *session, int counter) noexcept nogil:
+    stat(&worker.stats, counter)
+    session.dropped += 1
+    if session.dropped & (session.dropped - 1) == 0:        # the 1st, 2nd, 4th, 8th, ... of this session
+        report(worker, LOG_WARNING, EV_MESSAGES_DROPPED, 0, session.conn, session, text(drop_name(counter)))
+    return 0
+
+
+cdef const char *drop_name(int counter) noexcept nogil:
+    if counter == C_DROPPED_QUEUE_FULL:
+        return "queue full"
+    if counter == C_DROPPED_OUTPUT_FULL:
+        return "output full"
+    if counter == C_DROPPED_EXPIRED:
+        return "message expired"
+    if counter == C_DROPPED_TOO_LARGE:
+        return "larger than the client's maximum packet size"
+    return "no memory"
+
+
+# ---- encoding for one receiver
+
+cdef void parts_of(PublishParts *parts, Span topic, Span properties, Span payload, uint8_t qos, uint8_t retain) noexcept nogil:
+    parts.qos = qos
+    parts.dup = 0
+    parts.retain = retain
+    parts.has_message_expiry = False
+    parts.packet_id = 0
+    parts.topic_alias = 0
+    parts.message_expiry = 0
+    parts.subscription_id_count = 0
+    parts.subscription_ids = NULL
+    parts.topic = topic
+    parts.properties = properties
+    parts.payload = payload
+
+
+cdef void alias_apply(Conn *conn, PublishParts *parts) noexcept nogil:
+    """Replaces the topic by an alias the client knows, or teaches it one, the least recently used giving way. [MQTT-3.3.2-9..11]"""
+    cdef AliasesOut *aliases = conn.aliases_out
+    cdef uint32_t i
+    cdef uint32_t oldest = 0
+    cdef AliasOut *alias
+    cdef uint8_t *copy
+    cdef uint32_t hash = hash_bytes(parts.topic)
+    aliases.stamp += 1
+    for i in range(aliases.count):
+        alias = &aliases.items[i]
+        if alias.hash == hash and span_equal(span_make(alias.topic, alias.topic_bytes), parts.topic):
+            alias.used = aliases.stamp
+            parts.topic_alias = alias.alias
+            parts.topic = span_make(NULL, 0)
+            return
+        if aliases.stamp - alias.used > aliases.stamp - aliases.items[oldest].used:
+            oldest = i
+    copy = <uint8_t *> malloc(parts.topic.n if parts.topic.n else 1)
+    if copy == NULL:
+        return
+    memcpy(copy, parts.topic.p, parts.topic.n)
+    if aliases.count < aliases.capacity:
+        alias = &aliases.items[aliases.count]
+        aliases.count += 1
+        alias.alias = <uint16_t> aliases.count
+    else:
+        alias = &aliases.items[oldest]
+        free(alias.topic)
+    alias.topic = copy
+    alias.topic_bytes = <uint16_t> parts.topic.n
+    alias.hash = hash
+    alias.used = aliases.stamp
+    parts.topic_alias = alias.alias
+
+
+cdef bint fits(const Conn *conn, const PublishParts *parts) noexcept nogil:
+    """Whether the client takes a packet of that size; the bound is taken without an alias, which could make it 3 bytes longer. [MQTT-3.1.2-24]"""
+    return conn.maximum_packet_size == 0 or publish_size(conn.dialect, parts) + (3 if conn.aliases_out != NULL else 0) <= conn.maximum_packet_size
+
+
+cdef bint send_parts(Worker *worker, Conn *conn, PublishParts *parts) noexcept nogil:
+    """Encodes for this client alone; it fits (see fits). False: no memory, the connection closes."""
+    cdef uint32_t n
+    cdef uint8_t *out
+    if conn.aliases_out != NULL:
+        alias_apply(conn, parts)
+    n = publish_size(conn.dialect, parts)
+    out = outq_reserve(&worker.reactor.chunks, &conn.link.out, n)
+    if out == NULL:
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return False
+    encode_publish(conn.dialect, parts, out)
+    link_dirty(worker.reactor, &conn.link)
+    stat(&worker.stats, C_MESSAGES_OUT)
+    stat(&worker.stats, C_SENT + PUBLISH)
+    return True
+
+
+cdef void parts_of_entry(Worker *worker, const QueueEntry *entry, PublishParts *parts) noexcept nogil:
+    cdef Msg *msg = entry.msg
+    cdef int64_t left_ms
+    parts_of(parts, msg_topic(msg), msg_properties(msg), msg_payload(msg), entry.qos, 1 if entry.state & (QE_RETAIN << 4) else 0)
+    parts.packet_id = entry.packet_id
+    if msg.expires_at_ms:                                    # [MQTT-3.3.2-6]
+        left_ms = msg.expires_at_ms - worker.reactor.now_ms
+        parts.has_message_expiry = True
+        parts.message_expiry = <uint32_t> ((left_ms + 999) // 1000) if left_ms > 0 else 0
+    if entry.subscription_ids != NULL:
+        parts.subscription_ids = entry.subscription_ids.ids
+        parts.subscription_id_count = entry.subscription_ids.count
+
+
+# ---- one session, one message
+
+cdef bint may_send_now(const Session *session, const Conn *conn) noexcept nogil:
+    return (session.queue.count == 0 and session.resend == session.inflight.count and conn.link.out.bytes < OUT_HIGH and window_free(session) > 0)
+
+
+cdef void offer_entry(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
+    """Sends or queues; takes the entry's references over. Any QoS, any flags: the general way, which the fan-out loop shortens."""
+    cdef Conn *conn = session.conn
+    cdef PublishParts parts
+    cdef QueueEntry *place
+    if conn != NULL:
+        parts_of_entry(worker, entry, &parts)
+        if not fits(conn, &parts):
+            session_drop(worker, session, C_DROPPED_TOO_LARGE)
+            entry_drop(worker, session, entry)
+            return
+        if entry.qos == 0 and session.queue.count == 0:
+            if conn.link.out.bytes < worker.engine.settings.max_output_bytes:
+                send_parts(worker, conn, &parts)
+            else:
+                session_drop(worker, session, C_DROPPED_OUTPUT_FULL)
+            entry_drop(worker, session, entry)
+            return
+        if entry.qos and may_send_now(session, conn):
+            place = inflight_push(worker, session)
+            if place != NULL:
+                parts.packet_id = place.packet_id
+                entry.packet_id = place.packet_id
+                entry.state = (entry.state & 0xF0) | OUT_SENT | (QE_COUNTED << 4)
+                place[0] = entry[0]
+                send_parts(worker, conn, &parts)
+                return
+    queue_entry(worker, session, entry)
+
+
+cdef void entry_drop(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
+    if entry.msg != NULL:
+        msg_drop(&worker.msgs, entry.msg)
+        entry.msg = NULL
+    subscription_ids_drop(entry.subscription_ids)
+    entry.subscription_ids = NULL
+    if entry.member:
+        membership_release(worker, session, entry.member)
+        entry.member = 0
+
+
+cdef void queue_entry(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
+    """To the session's queue, by policy when it is full; takes the entry's references over."""
+    cdef uint32_t policy = worker.engine.settings.queue_policy
+    cdef uint32_t i
+    cdef uint64_t n = 32 + entry.msg.topic_bytes + entry.msg.properties_bytes + entry.msg.payload_bytes
+    while session.queue.count and entry.member == 0 and (
+        session.queue.count >= worker.engine.settings.max_queued_messages or session.queued_bytes + n > worker.engine.settings.max_queued_bytes
+    ):
+        session_drop(worker, session, C_DROPPED_QUEUE_FULL)
+        if policy == DROP_NEWEST or policy == DISCONNECT_SLOW:
+            if policy == DISCONNECT_SLOW and session.conn != NULL:
+                conn_disconnect(worker, session.conn, RC_QUOTA_EXCEEDED)
+            entry_drop(worker, session, entry)
+            return
+        i = 0
+        if policy == DROP_QOS0_FIRST:
+            while i < session.queue.count and (<QueueEntry *> ring_at(&session.queue, i)).qos:
+                i += 1
+            if i == session.queue.count:
+                i = 0
+        if (<QueueEntry *> ring_at(&session.queue, i)).member:
+            i = droppable(session)
+            if i == session.queue.count:
+                entry_drop(worker, session, entry)
+                return
+        queue_remove(worker, session, i)
+    if queue_push(worker, session, entry) != ST_OK:
+        session_drop(worker, session, C_DROPPED_NO_MEMORY)
+        entry_drop(worker, session, entry)
+        return
+    if session.conn != NULL:
+        session.conn.link.flags |= LINK_NOTIFY              # goes on when the output has drained
+
+
+cdef uint32_t droppable(const Session *session) noexcept nogil:
+    """The oldest queued message that no shared group lent; the queue's length if there is none."""
+    cdef uint32_t i = 0
+    while i < session.queue.count and (<QueueEntry *> ring_at(&session.queue, i)).member:
+        i += 1
+    return i
+
+
+cdef bint under_pressure(const Worker *worker, const Session *session) noexcept nogil:
+    """Three quarters of a bound of an on-line session: its publishers are slowed before anything is lost."""
+    cdef const Conn *conn = session.conn
+    if conn == NULL:
+        return False
+    return (session.queue.count >= worker.engine.settings.max_queued_messages // 4 * 3 + 1
+            or session.queued_bytes >= worker.engine.settings.max_queued_bytes // 4 * 3
+            or conn.link.out.bytes >= worker.engine.settings.max_output_bytes // 4 * 3)
+
+
+# ---- fan-out
+
+cdef bint run_encode(Worker *worker, Publication *pub, const Dialect *dialect, uint32_t variant) noexcept nogil:
+    """Encodes as QoS 0 into the worker's run of that layout and retain flag. False: no memory."""
+    cdef PublishParts parts
+    cdef Run *run = &worker.runs[variant]
+    cdef Chunk *chunk = run.chunk
+    cdef uint32_t n
+    parts_of(&parts, pub.topic, pub.properties, pub.payload, 0, variant & 1)
+    parts.has_message_expiry = pub.has_expiry
+    parts.message_expiry = pub.message_expiry
+    n = publish_size(dialect, &parts)
+    if chunk != NULL and chunk.refs == 1:
+        chunk.used = 0                  # all receivers have sent what they shared
+    if chunk == NULL or chunk.capacity - chunk.used < n:
+        chunk = chunk_build(&worker.reactor.chunks, n if n > RUN_CHUNK else RUN_CHUNK)
+        if chunk == NULL:
+            stat(&worker.stats, C_DROPPED_NO_MEMORY)
+            return False
+        if run.chunk != NULL:
+            chunk_drop(&worker.reactor.chunks, run.chunk)
+        run.chunk = chunk
+    encode_publish(dialect, &parts, chunk_data(chunk) + chunk.used)
+    pub.run_chunk[variant] = chunk
+    pub.run_offset[variant] = chunk.used
+    pub.run_bytes[variant] = n
+    chunk.used += n
+    return True
+
+
+cdef bint send_qos0(Worker *worker, Publication *pub, Session *session, Conn *conn, uint32_t variant) noexcept nogil:
+    """Shares the run's packet with this receiver; true: it was sent."""
+    cdef uint32_t n
+    if pub.run_bytes[variant] == 0 and not run_encode(worker, pub, conn.dialect, variant):
+        return False
+    n = pub.run_bytes[variant]
+    if unlikely(conn.maximum_packet_size != 0 and n > conn.maximum_packet_size):
+        session_drop(worker, session, C_DROPPED_TOO_LARGE)
+        return False
+    if unlikely(conn.link.out.bytes + n > worker.engine.settings.max_output_bytes):
+        pub.pressure = True
+        session_drop(worker, session, C_DROPPED_OUTPUT_FULL)
+        return False
+    if unlikely(outq_share(&conn.link.out, pub.run_chunk[variant], pub.run_offset[variant], n) != ST_OK):
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return False
+    link_dirty(worker.reactor, &conn.link)
+    return True
+
+
+cdef bint send_qos(Worker *worker, Publication *pub, Session *session, Conn *conn, uint8_t qos, uint8_t retain) noexcept nogil:
+    """QoS 1 or 2 to a receiver whose window is open: copies the packet encoded for the first of its layout. True: a reference of pub.msg was used."""
+    cdef uint8_t layout = conn.layout
+    cdef PublishParts parts
+    cdef QueueEntry *entry
+    cdef uint8_t *out
+    cdef uint32_t n = pub.encoded_bytes[layout]
+    if n == 0:
+        parts_of(&parts, pub.topic, pub.properties, pub.payload, qos, retain)
+        parts.has_message_expiry = pub.has_expiry
+        parts.message_expiry = pub.message_expiry
+        n = publish_size(conn.dialect, &parts)
+    if unlikely(conn.maximum_packet_size != 0 and n > conn.maximum_packet_size):
+        session_drop(worker, session, C_DROPPED_TOO_LARGE)
+        return False
+    entry = inflight_push(worker, session)
+    if entry == NULL:
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return False
+    entry.msg = NULL
+    entry.subscription_ids = NULL
+    entry.member = 0
+    entry.qos = qos
+    out = outq_reserve(&worker.reactor.chunks, &conn.link.out, n)
+    if out == NULL:
+        inflight_done(worker, session, entry)
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return False
+    entry.msg = pub.msg
+    if retain:
+        entry.state |= QE_RETAIN << 4
+    if pub.encoded_bytes[layout] == 0:
+        parts.packet_id = entry.packet_id
+        encode_publish(conn.dialect, &parts, out)
+        pub.encoded[layout] = out
+        pub.encoded_bytes[layout] = n
+        pub.id_offset[layout] = publish_id_offset(out)
+    else:
+        memcpy(out, pub.encoded[layout], n)
+        out[0] = PUBLISH << 4 | qos << 1 | retain
+        out[pub.id_offset[layout]] = <uint8_t> (entry.packet_id >> 8)
+        out[pub.id_offset[layout] + 1] = <uint8_t> entry.packet_id
+    link_dirty(worker.reactor, &conn.link)
+    return True
+
+
+cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept nogil:
+    cdef RouteSlice *slice = &route.slices[worker.index]
+    cdef RouteEntry *entries = route.entries + slice.first
+    cdef RouteEntry *route_entry
+    cdef Session *session
+    cdef Conn *conn
+    cdef QueueEntry entry
+    cdef uint32_t i
+    cdef uint32_t sent = 0
+    cdef uint32_t shares = 0           # references of the message that may still be given out
+    cdef uint8_t qos, retain
+    if pub.qos and slice.count:
+        if publication_msg(worker, pub) == NULL:
+            return
+        shares = slice.count
+        msg_share(pub.msg, shares)      # one atomic step for all receivers; the rest is given back below
+    for i in range(slice.count):
+        route_entry = &entries[i]
+        session = session_of(worker, route_entry.session)
+        if unlikely(session == NULL):
+            continue
+        retain = 0
+        if route_entry.flags:
+            if route_entry.session == pub.publisher:
+                if route_entry.flags & ENTRY_NOT_OWN:
+                    continue
+            elif route_entry.flags & ENTRY_OWN_ONLY:
+                continue
+            if route_entry.flags & ENTRY_RETAIN_AS_PUBLISHED:
+                retain = pub.retain     # [MQTT-3.3.1-12, MQTT-3.3.1-13]
+        qos = route_entry.qos if route_entry.qos < pub.qos else pub.qos
+        conn = session.conn
+        if likely(conn != NULL and conn.aliases_out == NULL and (route_entry.subscription_ids == NULL or conn.layout == 0)):
+            if qos == 0:
+                sent += send_qos0(worker, pub, session, conn, conn.layout * 2 + retain)
+                if unlikely(conn.link.out.bytes >= worker.engine.settings.max_output_bytes // 4 * 3):
+                    pub.pressure = True
+                continue
+            if likely(may_send_now(session, conn)):
+                if send_qos(worker, pub, session, conn, qos, retain):
+                    shares -= 1
+                    sent += 1
+                continue
+        elif conn == NULL and qos == 0 and not worker.engine.settings.queue_qos0_offline:
+            continue
+        if publication_msg(worker, pub) == NULL:
+            break
+        if shares:
+            shares -= 1
+        else:
+            msg_share(pub.msg, 1)
+        entry.msg = pub.msg
+        entry.subscription_ids = route_entry.subscription_ids
+        subscription_ids_share(entry.subscription_ids)
+        entry.member = 0
+        entry.packet_id = 0
+        entry.qos = qos
+        entry.state = QE_RETAIN << 4 if retain else 0
+        offer_entry(worker, session, &entry)
+        if under_pressure(worker, session):
+            pub.pressure = True
+    while shares:                       # unused ones: the publication's own reference keeps the count above 0
+        msg_drop(&worker.msgs, pub.msg)
+        shares -= 1
+    if sent:
+        stat_add(&worker.stats, C_MESSAGES_OUT, sent)
+        stat_add(&worker.stats, C_SENT + PUBLISH, sent)
+    for i in range(slice.group_count):
+        group_offer(worker, pub, route.groups[slice.first_group + i])
+
+
+cdef void fan_out(Worker *worker, Publication *pub, Route *route) noexcept nogil:
+    cdef uint32_t peer
+    cdef RouteSlice *slice
+    pub.receivers = route.entry_count + route.group_count
+    if route.slices[worker.index].count or route.slices[worker.index].group_count:
+        fan_out_slice(worker, pub, route)
+    if worker.engine.settings.workers == 1:
+        return
+    for peer in range(route.worker_count):
+        slice = &route.slices[peer]
+        if peer == worker.index or (slice.count == 0 and slice.group_count == 0):
+            continue
+        if publication_msg(worker, pub) == NULL:
+            return
+        if post_publish(worker, <uint16_t> peer, pub.msg, route) != ST_OK:
+            stat(&worker.stats, C_DROPPED_NO_MEMORY)
+
+
+cdef void publish_message(Worker *worker, Msg *msg) noexcept nogil:
+    cdef Publication pub
+    cdef Route *route
+    publication_of(worker, &pub, msg)
+    if msg.retain and worker.engine.settings.retain_available:
+        if retain_set(worker.engine.retain, &worker.msgs, msg) != ST_OK:
+            stat(&worker.stats, C_DROPPED_RETAINED_LIMIT)
+            report(worker, LOG_WARNING, EV_RETAINED_LIMIT, RC_QUOTA_EXCEEDED, NULL, NULL, pub.topic)
+    route = route_lookup(&worker.routes, pub.topic)
+    if route == NULL:
+        stat(&worker.stats, C_DROPPED_NO_MEMORY)
+    else:
+        fan_out(worker, &pub, route)
+    publication_clear(worker, &pub)
+
+
+# ---- a session's way to its client
+
+cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
+    """Sends some retained messages of the first hand-out; false: none may be sent now. The hand-out ends when its cursor does. [MQTT-3.3.1-9]"""
+    cdef Handout *handout = <Handout *> vec_at(session.handouts, 0)
+    cdef Conn *conn = session.conn
+    cdef Msg *batch[HANDOUT_BATCH]
+    cdef QueueEntry entry
+    cdef QueueEntry *place
+    cdef PublishParts parts
+    cdef uint32_t room = HANDOUT_BATCH
+    cdef int count, i
+    if handout.qos:
+        room = window_free(session)
+        if room > HANDOUT_BATCH:
+            room = HANDOUT_BATCH
+        if room == 0:
+            return False
+    if conn.link.out.bytes > OUT_HIGH // 4:
+        room = 1                        # large messages: look after each
+    count = retain_next(worker.engine.retain, &handout.cursor, &worker.msgs, worker.reactor.now_ms, batch, <int> room)
+    if count == 0:
+        retain_cursor_free(&handout.cursor)
+        subscription_ids_drop(handout.subscription_ids)
+        if session.handouts.count == 1:
+            vec_free(session.handouts)
+            free(session.handouts)
+            session.handouts = NULL
+        else:
+            vec_swap_remove(session.handouts, 0)
+        return True
+    for i in range(count):
+        entry.msg = batch[i]
+        entry.subscription_ids = handout.subscription_ids
+        subscription_ids_share(entry.subscription_ids)
+        entry.member = 0
+        entry.packet_id = 0
+        entry.qos = handout.qos if handout.qos < batch[i].qos else batch[i].qos
+        entry.state = QE_RETAIN << 4
+        parts_of_entry(worker, &entry, &parts)
+        if not fits(conn, &parts):
+            session_drop(worker, session, C_DROPPED_TOO_LARGE)
+            entry_drop(worker, session, &entry)
+            continue
+        stat(&worker.stats, C_RETAINED_HANDED_OUT)
+        if entry.qos == 0:
+            send_parts(worker, conn, &parts)
+            entry_drop(worker, session, &entry)
+            continue
+        place = inflight_push(worker, session)
+        if place == NULL:
+            entry_drop(worker, session, &entry)
+            link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+            return False
+        parts.packet_id = place.packet_id
+        entry.packet_id = place.packet_id
+        entry.state |= OUT_SENT | QE_COUNTED << 4
+        place[0] = entry
+        send_parts(worker, conn, &parts)
+    return True
+
+
+cdef bint resend_step(Worker *worker, Session *session) noexcept nogil:
+    """One in-flight entry of before this connection, in the original order [MQTT-4.4.0-1, MQTT-4.6.0-1]; false: window or output is full."""
+    cdef Conn *conn = session.conn
+    cdef QueueEntry *entry = <QueueEntry *> ring_at(&session.inflight, session.resend)
+    cdef PublishParts parts
+    if entry.state & 15 == OUT_DONE:
+        session.resend += 1
+        return True
+    if entry.state & 15 == OUT_RELEASED:
+        send_ack(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS)
+        session.resend += 1
+        return True
+    if session.window_used >= session.receive_maximum:
+        return False
+    parts_of_entry(worker, entry, &parts)
+    parts.dup = 1                       # [MQTT-3.3.1-1]
+    if not fits(conn, &parts):
+        session_drop(worker, session, C_DROPPED_TOO_LARGE)
+        inflight_done(worker, session, entry)
+        return True
+    entry.state |= QE_COUNTED << 4
+    session.window_used += 1
+    session.resend += 1
+    stat(&worker.stats, C_MESSAGES_RESENT)
+    return send_parts(worker, conn, &parts)
+
+
+cdef void session_pump(Worker *worker, Session *session) noexcept nogil:
+    cdef Conn *conn = session.conn
+    cdef QueueEntry entry
+    cdef QueueEntry *front
+    if conn == NULL:
+        return
+    while True:
+        if session.resend == session.inflight.count and session.queue.count == 0 and session.handouts == NULL:
+            return
+        if conn.link.out.bytes >= OUT_HIGH:
+            conn.link.flags |= LINK_NOTIFY
+            return
+        if session.resend < session.inflight.count:
+            if not resend_step(worker, session):
+                return
+            continue
+        if session.handouts != NULL and (session.queue.count == 0 or session.flags & SESSION_HANDOUT_TURN):
+            session.flags &= ~SESSION_HANDOUT_TURN
+            if handout_step(worker, session):
+                continue
+            if session.queue.count == 0:
+                return
+        front = <QueueEntry *> ring_at(&session.queue, 0)
+        if front.qos and window_free(session) == 0:
+            return
+        queue_pop(worker, session, &entry)
+        session.flags |= SESSION_HANDOUT_TURN
+        if entry.msg.expires_at_ms and entry.msg.expires_at_ms <= worker.reactor.now_ms:    # [MQTT-3.3.2-5]
+            session_drop(worker, session, C_DROPPED_EXPIRED)
+            entry_drop(worker, session, &entry)
+            continue
+        send_queued(worker, session, conn, &entry)
+
+
+cdef void send_queued(Worker *worker, Session *session, Conn *conn, QueueEntry *entry) noexcept nogil:
+    """An entry just taken from the queue, with room in the window."""
+    cdef PublishParts parts
+    cdef QueueEntry *place
+    parts_of_entry(worker, entry, &parts)
+    if not fits(conn, &parts):
+        session_drop(worker, session, C_DROPPED_TOO_LARGE)
+        entry_drop(worker, session, entry)
+        return
+    if entry.qos:
+        place = inflight_push(worker, session)
+        if place == NULL:
+            session_drop(worker, session, C_DROPPED_NO_MEMORY)
+            entry_drop(worker, session, entry)
+            return
+        parts.packet_id = place.packet_id
+        entry.packet_id = place.packet_id
+        entry.state = (entry.state & 0xF0) | OUT_SENT | (QE_COUNTED << 4)
+        place[0] = entry[0]
+        send_parts(worker, conn, &parts)
+        return
+    send_parts(worker, conn, &parts)
+    entry_drop(worker, session, entry)
+
+
+# ---- shared groups
+
+cdef void own_mail(Worker *worker) noexcept nogil:
+    cdef Mail *mail
+    while worker.post_first[worker.index] != NULL:
+        mail = worker.post_first[worker.index]
+        worker.post_first[worker.index] = mail.next
+        if mail.next == NULL:
+            worker.post_last[worker.index] = NULL
+        on_group_mail(worker, <GroupMail *> mail)
+        free(mail)
+
+
+cdef void tell_group(Worker *worker, GroupMail *mail, uint64_t group) noexcept nogil:
+    cdef GroupMail *posted
+    cdef uint16_t home = group_home(group)
+    mail.group = group
+    if home == worker.index:
+        own_mail(worker)                # what was said before comes first
+        on_group_mail(worker, mail)
+        return
+    posted = post_group(worker, home, mail.verb)
+    if posted == NULL:
+        stat(&worker.stats, C_DROPPED_NO_MEMORY)
+        if mail.msg != NULL:
+            msg_drop(&worker.msgs, mail.msg)
+        return
+    posted.group = group
+    posted.session = mail.session
+    posted.msg = mail.msg
+    posted.credit = mail.credit
+    posted.subscription_id = mail.subscription_id
+    posted.qos = mail.qos
+    posted.online = mail.online
+
+
+cdef void group_offer(Worker *worker, Publication *pub, uint64_t id) noexcept nogil:
+    """At the group's home: to a member with credit, else to the backlog. QoS 0 for a group that nobody of is on line is not kept."""
+    cdef Group *group
+    cdef Member *member
+    cdef Msg *msg
+    own_mail(worker)
+    group = group_find(worker, id)
+    if group == NULL or (pub.qos == 0 and group.online_count == 0):
+        return
+    msg = publication_msg(worker, pub)
+    if msg == NULL:
+        return
+    msg_share(msg, 1)
+    if group.backlog.count == 0:
+        member = group_pick(worker, group)
+        if member != NULL:
+            group_send(worker, group, member, msg)
+            return
+    backlog_push(worker, group, msg)
+    if group.online_count and group.backlog.count >= worker.engine.settings.max_group_backlog // 4 * 3 + 1:
+        pub.pressure = True
+
+
+cdef void group_send(Worker *worker, Group *group, Member *member, Msg *msg) noexcept nogil:
+    """To the home of a member that was picked; takes the reference over."""
+    cdef GroupMail here
+    cdef GroupMail *mail
+    cdef uint16_t home = handle_worker(member.session)
+    if home == worker.index:
+        here.verb = GROUP_DELIVER
+        here.group = group.id
+        here.session = member.session
+        here.msg = msg
+        here.qos = member.qos
+        here.subscription_id = member.subscription_id
+        member_deliver(worker, &here)
+        return
+    mail = post_group(worker, home, GROUP_DELIVER)
+    if mail == NULL:
+        stat(&worker.stats, C_DROPPED_NO_MEMORY)
+        msg_drop(&worker.msgs, msg)
+        return
+    mail.group = group.id
+    mail.session = member.session
+    mail.msg = msg
+    mail.qos = member.qos
+    mail.subscription_id = member.subscription_id
+
+
+cdef void group_dispatch(Worker *worker, uint64_t id) noexcept nogil:
+    """Hands the backlog out as far as credit goes."""
+    cdef Group *group = group_find(worker, id)
+    cdef Member *member
+    cdef Msg *msg
+    while group != NULL and group.backlog.count and group.credit_total:
+        msg = backlog_pop(worker, group)
+        if msg == NULL:
+            return
+        member = group_pick(worker, group)
+        if member == NULL:
+            backlog_push_front(worker, group, msg)
+            return
+        group_send(worker, group, member, msg)
+        group = group_find(worker, id)
+
+
+cdef void member_deliver(Worker *worker, const GroupMail *mail) noexcept nogil:
+    """At the member's home: the group's message becomes one of the session's, marked as lent. Takes mail.msg over."""
+    cdef Session *session = session_of(worker, mail.session)
+    cdef uint32_t member = membership_find(session, mail.group) if session != NULL else 0
+    cdef Membership *membership
+    cdef QueueEntry entry
+    cdef GroupMail back
+    if member == 0 or session.conn == NULL:
+        back.verb = GROUP_RETURN        # it left or broke off meanwhile: another one gets it
+        back.session = mail.session
+        back.msg = mail.msg
+        back.credit = 0
+        back.subscription_id = 0
+        back.qos = 0
+        back.online = 0
+        tell_group(worker, &back, mail.group)
+        back.verb = GROUP_OFFLINE if member else GROUP_LEAVE
+        back.msg = NULL
+        tell_group(worker, &back, mail.group)
+        return
+    membership = <Membership *> vec_at(session.memberships, member - 1)
+    membership.outstanding += 1
+    entry.msg = mail.msg
+    entry.subscription_ids = NULL
+    if mail.subscription_id and session.conn.layout:
+        entry.subscription_ids = subscription_ids_build(1)
+        if entry.subscription_ids != NULL:
+            entry.subscription_ids.ids[0] = mail.subscription_id
+    entry.member = member
+    entry.packet_id = 0
+    entry.qos = mail.qos if mail.qos < mail.msg.qos else mail.msg.qos
+    entry.state = 0
+    offer_entry(worker, session, &entry)
+
+
+cdef void on_group_mail(Worker *worker, GroupMail *mail) noexcept nogil:
+    cdef Group *group
+    if mail.verb == GROUP_DELIVER:
+        member_deliver(worker, mail)
+        return
+    if mail.verb == GROUP_JOIN:
+        if group_join(worker, mail) != ST_OK:
+            stat(&worker.stats, C_DROPPED_NO_MEMORY)
+    elif mail.verb == GROUP_LEAVE:
+        group_leave(worker, mail.group, mail.session)
+    else:
+        group = group_find(worker, mail.group)
+        if group == NULL:
+            if mail.verb == GROUP_RETURN:
+                msg_drop(&worker.msgs, mail.msg)
+            return
+        if mail.verb == GROUP_ONLINE:
+            group_online(group, mail.session, mail.credit)
+        elif mail.verb == GROUP_OFFLINE:
+            group_offline(group, mail.session)
+        elif mail.verb == GROUP_CREDIT:
+            group_credit(group, mail.session, mail.credit)
+        elif mail.verb == GROUP_RETURN:
+            backlog_push_front(worker, group, mail.msg)     # dispatched by the OFFLINE or LEAVE of its former holder that follows
+            return
+    group_dispatch(worker, mail.group)
+
+
+cdef void credits_grant(Worker *worker) noexcept nogil:
+    cdef Session *session
+    cdef Session *next
+    cdef Session *waiting = NULL
+    cdef Membership *membership
+    cdef GroupMail mail
+    cdef uint32_t i
+    own_mail(worker)
+    while worker.credit_dirty != NULL:
+        session = worker.credit_dirty
+        worker.credit_dirty = NULL
+        while session != NULL:
+            next = session.credit_next
+            if session.conn != NULL and session.conn.link.out.bytes >= OUT_HIGH:
+                session.conn.link.flags |= LINK_NOTIFY      # a slow reader gets no new credit until it has drained
+                session.credit_next = waiting
+                waiting = session
+                session = next
+                continue
+            session.flags &= ~SESSION_CREDIT_DIRTY
+            i = 0
+            while session.memberships != NULL and i < session.memberships.count:
+                membership = <Membership *> vec_at(session.memberships, i)
+                i += 1
+                if membership.owed == 0:
+                    continue
+                mail.verb = GROUP_CREDIT
+                mail.session = session_handle(worker, session)
+                mail.credit = membership.owed
+                mail.msg = NULL
+                mail.subscription_id = 0
+                mail.qos = 0
+                mail.online = 0
+                membership.owed = 0
+                if membership.group and session.conn != NULL:
+                    tell_group(worker, &mail, membership.group)
+            session = next
+    worker.credit_dirty = waiting

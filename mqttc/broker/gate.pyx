@@ -1,0 +1,132 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+from mqttc.base.inbox cimport inbox_post, inbox_wake
+from mqttc.base.logring cimport logring_wake
+from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
+from mqttc.broker.state cimport MAIL_ANSWER, QUESTION_AUTH, AnswerMail, Conn, Engine, Gate, Question, Worker
+from mqttc.broker.stats cimport C_GATE_QUESTIONS, stat
+from mqttc.net.tcp cimport peer_text
+from mqttc.proto.packet cimport HAS_AUTH_DATA, HAS_AUTH_METHOD, Packet
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes)
+    int pthread_mutex_destroy(pthread_mutex_t *mutex)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+
+
+cdef void gate_init(Gate *gate, uint32_t limit) noexcept nogil:
+    pthread_mutex_init(<pthread_mutex_t *> &gate.lock, NULL)
+    gate.head = NULL
+    gate.tail = NULL
+    gate.count = 0
+    gate.limit = limit
+
+
+cdef void gate_free(Gate *gate) noexcept nogil:
+    cdef Question *question = gate_take(gate)
+    cdef Question *next
+    while question != NULL:
+        next = question.next
+        free(question)
+        question = next
+    pthread_mutex_destroy(<pthread_mutex_t *> &gate.lock)
+
+
+cdef Span keep(uint8_t **room, Span span) noexcept nogil:
+    cdef Span kept = span_make(room[0], span.n)
+    if span.n:
+        memcpy(room[0], span.p, span.n)
+    room[0] += span.n
+    return kept
+
+
+cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, const Packet *packet) noexcept nogil:
+    cdef Gate *gate = &worker.engine.gate
+    cdef Question *question
+    cdef uint8_t *room
+    cdef Span client_id = packet.client_id
+    cdef bint full, first
+    if kind == QUESTION_AUTH:
+        client_id = span_make(NULL, 0)
+        if conn.session != NULL:
+            client_id = span_make(conn.session.client_id, conn.session.client_id_bytes)
+    question = <Question *> calloc(1, sizeof(Question) + client_id.n + packet.username.n + packet.password.n + packet.props.auth_method.n + packet.props.auth_data.n)
+    if question == NULL:
+        return ST_NO_MEMORY
+    room = <uint8_t *> (question + 1)
+    question.worker = worker.index
+    question.listener = conn.link.listener
+    question.slot = conn.link.slot
+    question.generation = conn.link.generation
+    question.number = number
+    question.kind = kind
+    question.level = conn.dialect.level
+    question.reason = packet.reason
+    question.peer_bytes = peer_text(&conn.link.peer, question.peer, sizeof(question.peer))
+    question.client_id = keep(&room, client_id)
+    if kind != QUESTION_AUTH:
+        question.has_username = packet.has_username
+        question.has_password = packet.has_password
+        if packet.has_username:
+            question.username = keep(&room, packet.username)
+        if packet.has_password:
+            question.password = keep(&room, packet.password)
+    if packet.props.present & HAS_AUTH_METHOD:
+        question.auth_method = keep(&room, packet.props.auth_method)
+    if packet.props.present & HAS_AUTH_DATA:
+        question.auth_data = keep(&room, packet.props.auth_data)
+    pthread_mutex_lock(<pthread_mutex_t *> &gate.lock)
+    full = gate.count >= gate.limit
+    first = gate.head == NULL
+    if not full:
+        if first:
+            gate.head = question
+        else:
+            gate.tail.next = question
+        gate.tail = question
+        gate.count += 1
+    pthread_mutex_unlock(<pthread_mutex_t *> &gate.lock)
+    if full:
+        free(question)
+        return ST_LIMIT
+    stat(&worker.stats, C_GATE_QUESTIONS)
+    if first:
+        logring_wake(worker.engine.log)
+    return ST_OK
+
+
+cdef Question *gate_take(Gate *gate) noexcept nogil:
+    cdef Question *chain
+    pthread_mutex_lock(<pthread_mutex_t *> &gate.lock)
+    chain = gate.head
+    gate.head = NULL
+    gate.tail = NULL
+    gate.count = 0
+    pthread_mutex_unlock(<pthread_mutex_t *> &gate.lock)
+    return chain
+
+
+cdef int gate_answer(Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t reason, Span auth_data) noexcept nogil:
+    cdef AnswerMail *mail = <AnswerMail *> calloc(1, sizeof(AnswerMail))
+    if mail == NULL:
+        return ST_NO_MEMORY
+    mail.mail.kind = MAIL_ANSWER
+    mail.slot = slot
+    mail.generation = generation
+    mail.question = number
+    mail.reason = reason
+    if auth_data.p != NULL:
+        mail.auth_data = <uint8_t *> malloc(auth_data.n if auth_data.n else 1)
+        if mail.auth_data == NULL:
+            free(mail)
+            return ST_NO_MEMORY
+        memcpy(mail.auth_data, auth_data.p, auth_data.n)
+        mail.auth_data_bytes = auth_data.n
+    if inbox_post(&engine.workers[worker].reactor.inbox, &mail.mail, &mail.mail):
+        inbox_wake(&engine.workers[worker].reactor.inbox)
+    return ST_OK
