@@ -46,10 +46,9 @@ BSD = sys.platform == "darwin" or "bsd" in sys.platform or sys.platform.startswi
 EPOLL = sys.platform.startswith("linux")
 
 # The poller is one contract, mqttc/net/poller.pxd, and one implementation, chosen here.
-POLLER_CONTRACT = "mqttc/net/poller.pxd"
 POLLER_SOURCES = {"mqttc/net/poller_epoll.pyx": EPOLL, "mqttc/net/poller_kqueue.pyx": BSD}
-# Where there is no kqueue the suite runs that poller all the same: with the faces it is built as a module of this name, whose .pxd is a copy of
-# the contract made by the build, and with a directory that stands in for <sys/event.h>.
+# Where there is no kqueue the suite runs that poller all the same: with the faces it is built as a module of this name, whose .pxd declares the
+# contract's functions over the contract's own structs, and with a directory that stands in for <sys/event.h>.
 KQUEUE_FACE = "tests.face.kqueue_poller"
 KQUEUE_STAND_IN = "tests/face/kqueue"
 # What builds where there is neither epoll nor kqueue.
@@ -108,7 +107,6 @@ def extensions() -> list[Extension]:
         include_dirs = ["."]
         if name == KQUEUE_FACE:
             include_dirs.insert(0, KQUEUE_STAND_IN)
-            write_changed(ROOT / (name.replace(".", "/") + ".pxd"), (ROOT / POLLER_CONTRACT).read_text("utf-8"))
         made.append(Extension(name, [source], include_dirs=include_dirs, libraries=LIBRARIES.get(name, [])))
     return made
 
