@@ -11,6 +11,7 @@ from mqttc.proto.wire cimport Cursor
 
 cdef enum:
     PLACE_WILL = 0                          # will properties have no packet type of their own; type 0 is reserved
+    PLACE_ANY = 16                          # every property, for a section that has no packet yet
 
 cdef void props_clear(Props *props) noexcept nogil                         # every field at the standard's default
 cdef void props_clear_publish(Props *props) noexcept nogil                 # only the fields a PUBLISH has
@@ -26,6 +27,12 @@ cdef uint8_t *props_put(const Props *props, uint8_t place, uint8_t *out) noexcep
 
 # Takes one property off a section that was checked: its identifier, and all its bytes (identifier included). False at the end.
 cdef bint property_next(Cursor *cursor, uint8_t *identifier, Span *whole) noexcept nogil
+
+cdef uint32_t props_allowed(uint8_t place) noexcept nogil                  # PropertyBits that may stand there
+cdef uint32_t property_bit(uint8_t identifier) noexcept nogil              # 0: unknown
+
+# Checks one property as props_decode does, wherever it may stand; ST_OK only if it takes all the bytes.
+cdef int property_check(Span whole) noexcept nogil
 
 cdef enum PropertyId:
     PROPERTY_PAYLOAD_FORMAT = 0x01

@@ -20,7 +20,7 @@ from mqttc.proto.wire cimport (
 
 # Filled once at import, constant afterwards.
 cdef uint32_t[256] BITS                     # identifier -> PropertyBit; 0: unknown
-cdef uint32_t[16] ALLOWED                   # place -> PropertyBits
+cdef uint32_t[17] ALLOWED        # place -> PropertyBits
 
 cdef enum:
     TRAVELS = HAS_PAYLOAD_FORMAT | HAS_CONTENT_TYPE | HAS_RESPONSE_TOPIC | HAS_CORRELATION_DATA | HAS_USER_PROPERTY
@@ -83,8 +83,17 @@ cdef void _tables_fill() noexcept nogil:
     _set(ALLOWED, UNSUBACK, REASONS)
     _set(ALLOWED, DISCONNECT, REASONS | HAS_SESSION_EXPIRY | HAS_SERVER_REFERENCE)
     _set(ALLOWED, AUTH, REASONS | AUTHENTICATION)
+    _set(ALLOWED, PLACE_ANY, (1 << 27) - 1)
 
 _tables_fill()
+
+
+cdef uint32_t props_allowed(uint8_t place) noexcept nogil:
+    return ALLOWED[place] if place <= PLACE_ANY else 0
+
+
+cdef uint32_t property_bit(uint8_t identifier) noexcept nogil:
+    return BITS[identifier]
 
 
 cdef void props_clear(Props *props) noexcept nogil:
@@ -202,7 +211,7 @@ cdef int _take_value(Cursor *cursor, uint8_t identifier, Props *props) noexcept 
 
 
 cdef int props_decode(Cursor *cursor, uint8_t place, Props *props, uint32_t *forward_bytes) noexcept nogil:
-    cdef uint32_t allowed = ALLOWED[place & 15]
+    cdef uint32_t allowed = props_allowed(place)
     cdef uint32_t repeatable = HAS_USER_PROPERTY
     cdef uint32_t n, bit
     cdef uint32_t travels = 0
@@ -256,6 +265,22 @@ cdef bint property_next(Cursor *cursor, uint8_t *identifier, Span *whole) noexce
     return True
 
 
+cdef int property_check(Span whole) noexcept nogil:
+    cdef Cursor cursor
+    cdef Props value
+    cdef int status
+    if whole.n == 0:
+        return -RC_MALFORMED_PACKET
+    value.subscription_id_count = 0
+    value.user_property_count = 0
+    cursor.p = whole.p + 1
+    cursor.end = whole.p + whole.n
+    status = _take_value(&cursor, whole.p[0], &value)
+    if status == ST_OK and cursor.p != cursor.end:
+        return -RC_MALFORMED_PACKET
+    return status
+
+
 cdef bint _text_bytes(uint32_t present, uint32_t bit, Span text, uint64_t *total) noexcept nogil:
     """Adds an encoded string property; false: too long for its length field."""
     if present & bit:
@@ -274,7 +299,7 @@ cdef uint64_t _count_bytes(uint32_t bits, uint32_t each) noexcept nogil:
 
 
 cdef uint32_t props_size(const Props *props, uint8_t place) noexcept nogil:
-    cdef uint32_t present = props.present & ALLOWED[place & 15]
+    cdef uint32_t present = props.present & props_allowed(place)
     cdef uint64_t total = props.raw.n
     if present & ~<uint32_t> HAS_USER_PROPERTY == 0:
         return <uint32_t> total
@@ -330,7 +355,7 @@ cdef uint8_t *_put_text(uint8_t *out, uint32_t present, uint32_t bit, uint8_t id
 
 
 cdef uint8_t *props_put(const Props *props, uint8_t place, uint8_t *out) noexcept nogil:
-    cdef uint32_t present = props.present & ALLOWED[place & 15] & ~<uint32_t> HAS_USER_PROPERTY
+    cdef uint32_t present = props.present & props_allowed(place) & ~<uint32_t> HAS_USER_PROPERTY
     if present:
         out = _put_short(out, present, HAS_TOPIC_ALIAS, PROPERTY_TOPIC_ALIAS, props.topic_alias)
         out = _put_long(out, present, HAS_MESSAGE_EXPIRY, PROPERTY_MESSAGE_EXPIRY, props.message_expiry)
