@@ -21,8 +21,8 @@ BASE = ["types", "alloc", "vec", "map", "ring", "msg", "timer", "inbox", "logrin
 PROTO = ["wire", "packet", "dialect", "props", "topic", "decode", "encode", "wsframe"]
 NET = ["transport", "tcp", "tls", "ws", "outq", "listener", "poller", "poller_epoll", "poller_kqueue", "reactor"]
 BROKER = [
-    *("handle", "stats", "acl", "journal", "trie", "routes", "retain", "state", "report", "mail"),
-    *("session", "group", "deliver", "will", "gate", "on_connect", "on_publish", "on_subscribe", "conn", "worker"),
+    *("handle", "stats", "acl", "journal", "trie", "routes", "retain", "state", "report", "mail", "reply"),
+    *("session", "group", "deliver", "presence", "will", "gate", "on_connect", "on_publish", "on_subscribe", "conn", "worker"),
 ]
 LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native"]

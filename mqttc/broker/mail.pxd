@@ -1,7 +1,7 @@
 """Mail of a worker to the others: collected during the turn, posted at its end (before the flush, so that what a client is told has been told to the
 other workers first). Order per pair of workers is the order of posting."""
 
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from mqttc.base.inbox cimport Mail
 from mqttc.base.msg cimport Msg
