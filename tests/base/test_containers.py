@@ -144,6 +144,7 @@ def test_map_is_a_dict(spread: int, steps: list[tuple[str, int, int]]) -> None:
         else:
             assert table.find(key, hash) == model.get(key)
         assert table.count == len(model)
+        assert table.longest_way() >= 0
         assert sorted(table.items()) == sorted(model.items())
         assert table.capacity == 0 or table.count <= table.capacity - table.capacity // 8
     for key in range(61):

@@ -177,13 +177,15 @@ cdef class MapFace:
         return found
 
     def longest_way(self) -> int:
-        """Of any slot from home, by a scan of the table."""
+        """Of any slot from home, by a scan of the table; -1 when a slot does not know its own way."""
         cdef uint32_t longest = 0
         cdef uint32_t way
         cdef uint32_t i
         for i in range(self.map.capacity):
             if self.map.slots[i].used:
                 way = (i - self.map.slots[i].hash) & (self.map.capacity - 1)
+                if self.map.slots[i].used != way + 1:
+                    return -1
                 longest = max(longest, way)
         return longest
 
