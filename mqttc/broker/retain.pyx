@@ -719,9 +719,10 @@ cdef uint32_t retain_sweep(RetainStore *store, MsgPool *pool, int64_t now_ms, ui
     cdef RetainCursor *cursor = &core.sweep
     cdef Stripe *stripe
     cdef Hold hold
-    cdef uint32_t looked = 0, removed = 0, ended = 0, left
+    cdef uint32_t looked = 0, removed = 0, left, stripes_left
     pthread_mutex_lock(&core.sweep_lock)
-    while looked < budget and ended < STRIPES:
+    stripes_left = STRIPES + (cursor.topic_bytes != 0)     # one round, back to where it began
+    while looked < budget and stripes_left:
         hold_init(&hold, NULL, 0)
         left = budget - looked
         stripe = &core.stripes[cursor.stripe]
@@ -735,7 +736,7 @@ cdef uint32_t retain_sweep(RetainStore *store, MsgPool *pool, int64_t now_ms, ui
         if hold.need and cursor_reserve(cursor, hold.need) != ST_OK:
             break
         if hold.ended:
-            ended += 1
+            stripes_left -= 1
             cursor.stripe = (cursor.stripe + 1) % STRIPES
     pthread_mutex_unlock(&core.sweep_lock)
     return removed

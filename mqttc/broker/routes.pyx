@@ -324,7 +324,10 @@ cdef void routes_evict(RouteCache *cache, const Route *newest) noexcept nogil:
             cache.hand = 0
         index = cache.hand
         route = ring_slot(cache, index)[0]
-        if route == newest or (route.age and route_fresh(cache.trie, route)):
+        if route == newest:
+            cache.hand += 1
+            continue
+        if route.age and route_fresh(cache.trie, route):
             route.age = 0
             cache.hand += 1
             continue
@@ -365,14 +368,15 @@ cdef int route_enter(RouteCache *cache, Route *route, Route *stale) noexcept nog
 
 cdef Route *route_miss(RouteCache *cache, Span topic, uint32_t hash, Route *stale) noexcept nogil:
     cdef Route *route = route_build(cache, topic, hash)
+    cdef uint32_t stale_age = 0 if stale == NULL else 1
     counter_add(&cache.misses, 1)
     if route == NULL:
         return NULL
     if route_enter(cache, route, stale) != ST_OK:
         route_drop(route)
         return NULL
+    route.age = stale_age          # a topic seen for the first time has yet to show that it comes again
     routes_evict(cache, route)
-    route.age = 1
     return route
 
 

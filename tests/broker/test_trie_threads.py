@@ -1,0 +1,70 @@
+"""The tree under threads that really run at once; the thread sanitizer's build runs the same tests."""
+
+from __future__ import annotations
+
+from tests.broker.reference import together
+from tests.face.broker_tree import RoutesFace, TrieFace, live_routes
+
+FAR = 1 << 40                      # sessions from here on come and go
+
+
+def steady_tree() -> tuple[TrieFace, int]:
+    """Subscriptions that stay, all met by a/b/c/d; their number."""
+    tree = TrieFace()
+    stay = [b"a/b/c/d", b"a/+/c/#", b"#", b"+/+/+/+", b"a/b/c/d/#", b"+/b/#"]
+    for number, filter in enumerate(stay):
+        tree.subscribe(filter, number + 1)
+    return tree, len(stay)
+
+
+def test_matches_are_whole_while_others_write() -> None:
+    tree, steady = steady_tree()
+    nodes = tree.node_count
+    assert together(
+        lambda: tree.watch(b"a/b/c/d", FAR, steady, 20_000),
+        lambda: tree.watch(b"a/b/c/d", FAR, steady, 20_000),
+        lambda: tree.churn(b"a/b/+/d", FAR, 40, 100),
+        lambda: tree.churn(b"+/b/+/#", FAR, 3, 1000),
+        lambda: tree.churn(b"x/y/z", FAR, 100, 30),
+        lambda: tree.churn_group(b"g", b"a/b/#", 2000),
+    ) == [0] * 6
+    assert (tree.subscription_count, tree.node_count) == (steady, nodes)
+
+
+def test_a_match_that_lets_go_still_finds_all() -> None:
+    """8192 filters meet the topic, so that the lock is let go several times in each match while writers change its very stripes."""
+    tree = TrieFace()
+    depth = 12
+    for number in range(1 << depth):
+        tree.subscribe(b"/".join(b"+" if number >> i & 1 else b"a" for i in range(depth)), number + 1)
+    topic = b"/".join([b"a"] * depth)
+    nodes = tree.node_count
+    assert together(
+        lambda: tree.watch(topic, FAR, 1 << depth, 60),
+        lambda: tree.churn(b"a/a/a/+/x/#", FAR, 2, 5000),
+        lambda: tree.churn(b"+/a/#", FAR, 2, 5000),
+    ) == [0] * 3
+    assert (tree.subscription_count, tree.node_count) == (1 << depth, nodes)
+
+
+def test_writers_are_not_starved_by_readers() -> None:
+    """Were readers preferred, one of three would always hold the lock; a writer counts its waits."""
+    tree, steady = steady_tree()
+    assert together(
+        *[lambda: tree.watch(b"a/b/c/d", FAR, steady, 100_000)] * 3,
+        lambda: tree.churn(b"a/b/c/d", FAR, 10, 500),
+    ) == [0] * 4
+    assert tree.subscription_count == steady
+
+
+def test_each_worker_has_its_cache_of_the_one_tree() -> None:
+    before = live_routes()
+    tree, steady = steady_tree()
+    caches = [RoutesFace(tree, 1, 8) for _ in range(3)]
+    assert together(
+        *[lambda cache=cache: cache.watch(b"a/b/c/d", steady, 20_000) for cache in caches],
+        lambda: tree.churn(b"a/b/+/d", FAR, 5, 500),
+    ) == [0] * 4
+    assert all(len(cache.lookup(b"a/b/c/d")[0][0]) == steady for cache in caches), "stale routes were built anew"
+    del caches
+    assert live_routes() == before
