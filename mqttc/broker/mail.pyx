@@ -98,7 +98,6 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
         adopt = <AdoptMail *> mail
         adopt.parcel.transport.ops.close(&adopt.parcel.transport)
         free(adopt.parcel.leftover)
-        free(adopt.auth_method)
         free(adopt.auth_data)
     elif mail.kind == MAIL_GROUP:
         group = <GroupMail *> mail

@@ -224,9 +224,6 @@ cdef struct HeldAck:
 
 cdef struct PendingConnect:            # while a question is open or the connection moves
     uint32_t bytes
-    uint32_t question                  # number of the open question; stale answers are ignored
-    uint8_t *auth_method               # owned; NULL: none
-    uint32_t auth_method_bytes
     uint8_t packet[1]                  # the whole CONNECT as received (bytes of it)
 
 cdef struct Conn:
@@ -243,6 +240,7 @@ cdef struct Conn:
     int64_t last_packet_ms
     uint32_t maximum_packet_size       # what the client takes, bytes; 0: no limit
     uint32_t keep_alive_ms             # 1.5 x keep alive; 0: none
+    uint32_t question                  # number of the last question; answers to others are stale
     uint16_t auth_method_bytes
     uint8_t phase
     uint8_t flags
@@ -295,9 +293,6 @@ cdef struct PublishMail:
 cdef struct AdoptMail:
     Mail mail
     LinkParcel parcel
-    uint8_t assigned                   # the client id was made by us
-    uint8_t *auth_method               # owned
-    uint16_t auth_method_bytes
     uint8_t *auth_data                 # owned: for CONNACK
     uint32_t auth_data_bytes
     uint32_t bytes

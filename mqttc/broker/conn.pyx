@@ -1,0 +1,181 @@
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdlib cimport free
+
+from mqttc.base.ring cimport ring_free
+from mqttc.base.timer cimport wheel_add
+from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, likely, span_make, unlikely
+from mqttc.broker.on_connect cimport on_auth, on_connect
+from mqttc.broker.on_publish cimport aliases_in_free, on_ack, on_publish
+from mqttc.broker.on_subscribe cimport on_subscribe, on_unsubscribe
+from mqttc.broker.presence cimport session_offline
+from mqttc.broker.reply cimport END_DISCONNECT, conn_fail, packet_clear, refuse_connect, send_packet
+from mqttc.broker.report cimport (
+    EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, LOG_INFO, LOG_WARNING, report, text,
+)
+from mqttc.broker.routes cimport route_drop
+from mqttc.broker.state cimport (
+    CONN_ASKED, CONN_AUTHENTICATING, CONN_BRAKE_PAUSED, CONN_COUNTED, CONN_DONE, CONN_NEW, CONN_UP, Conn, Session, Worker,
+)
+from mqttc.broker.stats cimport (
+    C_CONNECT_TIMEOUTS, C_DISCONNECTS_ABRUPT, C_DISCONNECTS_CLEAN, C_GATE_TIMEOUTS, C_KEEP_ALIVE_TIMEOUTS, C_RECEIVED, stat,
+)
+from mqttc.net.reactor cimport LINK_PAUSED, link_close
+from mqttc.proto.decode cimport decode_packet, frame_next
+from mqttc.proto.packet cimport (
+    AUTH, CONNECT, DISCONNECT, HAS_SESSION_EXPIRY, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, RC_DISCONNECT_WITH_WILL, RC_KEEP_ALIVE_TIMEOUT, RC_MALFORMED_PACKET,
+    RC_NOT_AUTHORIZED, RC_PROTOCOL_ERROR, RC_SUCCESS, SUBSCRIBE, UNSUBSCRIBE, Frame, Packet,
+)
+
+
+cdef void on_disconnect(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
+    cdef Session *session = conn.session
+    if packet.props.present & HAS_SESSION_EXPIRY:
+        if session.expiry_s == 0 and packet.props.session_expiry != 0:          # [MQTT-3.14.2-2]: not a valid DISCONNECT, the will goes out
+            conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("session expiry cannot be set in DISCONNECT when it was 0 in CONNECT"))
+            return
+        session.expiry_s = packet.props.session_expiry
+        if session.expiry_s > worker.engine.settings.session_expiry_s:
+            session.expiry_s = worker.engine.settings.session_expiry_s
+    conn.keep_will = packet.reason != RC_SUCCESS                                # [MQTT-3.14.4-3]; 0x04 and every failure keep it
+    conn.disconnect_reason = packet.reason
+    conn.phase = CONN_DONE
+    link_close(worker.reactor, &conn.link, END_DISCONNECT)
+
+
+cdef void on_other(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
+    """The rarer packets of a connection that is up."""
+    cdef Packet packet
+    cdef int status = decode_packet(conn.dialect, frame, &packet)
+    if status != ST_OK:
+        conn_fail(worker, conn, <uint8_t> -status, text("packet cannot be read"))
+        return
+    if frame.type == SUBSCRIBE:
+        on_subscribe(worker, conn, &packet)
+    elif frame.type == UNSUBSCRIBE:
+        on_unsubscribe(worker, conn, &packet)
+    elif frame.type == PINGREQ:
+        packet_clear(&packet, PINGRESP)                                         # [MQTT-3.12.4-1]
+        send_packet(worker, conn, &packet)
+    elif frame.type == DISCONNECT:
+        on_disconnect(worker, conn, &packet)
+    elif frame.type == AUTH and conn.dialect.auth:
+        on_auth(worker, conn, &packet)
+    else:                                                                       # a server's packet, or a second CONNECT [MQTT-3.1.0-2]
+        conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("packet out of place"))
+
+
+cdef void on_early(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
+    """Between an enhanced CONNECT and its CONNACK only AUTH and DISCONNECT may come. [MQTT-3.1.2-30]"""
+    cdef Packet packet
+    cdef int status
+    if conn.phase == CONN_AUTHENTICATING and (frame.type == AUTH or frame.type == DISCONNECT):
+        status = decode_packet(conn.dialect, frame, &packet)
+        if status != ST_OK:
+            conn_fail(worker, conn, <uint8_t> -status, text("packet cannot be read"))
+        elif frame.type == AUTH:
+            on_auth(worker, conn, &packet)
+        else:
+            conn.phase = CONN_DONE
+            link_close(worker.reactor, &conn.link, END_DISCONNECT)
+        return
+    conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("the first packet is not CONNECT"))     # [MQTT-3.1.0-1]
+
+
+cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32_t n) noexcept nogil:
+    cdef const uint8_t *p = bytes
+    cdef const uint8_t *end = bytes + n
+    cdef Frame frame
+    cdef int status
+    while p < end:
+        if unlikely(conn.phase == CONN_DONE):
+            return n
+        status = frame_next(p, end, worker.engine.settings.max_packet_size, &frame)
+        if status != ST_OK:
+            if status == ST_NEED_MORE:
+                conn.link.want_bytes = frame.total_bytes
+                break
+            conn_fail(worker, conn, <uint8_t> -status, text("frame cannot be read"))
+            return n
+        stat(&worker.stats, C_RECEIVED + frame.type)
+        if likely(conn.phase == CONN_UP):
+            if frame.type == PUBLISH:
+                on_publish(worker, conn, &frame)
+            elif PUBACK <= frame.type <= PUBCOMP:
+                on_ack(worker, conn, &frame)
+            else:
+                on_other(worker, conn, &frame)
+        elif frame.type == CONNECT:
+            if on_connect(worker, conn, &frame, p, p + frame.total_bytes, <uint32_t> (end - p) - frame.total_bytes):
+                return 0                                                        # it lives on another worker now
+        else:
+            on_early(worker, conn, &frame)
+        p += frame.total_bytes
+        if unlikely(conn.link.flags & LINK_PAUSED):
+            break
+    if p > bytes:
+        conn.last_packet_ms = worker.reactor.now_ms
+    return <uint32_t> (p - bytes)
+
+
+cdef void conn_timer(Worker *worker, Conn *conn) noexcept nogil:
+    cdef int64_t deadline
+    if conn.phase == CONN_UP:
+        deadline = conn.last_packet_ms + conn.keep_alive_ms
+        if conn.flags & CONN_BRAKE_PAUSED:                                      # we do not read, so the client cannot be late
+            deadline = worker.reactor.now_ms + conn.keep_alive_ms
+        if worker.reactor.now_ms < deadline:
+            wheel_add(worker.reactor.wheel, &conn.link.timer, deadline)
+            return
+        stat(&worker.stats, C_KEEP_ALIVE_TIMEOUTS)                              # [MQTT-3.1.2-22]
+        report(worker, LOG_INFO, EV_KEEP_ALIVE_TIMEOUT, RC_KEEP_ALIVE_TIMEOUT, conn, conn.session, span_make(NULL, 0))
+        conn_fail(worker, conn, RC_KEEP_ALIVE_TIMEOUT, text("keep alive"))
+    elif conn.phase == CONN_ASKED:
+        stat(&worker.stats, C_GATE_TIMEOUTS)
+        conn.question += 1                                                      # an answer that still comes is stale
+        refuse_connect(worker, conn, conn.dialect.level, RC_NOT_AUTHORIZED, span_make(NULL, 0), text("authentication took too long"))
+    elif conn.phase == CONN_AUTHENTICATING:
+        stat(&worker.stats, C_CONNECT_TIMEOUTS)
+        refuse_connect(worker, conn, conn.dialect.level, RC_NOT_AUTHORIZED, span_make(NULL, 0), text("authentication took too long"))
+    elif conn.phase == CONN_NEW:
+        stat(&worker.stats, C_CONNECT_TIMEOUTS)
+        report(worker, LOG_INFO, EV_CONNECT_TIMEOUT, 0, conn, NULL, span_make(NULL, 0))
+        conn.phase = CONN_DONE
+        link_close(worker.reactor, &conn.link, END_DISCONNECT)
+
+
+cdef void conn_ended(Worker *worker, Conn *conn, int reason) noexcept nogil:
+    cdef uint32_t i
+    if conn.session != NULL:
+        if reason == END_DISCONNECT:
+            stat(&worker.stats, C_DISCONNECTS_CLEAN)
+            report(worker, LOG_INFO, EV_DISCONNECTED, conn.disconnect_reason, conn, conn.session, span_make(NULL, 0))
+        else:
+            stat(&worker.stats, C_DISCONNECTS_ABRUPT)
+            report(worker, LOG_INFO, EV_CONNECTION_LOST, conn.disconnect_reason, conn, conn.session, span_make(NULL, 0))
+        session_offline(worker, conn, False, False)
+    conn.phase = CONN_DONE
+    if conn.flags & CONN_COUNTED:
+        atomic_add_u32_relaxed(&worker.engine.connections, <uint32_t> -1)
+        atomic_add_u32_relaxed(&worker.engine.listeners[conn.link.listener].open_count, <uint32_t> -1)
+    conn_free(conn)
+
+
+cdef void conn_free(Conn *conn) noexcept nogil:
+    cdef uint32_t i
+    if conn.last_route != NULL:
+        route_drop(conn.last_route)
+        conn.last_route = NULL
+    aliases_in_free(conn)
+    if conn.aliases_out != NULL:
+        for i in range(conn.aliases_out.count):
+            free(conn.aliases_out.items[i].topic)
+        free(conn.aliases_out)
+        conn.aliases_out = NULL
+    if conn.held_acks != NULL:
+        ring_free(conn.held_acks)
+        free(conn.held_acks)
+        conn.held_acks = NULL
+    free(conn.pending)
+    conn.pending = NULL
+    free(conn.auth_method)
+    conn.auth_method = NULL

@@ -1,0 +1,501 @@
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from mqttc.base.map cimport random_bytes
+from mqttc.base.msg cimport Msg, msg_alloc, msg_data
+from mqttc.base.ring cimport ring_free
+from mqttc.base.timer cimport wheel_add, wheel_cancel
+from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_load_u32_acquire, span_equal, span_make
+from mqttc.broker.deliver cimport session_pump
+from mqttc.broker.gate cimport gate_ask
+from mqttc.broker.mail cimport post
+from mqttc.broker.presence cimport session_finish, session_offline, session_online, will_free
+from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse_connect, send_packet
+from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
+from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle
+from mqttc.broker.state cimport (
+    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_DONE, CONN_NEW, CONN_QUIET, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
+    AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, Will, Worker,
+)
+from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, stat
+from mqttc.net.outq cimport outq_clear
+from mqttc.net.reactor cimport END_NO_MEMORY, Link, LinkParcel, link_adopt, link_close, link_detach, link_pause, link_resume, reactor_link
+from mqttc.net.tcp cimport peer_is_loopback, tcp_keep_alive
+from mqttc.proto.decode cimport decode_connect, forward_size, frame_next, publish_forward
+from mqttc.proto.dialect cimport dialect_for
+from mqttc.proto.packet cimport (
+    AUTH, CONNACK, HAS_ASSIGNED_CLIENT_ID, HAS_AUTH_DATA, HAS_AUTH_METHOD, HAS_MAXIMUM_PACKET_SIZE, HAS_MAXIMUM_QOS, HAS_MESSAGE_EXPIRY, HAS_PAYLOAD_FORMAT,
+    HAS_RECEIVE_MAXIMUM, HAS_RESPONSE_INFO, HAS_RETAIN_AVAILABLE, HAS_SERVER_KEEP_ALIVE, HAS_SESSION_EXPIRY, HAS_SHARED_AVAILABLE, HAS_SUBSCRIPTION_ID_AVAILABLE,
+    HAS_TOPIC_ALIAS_MAXIMUM, HAS_WILDCARD_AVAILABLE, RC_BAD_AUTHENTICATION_METHOD, RC_CLIENT_IDENTIFIER_NOT_VALID, RC_CONTINUE_AUTHENTICATION, RC_NOT_AUTHORIZED,
+    RC_PAYLOAD_FORMAT_INVALID, RC_PROTOCOL_ERROR, RC_QOS_NOT_SUPPORTED, RC_QUOTA_EXCEEDED, RC_REAUTHENTICATE, RC_RETAIN_NOT_SUPPORTED, RC_SERVER_BUSY,
+    RC_SERVER_UNAVAILABLE, RC_SESSION_TAKEN_OVER, RC_SUCCESS, RC_TOPIC_NAME_INVALID, RC_UNSUPPORTED_PROTOCOL_VERSION, RC_USE_ANOTHER_SERVER, Frame, Packet,
+)
+from mqttc.proto.topic cimport level_count, topic_check, utf8_check
+
+cdef enum:
+    ASSIGNED_BYTES = 28                # "mqttc-" and 22 letters and digits, 131 bits
+
+
+cdef Span nothing() noexcept nogil:
+    return span_make(NULL, 0)
+
+
+cdef void conn_init(Worker *worker, Conn *conn) noexcept nogil:
+    memset(<uint8_t *> conn + sizeof(Link), 0, sizeof(Conn) - sizeof(Link))
+    conn.maximum_qos = worker.engine.listeners[conn.link.listener].maximum_qos
+    conn.keep_will = 1
+    conn.link.timer.kind = TIMER_CONN
+    conn.last_packet_ms = worker.reactor.now_ms
+
+
+# ---- what can be decided from the packet alone
+
+cdef uint8_t connect_verdict(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
+    """RC_SUCCESS, or why the CONNECT is refused."""
+    cdef Settings *settings = &worker.engine.settings
+    if atomic_load_u32_acquire(&worker.engine.stopping):
+        return RC_SERVER_UNAVAILABLE
+    if packet.client_id.n == 0:
+        if not conn.dialect.empty_client_id or (conn.dialect.empty_client_id_needs_clean and not packet.clean_start):
+            return RC_CLIENT_IDENTIFIER_NOT_VALID               # [MQTT-3.1.3-8]
+    elif packet.client_id.n > settings.max_client_id_bytes:
+        return RC_CLIENT_IDENTIFIER_NOT_VALID
+    if packet.has_will:
+        if packet.will_qos > conn.maximum_qos:
+            return RC_QOS_NOT_SUPPORTED                         # [MQTT-3.2.2-12]
+        if packet.will_retain and not settings.retain_available:
+            return RC_RETAIN_NOT_SUPPORTED                      # [MQTT-3.2.2-13]
+        if not topic_check(packet.will_topic) or packet.will_topic.n > settings.max_topic_bytes or level_count(packet.will_topic) > settings.max_topic_levels:
+            return RC_TOPIC_NAME_INVALID
+        if packet.will_props.present & HAS_PAYLOAD_FORMAT and packet.will_props.payload_format and not utf8_check(packet.will_payload):
+            return RC_PAYLOAD_FORMAT_INVALID
+    return RC_SUCCESS
+
+
+cdef uint8_t native_verdict(Worker *worker, Conn *conn, const Packet *packet, bint *ask) noexcept nogil:
+    """Who may come in without the gate: RC_SUCCESS with ask false is in, with ask true the gate decides."""
+    cdef Listener *listener = worker.engine.listeners[conn.link.listener]
+    ask[0] = listener.ask_gate
+    if packet.props.present & HAS_AUTH_METHOD:
+        return RC_SUCCESS if listener.ask_gate else RC_BAD_AUTHENTICATION_METHOD
+    if listener.ask_gate and (packet.has_username or packet.has_password):
+        return RC_SUCCESS
+    if listener.anonymous == 1 or (listener.anonymous == 2 and peer_is_loopback(&conn.link.peer)):
+        return RC_SUCCESS
+    return RC_NOT_AUTHORIZED
+
+
+cdef bint ask(Worker *worker, Conn *conn, uint8_t kind, const Packet *packet) noexcept nogil:
+    """Puts a question; False: the connection was refused."""
+    cdef int status
+    conn.question += 1
+    status = gate_ask(worker, conn, kind, conn.question, packet)
+    if status == ST_OK:
+        return True
+    if conn.phase == CONN_UP:
+        conn_fail(worker, conn, RC_SERVER_BUSY, text("too many open questions"))
+    else:
+        refuse_connect(worker, conn, conn.dialect.level, RC_SERVER_BUSY, nothing(), text("too many open questions"))
+    return False
+
+
+cdef void park(Worker *worker, Conn *conn) noexcept nogil:
+    conn.phase = CONN_ASKED
+    link_pause(worker.reactor, &conn.link)
+    wheel_add(worker.reactor.wheel, &conn.link.timer, worker.reactor.now_ms + worker.engine.settings.auth_timeout_ms)
+
+
+cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8_t *packet_start, const uint8_t *rest, uint32_t rest_bytes) noexcept nogil:
+    cdef Packet packet
+    cdef PendingConnect *pending
+    cdef Listener *listener = worker.engine.listeners[conn.link.listener]
+    cdef uint8_t reason
+    cdef bint asking = False
+    cdef int status
+    if conn.phase != CONN_NEW:                                  # [MQTT-3.1.0-2]
+        conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("second CONNECT"))
+        return False
+    status = decode_connect(frame, &packet)
+    if status == -RC_UNSUPPORTED_PROTOCOL_VERSION:              # [MQTT-3.1.2-2]
+        refuse_connect(worker, conn, 5 if packet.protocol_level > 5 else 4, RC_UNSUPPORTED_PROTOCOL_VERSION, nothing(), text("unsupported protocol version"))
+        return False
+    conn.dialect = dialect_for(packet.protocol_level)
+    if status != ST_OK or conn.dialect == NULL:
+        conn_fail(worker, conn, <uint8_t> -status, text("CONNECT cannot be read"))
+        return False
+    conn.layout = conn.dialect.layout
+    if not packet.props.request_problem_info:
+        conn.flags |= CONN_QUIET
+    if listener.server_reference != NULL:                       # [MQTT-4.13.2]
+        refuse_connect(worker, conn, conn.dialect.level, RC_USE_ANOTHER_SERVER, span_make(listener.server_reference, listener.server_reference_bytes), nothing())
+        return False
+    reason = connect_verdict(worker, conn, &packet)
+    if reason == RC_SUCCESS:
+        reason = native_verdict(worker, conn, &packet, &asking)
+    if reason != RC_SUCCESS:
+        refuse_connect(worker, conn, conn.dialect.level, reason, nothing(), nothing())
+        return False
+    if packet.props.present & HAS_AUTH_METHOD:
+        conn.auth_method = <uint8_t *> malloc(packet.props.auth_method.n if packet.props.auth_method.n else 1)
+        if conn.auth_method == NULL:
+            link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+            return False
+        memcpy(conn.auth_method, packet.props.auth_method.p, packet.props.auth_method.n)
+        conn.auth_method_bytes = <uint16_t> packet.props.auth_method.n
+    if not asking:
+        return connect_admit(worker, conn, &packet, packet_start, frame.total_bytes, rest, rest_bytes, nothing())
+    pending = <PendingConnect *> malloc(sizeof(PendingConnect) + frame.total_bytes)
+    if pending == NULL:
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return False
+    pending.bytes = frame.total_bytes
+    memcpy(pending.packet, packet_start, frame.total_bytes)
+    conn.pending = pending
+    if ask(worker, conn, QUESTION_CONNECT, &packet):
+        park(worker, conn)
+    return False
+
+
+# ---- enhanced authentication, and answers
+
+cdef void send_auth(Worker *worker, Conn *conn, uint8_t reason, Span data) noexcept nogil:
+    cdef Packet packet
+    packet_clear(&packet, AUTH)
+    packet.reason = reason
+    packet.props.present = HAS_AUTH_METHOD                      # [MQTT-4.12.0-5]
+    packet.props.auth_method = span_make(conn.auth_method, conn.auth_method_bytes)
+    if data.p != NULL:
+        packet.props.present |= HAS_AUTH_DATA
+        packet.props.auth_data = data
+    send_packet(worker, conn, &packet)
+
+
+cdef void on_auth(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
+    if conn.auth_method == NULL or not packet.props.present & HAS_AUTH_METHOD or not span_equal(
+        packet.props.auth_method, span_make(conn.auth_method, conn.auth_method_bytes)
+    ):                                                          # [MQTT-4.12.0-6, MQTT-4.12.1-1]
+        conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("AUTH without the method of CONNECT"))
+        return
+    if conn.phase == CONN_AUTHENTICATING and packet.reason == RC_CONTINUE_AUTHENTICATION:
+        if ask(worker, conn, QUESTION_AUTH, packet):
+            park(worker, conn)
+        return
+    if conn.phase == CONN_UP and (packet.reason == RC_REAUTHENTICATE or (packet.reason == RC_CONTINUE_AUTHENTICATION and conn.flags & CONN_ASKED_AGAIN)):
+        if ask(worker, conn, QUESTION_AUTH, packet):
+            conn.flags |= CONN_ASKED_AGAIN
+        return
+    conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("AUTH out of place"))
+
+
+cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
+    cdef Conn *conn = <Conn *> reactor_link(worker.reactor, mail.slot, mail.generation)
+    cdef Span data = span_make(mail.auth_data, mail.auth_data_bytes)
+    cdef PendingConnect *pending
+    cdef Packet packet
+    cdef Frame frame
+    cdef bint moved
+    if conn == NULL or conn.question != mail.question:
+        return                          # it is gone, or answered by its deadline
+    if conn.phase == CONN_UP and conn.flags & CONN_ASKED_AGAIN:
+        if mail.reason == RC_SUCCESS or mail.reason == RC_CONTINUE_AUTHENTICATION:
+            send_auth(worker, conn, mail.reason, data)
+            if mail.reason == RC_SUCCESS:
+                conn.flags &= ~CONN_ASKED_AGAIN
+        else:                                                   # [MQTT-4.12.1-2]
+            conn_fail(worker, conn, mail.reason, text("re-authentication failed"))
+        return
+    if conn.phase != CONN_ASKED:
+        return
+    if mail.reason == RC_CONTINUE_AUTHENTICATION and conn.auth_method != NULL:
+        conn.phase = CONN_AUTHENTICATING
+        send_auth(worker, conn, RC_CONTINUE_AUTHENTICATION, data)
+        link_resume(worker.reactor, &conn.link)
+        return
+    if mail.reason != RC_SUCCESS:
+        refuse_connect(worker, conn, conn.dialect.level, mail.reason, nothing(), nothing())
+        return
+    pending = conn.pending
+    conn.pending = NULL
+    if frame_next(pending.packet, pending.packet + pending.bytes, 0, &frame) == ST_OK and decode_connect(&frame, &packet) == ST_OK:
+        moved = connect_admit(worker, conn, &packet, pending.packet, pending.bytes, conn.link.partial, conn.link.partial_bytes, data)
+        if not moved and conn.phase == CONN_UP:
+            link_resume(worker.reactor, &conn.link)
+    free(pending)
+
+
+# ---- accepted: to the home worker
+
+cdef bint client_id_make(Worker *worker, uint8_t *out) noexcept nogil:
+    """A client id that cannot be guessed and that lives on this worker."""
+    cdef const char *letters = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    cdef uint8_t noise[64]
+    cdef uint32_t i, filled
+    while True:
+        memcpy(out, <const char *> "mqttc-", 6)
+        filled = 6
+        while filled < ASSIGNED_BYTES:
+            if random_bytes(noise, sizeof(noise)) != ST_OK:
+                return False
+            for i in range(sizeof(noise)):
+                if noise[i] < 248 and filled < ASSIGNED_BYTES:  # 248 = 4 x 62: no letter is likelier than another
+                    out[filled] = <uint8_t> letters[noise[i] % 62]
+                    filled += 1
+        if client_hash(span_make(out, ASSIGNED_BYTES)) % worker.engine.settings.workers == worker.index:
+            return True
+
+
+cdef bint connect_admit(
+    Worker *worker, Conn *conn, const Packet *packet, const uint8_t *packet_start, uint32_t packet_bytes, const uint8_t *rest, uint32_t rest_bytes, Span auth_data,
+) noexcept nogil:
+    """True: the connection moved to another worker."""
+    cdef uint8_t assigned[ASSIGNED_BYTES]
+    cdef Span client_id = packet.client_id
+    cdef uint32_t hash
+    cdef uint16_t home
+    cdef AdoptMail *mail
+    if client_id.n == 0:
+        if not client_id_make(worker, assigned):
+            refuse_connect(worker, conn, conn.dialect.level, RC_SERVER_UNAVAILABLE, nothing(), nothing())
+            return False
+        client_id = span_make(assigned, ASSIGNED_BYTES)
+    hash = client_hash(client_id)
+    home = <uint16_t> (hash % worker.engine.settings.workers)
+    if home == worker.index:
+        connect_finish(worker, conn, packet, client_id, hash, auth_data)
+        return False
+    mail = <AdoptMail *> calloc(1, sizeof(AdoptMail) + packet_bytes)
+    if mail == NULL:
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return False
+    mail.mail.kind = MAIL_ADOPT
+    mail.bytes = packet_bytes
+    memcpy(mail.packet, packet_start, packet_bytes)
+    if auth_data.p != NULL:
+        mail.auth_data = <uint8_t *> malloc(auth_data.n if auth_data.n else 1)
+        if mail.auth_data == NULL:
+            free(mail)
+            link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+            return False
+        memcpy(mail.auth_data, auth_data.p, auth_data.n)
+        mail.auth_data_bytes = auth_data.n
+    wheel_cancel(worker.reactor.wheel, &conn.link.timer)
+    free(conn.auth_method)
+    conn.auth_method = NULL
+    if link_detach(worker.reactor, &conn.link, rest, rest_bytes, &mail.parcel) != ST_OK:
+        free(mail.auth_data)
+        free(mail)
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return False
+    post(worker, home, &mail.mail)
+    return True
+
+
+cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil:
+    cdef Conn *conn = <Conn *> link_adopt(worker.reactor, &mail.parcel)
+    cdef Packet packet
+    cdef Frame frame
+    cdef Span client_id
+    if conn == NULL:
+        mail.parcel.transport.ops.close(&mail.parcel.transport)
+        free(mail.parcel.leftover)
+        free(mail.auth_data)
+        return
+    conn_init(worker, conn)
+    if frame_next(mail.packet, mail.packet + mail.bytes, 0, &frame) == ST_OK and decode_connect(&frame, &packet) == ST_OK:
+        conn.dialect = dialect_for(packet.protocol_level)
+        conn.layout = conn.dialect.layout
+        if not packet.props.request_problem_info:
+            conn.flags |= CONN_QUIET
+        if packet.props.present & HAS_AUTH_METHOD:
+            conn.auth_method = <uint8_t *> malloc(packet.props.auth_method.n if packet.props.auth_method.n else 1)
+            if conn.auth_method == NULL:
+                link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+                free(mail.auth_data)
+                return
+            memcpy(conn.auth_method, packet.props.auth_method.p, packet.props.auth_method.n)
+            conn.auth_method_bytes = <uint16_t> packet.props.auth_method.n
+        client_id = packet.client_id
+        connect_finish(worker, conn, &packet, client_id, client_hash(client_id), span_make(mail.auth_data, mail.auth_data_bytes))
+        if conn.phase == CONN_UP:
+            link_resume(worker.reactor, &conn.link)
+    free(mail.auth_data)
+
+
+# ---- at home
+
+cdef Will *will_build(Worker *worker, Conn *conn, const Packet *packet, uint64_t publisher) noexcept nogil:
+    cdef uint32_t forward = forward_size(packet.will_props.raw)
+    cdef uint8_t *data
+    cdef Will *will = <Will *> calloc(1, sizeof(Will))
+    if will == NULL:
+        return NULL
+    will.msg = msg_alloc(&worker.msgs, packet.will_topic.n + forward + packet.will_payload.n)
+    if will.msg == NULL:
+        free(will)
+        return NULL
+    data = msg_data(will.msg)
+    memcpy(data, packet.will_topic.p, packet.will_topic.n)
+    if forward:
+        publish_forward(packet.will_props.raw, data + packet.will_topic.n)
+    if packet.will_payload.n:
+        memcpy(data + packet.will_topic.n + forward, packet.will_payload.p, packet.will_payload.n)
+    will.msg.topic_bytes = <uint16_t> packet.will_topic.n
+    will.msg.properties_offset = packet.will_topic.n
+    will.msg.properties_bytes = forward
+    will.msg.payload_offset = packet.will_topic.n + forward
+    will.msg.payload_bytes = packet.will_payload.n
+    will.msg.qos = packet.will_qos
+    will.msg.retain = packet.will_retain
+    will.msg.publisher = publisher
+    will.delay_s = packet.will_props.will_delay
+    will.has_expiry = packet.will_props.present & HAS_MESSAGE_EXPIRY != 0
+    will.expiry_s = packet.will_props.message_expiry
+    return will
+
+
+cdef Session *session_claim(Worker *worker, const Packet *packet, Span client_id, uint32_t hash, bint *present) noexcept nogil:
+    """Take-over and clean start [MQTT-3.1.4-3, MQTT-3.1.4-4]: the session for this client, with nobody connected to it. NULL: no room for a new one."""
+    cdef Session *session = session_find(worker, client_id, hash)
+    cdef Conn *loser
+    cdef bint ending
+    if session != NULL and session.conn != NULL:
+        loser = session.conn
+        ending = packet.clean_start or session.expiry_s == 0
+        stat(&worker.stats, C_TAKEOVERS)
+        report(worker, LOG_INFO, EV_TAKEN_OVER, RC_SESSION_TAKEN_OVER, loser, session, nothing())
+        if loser.held_acks != NULL:     # its unsent acknowledgements are dropped: the client will repeat
+            ring_free(loser.held_acks)
+            free(loser.held_acks)
+            loser.held_acks = NULL
+        conn_disconnect(worker, loser, RC_SESSION_TAKEN_OVER)
+        session_offline(worker, loser, ending, True)
+        if ending:
+            session = NULL
+    elif session != NULL and packet.clean_start:
+        session_finish(worker, session)
+        session = NULL
+    present[0] = session != NULL
+    if session == NULL:
+        return session_build(worker, client_id, hash)
+    stat(&worker.stats, C_SESSIONS_RESUMED)
+    return session
+
+
+cdef bint aliases_out_make(Worker *worker, Conn *conn, uint32_t maximum) noexcept nogil:
+    cdef uint32_t capacity = worker.engine.settings.topic_alias_out
+    if maximum < capacity:
+        capacity = maximum
+    if capacity == 0:
+        return True
+    conn.aliases_out = <AliasesOut *> calloc(1, sizeof(AliasesOut) + capacity * sizeof(AliasOut))
+    if conn.aliases_out == NULL:
+        return False
+    conn.aliases_out.capacity = capacity
+    return True
+
+
+cdef void keep_alive_start(Worker *worker, Conn *conn, const Packet *packet, Packet *connack) noexcept nogil:
+    """[MQTT-3.1.2-24, MQTT-3.2.2-21]: 5.0 clients are told the server's; 3.x clients cannot be, so theirs holds."""
+    cdef uint32_t seconds = packet.keep_alive
+    cdef uint32_t cap = worker.engine.settings.max_keep_alive_s
+    cdef Listener *listener = worker.engine.listeners[conn.link.listener]
+    if conn.dialect.properties and cap < 65535 and (seconds == 0 or seconds > cap):
+        seconds = cap
+        connack.props.present |= HAS_SERVER_KEEP_ALIVE
+        connack.props.server_keep_alive = <uint16_t> cap
+    conn.keep_alive_ms = seconds * 1500
+    conn.last_packet_ms = worker.reactor.now_ms
+    if seconds:
+        wheel_add(worker.reactor.wheel, &conn.link.timer, worker.reactor.now_ms + conn.keep_alive_ms)
+    else:
+        wheel_cancel(worker.reactor.wheel, &conn.link.timer)
+        tcp_keep_alive(conn.link.transport.fd, listener.keepalive_idle_s, listener.tcp_user_timeout_ms)
+
+
+cdef void connack_properties(Worker *worker, Conn *conn, const Packet *packet, Packet *connack) noexcept nogil:
+    """Only what differs from the standard's defaults."""
+    cdef Settings *settings = &worker.engine.settings
+    if settings.receive_maximum < 65535:
+        connack.props.present |= HAS_RECEIVE_MAXIMUM
+        connack.props.receive_maximum = <uint16_t> settings.receive_maximum
+    if conn.maximum_qos < 2:
+        connack.props.present |= HAS_MAXIMUM_QOS
+        connack.props.maximum_qos = conn.maximum_qos
+    if not settings.retain_available:
+        connack.props.present |= HAS_RETAIN_AVAILABLE
+        connack.props.retain_available = 0
+    if settings.max_packet_size:
+        connack.props.present |= HAS_MAXIMUM_PACKET_SIZE
+        connack.props.maximum_packet_size = settings.max_packet_size
+    if settings.topic_alias_maximum:
+        connack.props.present |= HAS_TOPIC_ALIAS_MAXIMUM
+        connack.props.topic_alias_maximum = <uint16_t> settings.topic_alias_maximum
+    if not settings.wildcard_available:
+        connack.props.present |= HAS_WILDCARD_AVAILABLE
+        connack.props.wildcard_available = 0
+    if not settings.subscription_ids_available:
+        connack.props.present |= HAS_SUBSCRIPTION_ID_AVAILABLE
+        connack.props.subscription_id_available = 0
+    if not settings.shared_available:
+        connack.props.present |= HAS_SHARED_AVAILABLE
+        connack.props.shared_available = 0
+    if packet.props.request_response_info and worker.engine.response_information != NULL:      # [MQTT-3.1.2-28]
+        connack.props.present |= HAS_RESPONSE_INFO
+        connack.props.response_info = span_make(worker.engine.response_information, worker.engine.response_information_bytes)
+    if conn.auth_method != NULL:
+        connack.props.present |= HAS_AUTH_METHOD
+        connack.props.auth_method = span_make(conn.auth_method, conn.auth_method_bytes)
+
+
+cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span client_id, uint32_t hash, Span auth_data) noexcept nogil:
+    cdef Settings *settings = &worker.engine.settings
+    cdef Session *session
+    cdef Will *will = NULL
+    cdef Packet connack
+    cdef bint present = False
+    cdef uint32_t maximum
+    session = session_claim(worker, packet, client_id, hash, &present)
+    if session == NULL:
+        refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no room for another session"))
+        return
+    if packet.has_will:
+        will = will_build(worker, conn, packet, session_handle(worker, session))
+    if (packet.has_will and will == NULL) or not aliases_out_make(worker, conn, packet.props.topic_alias_maximum):
+        will_free(worker, will)
+        if not present:
+            session_finish(worker, session)
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return
+    packet_clear(&connack, CONNACK)
+    connack.session_present = present                           # [MQTT-3.2.2-2, MQTT-3.2.2-3]
+    conn.maximum_packet_size = packet.props.maximum_packet_size
+    session.receive_maximum = packet.props.receive_maximum
+    if session.receive_maximum > settings.max_inflight:
+        session.receive_maximum = <uint16_t> settings.max_inflight
+    if conn.dialect.session_expiry:
+        session.expiry_s = packet.props.session_expiry
+        if session.expiry_s > settings.session_expiry_s:
+            session.expiry_s = settings.session_expiry_s
+            connack.props.present |= HAS_SESSION_EXPIRY
+            connack.props.session_expiry = session.expiry_s
+    else:
+        session.expiry_s = 0 if packet.clean_start else settings.session_expiry_s
+    session_online(worker, session, conn)
+    session.will = will
+    keep_alive_start(worker, conn, packet, &connack)
+    if conn.dialect.properties:
+        if packet.client_id.n == 0:                             # [MQTT-3.2.2-16]
+            connack.props.present |= HAS_ASSIGNED_CLIENT_ID
+            connack.props.assigned_client_id = client_id
+        connack_properties(worker, conn, packet, &connack)
+        if auth_data.p != NULL:
+            connack.props.present |= HAS_AUTH_DATA
+            connack.props.auth_data = auth_data
+    conn.phase = CONN_UP
+    stat(&worker.stats, C_CONNECTS_ACCEPTED)
+    if send_packet(worker, conn, &connack) == ST_LIMIT:         # it takes less than our shortest CONNACK [MQTT-3.1.2-24]
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return
+    report(worker, LOG_INFO, EV_CONNECTED, RC_SUCCESS, conn, session, nothing())
+    session_pump(worker, session)

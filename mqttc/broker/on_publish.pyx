@@ -1,0 +1,337 @@
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_properties, msg_topic, msg_payload
+from mqttc.base.timer cimport wheel_add
+from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
+from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
+from mqttc.broker.deliver cimport Publication, fan_out, publication_clear, publication_init, publication_msg, session_pump
+from mqttc.broker.reply cimport acknowledge, acks_held, acks_release, conn_fail, send_ack
+from mqttc.broker.report cimport EV_RETAINED_LIMIT, LOG_WARNING, report, text
+from mqttc.broker.retain cimport retain_set
+from mqttc.broker.routes cimport Route, route_drop, route_fresh, route_lookup, route_share
+from mqttc.broker.session cimport entry_release, inbound_add, inbound_count, inbound_has, inbound_remove, inflight_done, inflight_find, session_handle, session_of
+from mqttc.broker.state cimport (
+    CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, AliasesIn, AliasIn, Conn, QueueEntry, Session, Settings, Worker,
+)
+from mqttc.broker.stats cimport (
+    C_BRAKED, C_DROPPED_NO_MEMORY, C_DROPPED_RETAINED_LIMIT, C_MESSAGES_IN, C_REJECTED_BY_CLIENT, stat,
+)
+from mqttc.net.reactor cimport END_NO_MEMORY, link_close, link_pause, link_resume
+from mqttc.proto.decode cimport decode_ack, decode_publish, publish_forward
+from mqttc.proto.packet cimport (
+    HAS_MESSAGE_EXPIRY, HAS_SUBSCRIPTION_ID, HAS_TOPIC_ALIAS, PUBACK, PUBCOMP, PUBREC, PUBREL, RC_NO_MATCHING_SUBSCRIBERS, RC_PACKET_IDENTIFIER_NOT_FOUND,
+    RC_PROTOCOL_ERROR, RC_QOS_NOT_SUPPORTED, RC_QUOTA_EXCEEDED, RC_RECEIVE_MAXIMUM_EXCEEDED, RC_RETAIN_NOT_SUPPORTED, RC_SUCCESS, RC_TOPIC_ALIAS_INVALID,
+    RC_TOPIC_NAME_INVALID, Frame, Packet,
+)
+from mqttc.proto.topic cimport level_count
+
+cdef enum:
+    BRAKE_MS = 100
+
+
+# ---- topic aliases of the client
+
+cdef void aliases_in_free(Conn *conn) noexcept nogil:
+    cdef uint32_t i
+    if conn.aliases_in == NULL:
+        return
+    for i in range(conn.aliases_in.count):
+        free(conn.aliases_in.items[i].topic)
+        if conn.aliases_in.items[i].route != NULL:
+            route_drop(conn.aliases_in.items[i].route)
+    free(conn.aliases_in)
+    conn.aliases_in = NULL
+
+
+cdef int alias_resolve(Worker *worker, Conn *conn, Packet *packet, AliasIn **found) noexcept nogil:
+    """Sets packet.topic from the alias, or the alias from the topic. ST_OK or a negated reason code. [MQTT-3.3.2-8..12]"""
+    cdef uint32_t maximum = worker.engine.settings.topic_alias_maximum
+    cdef AliasIn *alias
+    cdef uint8_t *copy
+    if packet.props.topic_alias == 0 or packet.props.topic_alias > maximum:
+        return -RC_TOPIC_ALIAS_INVALID
+    if conn.aliases_in == NULL:
+        conn.aliases_in = <AliasesIn *> calloc(1, sizeof(AliasesIn) + maximum * sizeof(AliasIn))
+        if conn.aliases_in == NULL:
+            return -RC_QUOTA_EXCEEDED
+        conn.aliases_in.count = maximum
+    alias = &conn.aliases_in.items[packet.props.topic_alias - 1]
+    found[0] = alias
+    if packet.topic.n == 0:
+        if alias.topic == NULL:
+            return -RC_PROTOCOL_ERROR
+        packet.topic = span_make(alias.topic, alias.topic_bytes)
+        return ST_OK
+    if alias.topic != NULL and span_equal(span_make(alias.topic, alias.topic_bytes), packet.topic):
+        return ST_OK
+    copy = <uint8_t *> malloc(packet.topic.n)
+    if copy == NULL:
+        return -RC_QUOTA_EXCEEDED
+    memcpy(copy, packet.topic.p, packet.topic.n)
+    free(alias.topic)
+    if alias.route != NULL:
+        route_drop(alias.route)
+        alias.route = NULL
+    alias.topic = copy
+    alias.topic_bytes = packet.topic.n
+    return ST_OK
+
+
+# ---- the route: at hand for the same topic as before, else from the cache, else from the tree
+
+cdef Route *route_for(Worker *worker, Conn *conn, Span topic, AliasIn *alias) noexcept nogil:
+    cdef Route **hand = &conn.last_route if alias == NULL else &alias.route
+    cdef Route *route = hand[0]
+    if likely(route != NULL and span_equal(span_make(route.topic, route.topic_bytes), topic) and route_fresh(worker.engine.trie, route)):
+        return route
+    route = route_lookup(&worker.routes, topic)
+    if route == NULL:
+        return NULL
+    route_share(route, 1)
+    if hand[0] != NULL:
+        route_drop(hand[0])
+    hand[0] = route
+    return route
+
+
+cdef bint message_build(Worker *worker, Conn *conn, Publication *pub, const Packet *packet) noexcept nogil:
+    """The message at once, where it will be needed: a large packet stays in the block it was received into; one whose properties must lose an alias or an
+    expiry is copied without them. False: no memory."""
+    cdef Msg *block = conn.link.block
+    cdef uint8_t *data
+    cdef Msg *msg
+    if block != NULL and packet.forward_bytes == packet.props.raw.n and (packet.topic.p >= msg_data(block) and packet.topic.p < msg_data(block) + block.capacity):
+        conn.link.block = NULL
+        data = msg_data(block)
+        msg = block
+        msg.topic_offset = <uint32_t> (packet.topic.p - data)
+        msg.properties_offset = <uint32_t> (packet.props.raw.p - data) if packet.props.raw.n else 0
+        msg.payload_offset = <uint32_t> (packet.payload.p - data) if packet.payload.n else 0
+    else:
+        msg = msg_alloc(&worker.msgs, packet.topic.n + packet.forward_bytes + packet.payload.n)
+        if msg == NULL:
+            return False
+        data = msg_data(msg)
+        memcpy(data, packet.topic.p, packet.topic.n)
+        if packet.forward_bytes:
+            publish_forward(packet.props.raw, data + packet.topic.n)
+        if packet.payload.n:
+            memcpy(data + packet.topic.n + packet.forward_bytes, packet.payload.p, packet.payload.n)
+        msg.topic_offset = 0
+        msg.properties_offset = packet.topic.n
+        msg.payload_offset = packet.topic.n + packet.forward_bytes
+    msg.topic_bytes = <uint16_t> packet.topic.n
+    msg.properties_bytes = packet.forward_bytes
+    msg.payload_bytes = packet.payload.n
+    msg.publisher = pub.publisher
+    msg.qos = pub.qos
+    msg.retain = pub.retain
+    msg.expires_at_ms = pub.expires_at_ms
+    pub.msg = msg
+    pub.topic = msg_topic(msg)
+    pub.properties = msg_properties(msg)
+    pub.payload = msg_payload(msg)
+    return True
+
+
+# ---- PUBLISH
+
+cdef int publish_check(Worker *worker, Conn *conn, Packet *packet, AliasIn **alias) noexcept nogil:
+    """ST_OK, or the negated reason for which the connection ends."""
+    cdef Settings *settings = &worker.engine.settings
+    cdef int status
+    if unlikely(packet.qos > conn.maximum_qos):
+        return -RC_QOS_NOT_SUPPORTED                            # [MQTT-3.2.2-11]
+    if unlikely(packet.retain and not settings.retain_available):
+        return -RC_RETAIN_NOT_SUPPORTED                         # [MQTT-3.2.2-14]
+    if unlikely(packet.props.present & HAS_SUBSCRIPTION_ID):
+        return -RC_PROTOCOL_ERROR                               # [MQTT-3.3.4-6]
+    if packet.props.present & HAS_TOPIC_ALIAS:
+        status = alias_resolve(worker, conn, packet, alias)
+        if status != ST_OK:
+            return status
+    if unlikely(packet.topic.n == 0):
+        return -RC_PROTOCOL_ERROR                               # [MQTT-4.7.3-1]
+    if packet.qos and conn.dialect.properties:                  # [MQTT-3.3.4-7]: 3.x clients were told no receive maximum
+        if unlikely(inbound_count(conn.session) + acks_held(conn) >= settings.receive_maximum):
+            if packet.qos == 1 or not inbound_has(conn.session, packet.packet_id):
+                return -RC_RECEIVE_MAXIMUM_EXCEEDED
+    return ST_OK
+
+
+cdef bint topic_in_limits(Worker *worker, Span topic) noexcept nogil:
+    cdef Settings *settings = &worker.engine.settings
+    return topic.n <= settings.max_topic_bytes and (topic.n <= settings.max_topic_levels or level_count(topic) <= settings.max_topic_levels)
+
+
+cdef void publish_refuse(Worker *worker, Conn *conn, const Packet *packet, uint8_t reason) noexcept nogil:
+    """This message is not taken, the connection goes on where the version has a word for it."""
+    if packet.qos == 0:
+        return
+    if not conn.dialect.ack_reasons:                            # 3.x: acknowledged or cut off [MQTT-3.3.5-2]
+        conn_fail(worker, conn, reason, text("message refused"))
+        return
+    acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason)
+
+
+cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
+    cdef Packet packet
+    cdef Publication pub
+    cdef Route *route
+    cdef AliasIn *alias = NULL
+    cdef uint8_t reason = RC_SUCCESS
+    cdef int status = decode_publish(conn.dialect, frame, &packet)
+    if unlikely(status != ST_OK):
+        conn_fail(worker, conn, <uint8_t> -status, text("PUBLISH cannot be read"))
+        return
+    if unlikely(not conn.dialect.properties):
+        packet.props.present = 0
+    status = publish_check(worker, conn, &packet, &alias)
+    if unlikely(status != ST_OK):
+        conn_fail(worker, conn, <uint8_t> -status, text("PUBLISH not allowed"))
+        return
+    if unlikely(not topic_in_limits(worker, packet.topic)):
+        publish_refuse(worker, conn, &packet, RC_TOPIC_NAME_INVALID)
+        return
+    if packet.qos == 2:
+        if inbound_has(conn.session, packet.packet_id):         # repeated: acknowledged again, not published again [MQTT-4.3.3-10]
+            acknowledge(worker, conn, PUBREC, packet.packet_id, RC_SUCCESS)
+            return
+        if inbound_add(conn.session, packet.packet_id) != ST_OK:
+            link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+            return
+    stat(&worker.stats, C_MESSAGES_IN)
+    publication_init(&pub)
+    pub.topic = packet.topic
+    pub.payload = packet.payload
+    pub.properties = packet.props.raw if conn.dialect.properties else span_make(NULL, 0)
+    pub.publisher = session_handle(worker, conn.session)
+    pub.qos = packet.qos
+    pub.retain = packet.retain
+    if packet.props.present & HAS_MESSAGE_EXPIRY:
+        pub.has_expiry = True
+        pub.message_expiry = packet.props.message_expiry
+        pub.expires_at_ms = worker.reactor.now_ms + <int64_t> packet.props.message_expiry * 1000
+    if not conn.dialect.properties:
+        packet.props.raw = pub.properties
+        packet.forward_bytes = 0
+    if packet.retain or conn.link.block != NULL or packet.forward_bytes != packet.props.raw.n:
+        if not message_build(worker, conn, &pub, &packet):
+            link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+            return
+    if packet.retain:                   # before the route is looked up: see retain.pxd
+        status = retain_set(worker.engine.retain, &worker.msgs, pub.msg)
+        if status != ST_OK:
+            stat(&worker.stats, C_DROPPED_RETAINED_LIMIT)
+            report(worker, LOG_WARNING, EV_RETAINED_LIMIT, RC_QUOTA_EXCEEDED, conn, conn.session, pub.topic)
+            # It still reaches its subscribers, so it is acknowledged: that it is not retained is in the log and the counters.
+    route = route_for(worker, conn, pub.topic, alias)
+    if unlikely(route == NULL):
+        stat(&worker.stats, C_DROPPED_NO_MEMORY)
+        publication_clear(worker, &pub)
+        if packet.qos == 2:
+            inbound_remove(conn.session, packet.packet_id)      # [MQTT-4.3.3-9]
+        publish_refuse(worker, conn, &packet, RC_QUOTA_EXCEEDED)
+        return
+    if route.entry_count or route.group_count:
+        fan_out(worker, &pub, route)
+    else:
+        reason = RC_NO_MATCHING_SUBSCRIBERS
+    if unlikely(pub.pressure):
+        conn_brake(worker, conn, packet.qos == 0)
+    if packet.qos:
+        acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason)
+    publication_clear(worker, &pub)
+
+
+# ---- acknowledgements
+
+cdef void on_ack(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
+    cdef Packet packet
+    cdef Session *session = conn.session
+    cdef QueueEntry *entry
+    cdef int status = decode_ack(conn.dialect, frame, &packet)
+    if unlikely(status != ST_OK):
+        conn_fail(worker, conn, <uint8_t> -status, text("acknowledgement cannot be read"))
+        return
+    if frame.type == PUBREL:                                    # [MQTT-4.3.3-11]
+        if inbound_remove(session, packet.packet_id):
+            send_ack(worker, conn, PUBCOMP, packet.packet_id, RC_SUCCESS)
+        else:
+            send_ack(worker, conn, PUBCOMP, packet.packet_id, RC_PACKET_IDENTIFIER_NOT_FOUND)
+        return
+    entry = inflight_find(session, packet.packet_id)
+    if entry == NULL:
+        if frame.type == PUBREC:                                # [MQTT-4.3.3-4] state is gone: 5.0 says so, 3.x is let go on
+            send_ack(worker, conn, PUBREL, packet.packet_id, RC_PACKET_IDENTIFIER_NOT_FOUND)
+        return
+    if frame.type == PUBACK and entry.qos == 1:
+        if unlikely(packet.reason >= 0x80):
+            stat(&worker.stats, C_REJECTED_BY_CLIENT)
+        inflight_done(worker, session, entry)
+    elif frame.type == PUBREC and entry.qos == 2:
+        if unlikely(packet.reason >= 0x80):
+            stat(&worker.stats, C_REJECTED_BY_CLIENT)
+            inflight_done(worker, session, entry)
+        else:
+            pubrec_done(worker, session, entry)
+            send_ack(worker, conn, PUBREL, packet.packet_id, RC_SUCCESS)
+            return
+    elif frame.type == PUBCOMP and entry.qos == 2 and entry.state & 15 == OUT_RELEASED:
+        inflight_done(worker, session, entry)
+    else:
+        conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("acknowledgement of the wrong kind"))
+        return
+    if session.queue.count or session.handouts != NULL or session.resend < session.inflight.count:
+        session_pump(worker, session)
+
+
+cdef void pubrec_done(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
+    """The client has it: the message goes, the packet id stays until PUBCOMP. [MQTT-4.3.3-5]"""
+    entry_release(worker, session, entry)
+    entry.state = (entry.state & (QE_COUNTED << 4)) | OUT_RELEASED
+
+
+# ---- brakes
+
+cdef void conn_brake(Worker *worker, Conn *conn, bint pause) noexcept nogil:
+    cdef uint64_t *place
+    if conn.phase == CONN_DONE or conn.session == NULL:
+        return
+    if not conn.flags & CONN_BRAKED:
+        place = <uint64_t *> vec_push(&worker.braked)
+        if place == NULL:
+            return                      # unbraked, the queue's policy acts
+        place[0] = session_handle(worker, conn.session)
+        conn.flags |= CONN_BRAKED
+        conn.brake_until_ms = worker.reactor.now_ms + BRAKE_MS
+        stat(&worker.stats, C_BRAKED)
+        if worker.brake_timer.next == NULL:
+            wheel_add(worker.reactor.wheel, &worker.brake_timer, conn.brake_until_ms)
+    if not conn.flags & CONN_BRAKE_PAUSED and (pause or acks_held(conn) >= worker.engine.settings.receive_maximum):
+        conn.flags |= CONN_BRAKE_PAUSED
+        link_pause(worker.reactor, &conn.link)
+
+
+cdef void brakes_release(Worker *worker) noexcept nogil:
+    cdef uint32_t i = 0
+    cdef Session *session
+    cdef Conn *conn
+    while i < worker.braked.count:
+        session = session_of(worker, (<uint64_t *> vec_at(&worker.braked, i))[0])
+        conn = session.conn if session != NULL else NULL
+        if conn != NULL and conn.flags & CONN_BRAKED and conn.brake_until_ms > worker.reactor.now_ms:
+            i += 1
+            continue
+        vec_swap_remove(&worker.braked, i)
+        if conn == NULL or not conn.flags & CONN_BRAKED:
+            continue
+        conn.last_packet_ms = worker.reactor.now_ms             # keep alive stood still meanwhile
+        acks_release(worker, conn)
+        if conn.flags & CONN_BRAKE_PAUSED:
+            conn.flags &= ~CONN_BRAKE_PAUSED
+            link_resume(worker.reactor, &conn.link)
+    if worker.braked.count:
+        wheel_add(worker.reactor.wheel, &worker.brake_timer, worker.reactor.now_ms + BRAKE_MS // 2)

@@ -1,0 +1,239 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from mqttc.base.map cimport hash_bytes
+from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, span_make
+from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
+from mqttc.broker.deliver cimport session_pump, tell_group
+from mqttc.broker.reply cimport conn_fail, packet_clear, send_packet
+from mqttc.broker.report cimport EV_SUBSCRIBED, EV_UNSUBSCRIBED, LOG_DEBUG, report, text
+from mqttc.broker.retain cimport retain_cursor_init
+from mqttc.broker.routes cimport subscription_ids_build
+from mqttc.broker.session cimport (
+    groups_take_back, membership_add, session_handle, subscription_add, subscription_find, subscription_remove, window_free,
+)
+from mqttc.broker.state cimport GROUP_JOIN, GROUP_LEAVE, Conn, GroupMail, Handout, Membership, Session, Settings, Subscription, Worker
+from mqttc.broker.trie cimport trie_group_join, trie_group_leave, trie_subscribe, trie_unsubscribe
+from mqttc.net.reactor cimport END_NO_MEMORY, link_close
+from mqttc.proto.decode cimport filter_next
+from mqttc.proto.packet cimport (
+    HAS_SUBSCRIPTION_ID, OPT_NO_LOCAL, OPT_QOS_MASK, OPT_RETAIN_HANDLING_MASK, RC_NO_SUBSCRIPTION_EXISTED, RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED,
+    RC_SHARED_SUBSCRIPTIONS_NOT_SUPPORTED, RC_SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED, RC_SUCCESS, RC_TOPIC_FILTER_INVALID,
+    RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED, SUBACK, SUBSCRIBE, UNSUBACK, UNSUBSCRIBE, Filter, Packet,
+)
+from mqttc.proto.topic cimport filter_check, filter_has_wildcard, level_count, share_split
+
+
+cdef uint8_t filter_verdict(Worker *worker, Conn *conn, Span filter, Span *group, Span *plain, bint *shared) noexcept nogil:
+    """Whether the filter may be subscribed to: RC_SUCCESS or the SUBACK's reason code."""
+    cdef Settings *settings = &worker.engine.settings
+    cdef int split = share_split(filter, group, plain)
+    shared[0] = split == 1
+    if split < 0:                                               # [MQTT-4.8.2-1, MQTT-4.8.2-2]
+        return RC_TOPIC_FILTER_INVALID
+    if split == 0:
+        plain[0] = filter
+    elif not settings.shared_available:
+        return RC_SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
+    if not filter_check(plain[0]) or plain[0].n > settings.max_topic_bytes or level_count(plain[0]) > settings.max_topic_levels:
+        return RC_TOPIC_FILTER_INVALID
+    if not settings.wildcard_available and filter_has_wildcard(plain[0]):
+        return RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
+    return RC_SUCCESS
+
+
+cdef uint8_t group_join_tree(Worker *worker, Session *session, Subscription *subscription, Span group, Span plain, bint fresh) noexcept nogil:
+    """Enters the group in the tree (once per session) and tells its home about this member."""
+    cdef GroupMail mail
+    cdef Membership *membership
+    cdef uint64_t id = 0
+    cdef uint16_t home
+    if fresh:
+        home = <uint16_t> ((hash_bytes(group) ^ hash_bytes(plain)) % worker.engine.settings.workers)
+        if trie_group_join(worker.engine.trie, group, plain, home, &id) != ST_OK:
+            return RC_QUOTA_EXCEEDED
+        subscription.membership = membership_add(session, id)
+        if subscription.membership == 0:
+            trie_group_leave(worker.engine.trie, group, plain)
+            return RC_QUOTA_EXCEEDED
+    membership = <Membership *> vec_at(session.memberships, subscription.membership - 1)
+    memset(&mail, 0, sizeof(GroupMail))
+    mail.verb = GROUP_JOIN
+    mail.session = session_handle(worker, session)
+    mail.qos = subscription.options & OPT_QOS_MASK
+    mail.subscription_id = subscription.id
+    mail.credit = window_free(session)
+    if mail.credit == 0:
+        mail.credit = 1
+    mail.online = 1
+    tell_group(worker, &mail, membership.group)
+    return RC_SUCCESS
+
+
+cdef int handout_add(Session *session, const Subscription *subscription, Span filter) noexcept nogil:
+    """The filter's retained messages are due to this session; the cursor reads them as the client takes them."""
+    cdef Handout *handout
+    if session.handouts == NULL:
+        session.handouts = <Vec *> malloc(sizeof(Vec))
+        if session.handouts == NULL:
+            return RC_QUOTA_EXCEEDED
+        vec_init(session.handouts, sizeof(Handout))
+    handout = <Handout *> vec_push(session.handouts)
+    if handout != NULL:
+        memset(handout, 0, sizeof(Handout))
+        handout.qos = subscription.options & OPT_QOS_MASK
+        if retain_cursor_init(&handout.cursor, filter) == ST_OK:
+            if subscription.id == 0:
+                return RC_SUCCESS
+            handout.subscription_ids = subscription_ids_build(1)
+            if handout.subscription_ids != NULL:
+                handout.subscription_ids.ids[0] = subscription.id
+            return RC_SUCCESS
+        session.handouts.count -= 1
+    if session.handouts.count == 0:
+        vec_free(session.handouts)
+        free(session.handouts)
+        session.handouts = NULL
+    return RC_QUOTA_EXCEEDED
+
+
+cdef uint8_t subscribe_one(Worker *worker, Conn *conn, const Filter *filter, uint32_t id) noexcept nogil:
+    """One filter of a SUBSCRIBE: the reason code for SUBACK."""
+    cdef Session *session = conn.session
+    cdef Subscription *subscription
+    cdef Span group, plain
+    cdef uint8_t options = filter.options
+    cdef uint8_t reason
+    cdef bint shared = False
+    cdef bint existed = False
+    cdef bint fresh
+    reason = filter_verdict(worker, conn, filter.text, &group, &plain, &shared)
+    if reason != RC_SUCCESS:
+        return reason
+    if options & OPT_QOS_MASK > conn.maximum_qos:               # granted lower [MQTT-3.2.2-9, MQTT-3.9.3]
+        options = (options & ~OPT_QOS_MASK) | conn.maximum_qos
+    subscription = subscription_find(session, filter.text)
+    fresh = subscription == NULL
+    if fresh:
+        if session.subscriptions != NULL and session.subscriptions.count >= worker.engine.settings.max_subscriptions:
+            return RC_QUOTA_EXCEEDED
+        subscription = subscription_add(worker, session, filter.text)
+        if subscription == NULL:
+            return RC_QUOTA_EXCEEDED
+    subscription.options = options
+    subscription.id = id
+    if shared:
+        reason = group_join_tree(worker, session, subscription, group, plain, fresh)
+    elif trie_subscribe(worker.engine.trie, plain, session_handle(worker, session), options, id, &existed) != ST_OK:
+        reason = RC_QUOTA_EXCEEDED
+    if reason != RC_SUCCESS:
+        if fresh:
+            subscription_remove(worker, session, subscription)
+        return reason
+    # Retained messages: not for shared subscriptions [MQTT-4.8.2], else by retain handling [MQTT-3.3.1-9..11]
+    if not shared and (options & OPT_RETAIN_HANDLING_MASK == 0x00 or (options & OPT_RETAIN_HANDLING_MASK == 0x10 and fresh)):
+        reason = handout_add(session, subscription, plain)
+        if reason != RC_SUCCESS:
+            return reason
+    report(worker, LOG_DEBUG, EV_SUBSCRIBED, options & OPT_QOS_MASK, conn, session, filter.text)
+    return options & OPT_QOS_MASK
+
+
+cdef bint reply_with_codes(Worker *worker, Conn *conn, uint8_t packet_type, uint16_t packet_id, Span codes) noexcept nogil:
+    cdef Packet reply
+    packet_clear(&reply, packet_type)
+    reply.packet_id = packet_id
+    reply.list = codes
+    if send_packet(worker, conn, &reply) == ST_LIMIT:           # the client takes less than its own request's answer
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return False
+    return True
+
+
+cdef uint8_t *codes_room(Conn *conn, uint8_t packet_type, Span list, uint8_t *here, uint32_t here_bytes, uint32_t *count) noexcept nogil:
+    """Room for a reason code per filter: `here` when that is enough, else malloc'ed. NULL: no memory."""
+    cdef Filter filter
+    count[0] = 0
+    while filter_next(conn.dialect, packet_type, &list, &filter):
+        count[0] += 1
+    return here if count[0] <= here_bytes else <uint8_t *> malloc(count[0])
+
+
+cdef void on_subscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogil:
+    cdef Span list = packet.list
+    cdef Filter filter
+    cdef Span group, plain
+    cdef uint8_t here[256]
+    cdef uint8_t *codes
+    cdef uint32_t count = 0
+    cdef uint32_t i = 0
+    cdef uint32_t id = packet.props.subscription_id if packet.props.present & HAS_SUBSCRIPTION_ID else 0
+    if id and not worker.engine.settings.subscription_ids_available:
+        conn_fail(worker, conn, RC_SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED, text("subscription identifiers are switched off"))
+        return
+    while filter_next(conn.dialect, SUBSCRIBE, &list, &filter):
+        if filter.options & OPT_NO_LOCAL and share_split(filter.text, &group, &plain) != 0:
+            conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("No Local on a shared subscription"))       # [MQTT-3.8.3-4]
+            return
+    codes = codes_room(conn, SUBSCRIBE, packet.list, here, sizeof(here), &count)
+    if codes == NULL:
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return
+    list = packet.list
+    while i < count and filter_next(conn.dialect, SUBSCRIBE, &list, &filter):
+        codes[i] = subscribe_one(worker, conn, &filter, id)
+        if codes[i] >= 0x80 and not conn.dialect.suback_failure:
+            conn_fail(worker, conn, codes[i], text("subscription refused"))     # 3.1 has no word for it
+            break
+        i += 1
+    if i == count and reply_with_codes(worker, conn, SUBACK, packet.packet_id, span_make(codes, count)):
+        session_pump(worker, conn.session)
+    if codes != here:
+        free(codes)
+
+
+cdef uint8_t unsubscribe_one(Worker *worker, Session *session, Span filter) noexcept nogil:
+    cdef Subscription *subscription = subscription_find(session, filter)
+    cdef Membership *membership
+    cdef GroupMail mail
+    cdef Span group, plain
+    cdef uint64_t id
+    if subscription == NULL:
+        return RC_NO_SUBSCRIPTION_EXISTED
+    if subscription.membership:
+        # What was not sent goes to another member; what was sent is completed here [MQTT-3.10.4-3].
+        groups_take_back(worker, session, subscription.membership, False)
+        membership = <Membership *> vec_at(session.memberships, subscription.membership - 1)
+        id = membership.group
+        membership.group = 0
+        membership.owed = 0
+        memset(&mail, 0, sizeof(GroupMail))
+        mail.verb = GROUP_LEAVE
+        mail.session = session_handle(worker, session)
+        tell_group(worker, &mail, id)
+        share_split(filter, &group, &plain)
+        trie_group_leave(worker.engine.trie, group, plain)
+    else:
+        trie_unsubscribe(worker.engine.trie, filter, session_handle(worker, session))
+    subscription_remove(worker, session, subscription)
+    return RC_SUCCESS
+
+
+cdef void on_unsubscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogil:
+    cdef Span list = packet.list
+    cdef Filter filter
+    cdef uint8_t here[256]
+    cdef uint32_t count = 0
+    cdef uint32_t i = 0
+    cdef uint8_t *codes = codes_room(conn, UNSUBSCRIBE, packet.list, here, sizeof(here), &count)
+    if codes == NULL:
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return
+    while i < count and filter_next(conn.dialect, UNSUBSCRIBE, &list, &filter):
+        codes[i] = unsubscribe_one(worker, conn.session, filter.text)
+        report(worker, LOG_DEBUG, EV_UNSUBSCRIBED, codes[i], conn, conn.session, filter.text)
+        i += 1
+    reply_with_codes(worker, conn, UNSUBACK, packet.packet_id, span_make(codes, count))
+    if codes != here:
+        free(codes)
