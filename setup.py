@@ -5,7 +5,7 @@ Compiler directives and compiler flags stand here and nowhere else. What the env
 ``MQTTC_ONLY=mqttc.base,mqttc.proto``  build only these modules and what is below them in the dotted name.
 ``MQTTC_DEBUG=1``                      -O0, debug information, assertions, ``MQTTC_DEBUG`` defined for C, nothing stripped.
 ``MQTTC_SANITIZE=address|thread``      address (with undefined behaviour) or thread sanitizer; ``tools/dev.py`` does this in a tree copy.
-``MQTTC_FACES=1``                      also build the test-only modules ``tests.face.*``, among them the kqueue poller over a stand-in header.
+``MQTTC_FACES=1``                      also build the test-only modules ``tests.face.*``, the kqueue poller over a stand-in header too.
 ``MQTTC_ANNOTATE=1``                   write Cython's annotated HTML next to the C files under ``build/c``.
 ``MQTTC_JOBS=n``                       parallel jobs; by default one per core.
 
@@ -47,8 +47,8 @@ EPOLL = sys.platform.startswith("linux")
 
 # The poller is one contract, mqttc/net/poller.pxd, and one implementation, chosen here.
 POLLER_SOURCES = {"mqttc/net/poller_epoll.pyx": EPOLL, "mqttc/net/poller_kqueue.pyx": BSD}
-# Where there is no kqueue the suite runs that poller all the same: with the faces it is built as a module of this name, whose .pxd declares the
-# contract's functions over the contract's own structs, and with a directory that stands in for <sys/event.h>.
+# Where there is no kqueue the suite runs that poller all the same: with the faces it is built as a module of this name, whose .pxd
+# declares the contract's functions over the contract's own structs, and with a directory that stands in for <sys/event.h>.
 KQUEUE_FACE = "tests.face.kqueue_poller"
 KQUEUE_STAND_IN = "tests/face/kqueue"
 # What builds where there is neither epoll nor kqueue.
