@@ -186,17 +186,13 @@ def ack_packet(kind: int, packet_id: int, reason: int | None = None, props: Prop
     return packet(kind << 4 | (2 if kind == PUBREL else 0), body)
 
 
-def subscribe_packet(
-    filters: Iterable[tuple[str | bytes, int]], version: int = 4, *, packet_id: int = 1, props: Properties = ()
-) -> bytes:
+def subscribe_packet(filters: Iterable[tuple[str | bytes, int]], version: int = 4, *, packet_id: int = 1, props: Properties = ()) -> bytes:
     """A SUBSCRIBE of (filter, options byte) pairs."""
     body = struct.pack(">H", packet_id) + (properties(props) if version == 5 else b"")
     return packet(SUBSCRIBE << 4 | 2, body + b"".join(string(f) + bytes([o]) for f, o in filters))
 
 
-def unsubscribe_packet(
-    filters: Iterable[str | bytes], version: int = 4, *, packet_id: int = 1, props: Properties = ()
-) -> bytes:
+def unsubscribe_packet(filters: Iterable[str | bytes], version: int = 4, *, packet_id: int = 1, props: Properties = ()) -> bytes:
     """An UNSUBSCRIBE of filters."""
     body = struct.pack(">H", packet_id) + (properties(props) if version == 5 else b"")
     return packet(UNSUBSCRIBE << 4 | 2, body + b"".join(string(f) for f in filters))
@@ -532,9 +528,7 @@ class Peer:
         if packet_id is None:
             packet_id = self.packet_id() if qos else 0
         data = raw_text(payload)
-        self.send(
-            publish_packet(topic, data, self.version, qos=qos, retain=retain, dup=dup, packet_id=packet_id, props=props)
-        )
+        self.send(publish_packet(topic, data, self.version, qos=qos, retain=retain, dup=dup, packet_id=packet_id, props=props))
         if qos == 0:
             return None
         if qos == 1:
@@ -581,12 +575,15 @@ class Peer:
         return [self.message(answer=answer) for _ in range(count)]
 
     def messages_until(self, last_topic: str, *, answer: bool = True) -> list[Packet]:
-        """All messages before the one on `last_topic`, which is read too."""
+        """All messages before the one on `last_topic`, which is read and acknowledged too."""
         got: list[Packet] = []
         while True:
-            item = self.message(answer=answer)
+            item = self.message(answer=False)
             if item.topic == last_topic:
+                self.answer(item)
                 return got
+            if answer:
+                self.answer(item)
             got.append(item)
 
     # ------------------------------------------------------------------------------------------ endings

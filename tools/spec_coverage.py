@@ -67,7 +67,6 @@ def read_exemptions() -> dict[Statement, str]:
 def main(arguments: list[str]) -> int:
     collector = Collector()
     options = ["--collect-only", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:terminal", "--noconftest"]
-    sys.path.insert(0, str(ROOT / "tests"))
     status = pytest.main([*options, str(ROOT / "tests" / "conformance")], plugins=[collector])
     if status != 0 or not collector.collected:
         print(f"pytest could not collect the tests (status {int(status)})")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +16,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from rawclient import Packet, Peer  # noqa: E402
+from ..rawclient import Packet, Peer
 
 EXTERNAL = os.environ.get("MQTTC_TEST_BROKER", "")
 FAMILY = os.environ.get("MQTTC_TEST_PROTOCOL", "")
@@ -33,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def item_family(item: pytest.Item) -> str:
-    """"3" or "5" when the test belongs to one family alone, else an empty string."""
+    """ "3" or "5" when the test belongs to one family alone, else an empty string."""
     callspec = getattr(item, "callspec", None)
     version = callspec.params.get("version") if callspec is not None else None
     if version is not None:
@@ -102,6 +99,9 @@ def broker_config(**sections: Any) -> dict[str, Any]:
     return config
 
 
+MakeBroker = Callable[..., TestBroker]
+
+
 @pytest.fixture(scope="session")
 def shared_broker() -> Iterator[TestBroker]:
     broker = TestBroker(None if EXTERNAL else broker_config())
@@ -116,7 +116,7 @@ def broker(shared_broker: TestBroker) -> TestBroker:
 
 
 @pytest.fixture(scope="module")
-def make_broker() -> Iterator[Callable[..., TestBroker]]:
+def make_broker() -> Iterator[MakeBroker]:
     """Brokers with a special configuration; equal configurations share one within a module."""
     made: dict[str, TestBroker] = {}
 
@@ -152,9 +152,7 @@ class Clients:
         self.made.append(peer)
         return peer
 
-    def __call__(
-        self, version: int = 4, client_id: str | bytes | None = None, *, broker: TestBroker | None = None, **options: Any
-    ) -> Peer:
+    def __call__(self, version: int = 4, client_id: str | bytes | None = None, *, broker: TestBroker | None = None, **options: Any) -> Peer:
         """A connected peer; its CONNACK is in `peer.connack`."""
         peer = self.raw(version, broker)
         connack = peer.connect(f"c{next(_numbers)}" if client_id is None else client_id, **options)

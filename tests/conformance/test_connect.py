@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-from rawclient import (
-    ALIAS_MAXIMUM, ASSIGNED_ID, AUTH, AUTH_METHOD, CONNACK, DISCONNECT, MAXIMUM_PACKET_SIZE, MAXIMUM_QOS, PINGRESP, REASON_STRING,
-    RECEIVE_MAXIMUM, REQUEST_RESPONSE, RESPONSE_INFO, RETAIN_AVAILABLE, SERVER_KEEP_ALIVE, SHARED_AVAILABLE, SUBACK,
-    SUBSCRIPTION_ID_AVAILABLE, TOPIC_ALIAS, USER_PROPERTY, WILDCARD_AVAILABLE, PING, Will, connect_packet, publish_packet,
+
+from ..rawclient import (
+    ALIAS_MAXIMUM,
+    ASSIGNED_ID,
+    AUTH,
+    AUTH_METHOD,
+    CONNACK,
+    DISCONNECT,
+    MAXIMUM_PACKET_SIZE,
+    MAXIMUM_QOS,
+    PING,
+    PINGRESP,
+    REASON_STRING,
+    RECEIVE_MAXIMUM,
+    REQUEST_RESPONSE,
+    RESPONSE_INFO,
+    RETAIN_AVAILABLE,
+    SERVER_KEEP_ALIVE,
+    SERVER_REFERENCE,
+    SHARED_AVAILABLE,
+    SUBACK,
+    SUBSCRIPTION_ID,
+    SUBSCRIPTION_ID_AVAILABLE,
+    TOPIC_ALIAS,
+    USER_PROPERTY,
+    WILDCARD_AVAILABLE,
+    Will,
+    connect_packet,
+    publish_packet,
     subscribe_packet,
-)  # fmt: skip
-
-from .conftest import Clients, TestBroker
+)
+from .conftest import Clients, MakeBroker
 from .statements import each_version, spec
-
-MakeBroker = Callable[..., TestBroker]
-
-CONNECT_CODES = {0, *range(0x80, 0x8B), 0x8C, 0x90, 0x95, 0x97, 0x99, 0x9A, 0x9B, 0x9C, 0x9D, 0x9F}
 
 
 @spec("3.1.1", "MQTT-3.1.4-4", "MQTT-2.2.2-1", "MQTT-7.1.1-1", "MQTT-7.0.0-2")
@@ -144,7 +162,7 @@ def test_client_id_that_is_too_long_or_fine(clients: Clients) -> None:
 @each_version
 @spec("3.1.1", "MQTT-3.1.4-5")
 @spec("5", "MQTT-3.1.4-6", "MQTT-3.14.0-1", "MQTT-3.2.2-7")
-def test_nothing_is_done_after_a_refusal(clients: Clients, make_broker: MakeBroker, name: str, version: int) -> None:
+def test_nothing_is_done_after_a_refusal(clients: Clients, name: str, version: int) -> None:
     """The packets behind a refused CONNECT in one segment have no effect."""
     refused = connect_packet("", 4, clean=False) if version == 4 else connect_packet("c", 5, props=((AUTH_METHOD, "none such"),))
     watcher = clients(version)
@@ -258,9 +276,7 @@ def test_connack_comes_first(clients: Clients, name: str, version: int) -> None:
     for i in range(20):
         publisher.publish(f"{name}/q", str(i), 1)
     peer = clients.raw(version)
-    peer.send(
-        connect_packet(name, version, clean=False, expiry=60), subscribe_packet([(f"{name}/s", 0)], version, packet_id=9), PING
-    )
+    peer.send(connect_packet(name, version, clean=False, expiry=60), subscribe_packet([(f"{name}/s", 0)], version, packet_id=9), PING)
     assert peer.recv().type == CONNACK
     peer.await_packet(SUBACK, 9)
     peer.await_packet(PINGRESP)
@@ -361,7 +377,7 @@ def test_maximum_qos_of_the_listener_for_311(clients: Clients, make_broker: Make
 def test_retain_not_available(clients: Clients, make_broker: MakeBroker, name: str) -> None:
     broker = make_broker(limits={"retain_available": False})
     peer = clients(5, broker=broker)
-    assert peer.connack.prop(RETAIN_AVAILABLE) == 0
+    assert peer.connack.prop(RETAIN_AVAILABLE) == 0  # 1 is the default and need not be told
     peer.subscribe(name)
     peer.publish(name, b"ok")
     assert peer.message(name).payload == b"ok"
@@ -416,3 +432,115 @@ def test_no_topic_alias_announced(clients: Clients, make_broker: MakeBroker, nam
     peer.send(publish_packet(name, b"x", 5, props=((TOPIC_ALIAS, 1),)))
     end = peer.expect_close()
     assert [(p.type, p.reason) for p in end] in ([], [(DISCONNECT, 0x94)])
+
+
+@spec("5", "MQTT-4.13.1-1", "MQTT-3.2.2-8")
+@pytest.mark.parametrize(
+    ("limit", "announced", "topic_filter", "options", "code"),
+    [
+        ("wildcard_subscription_available", WILDCARD_AVAILABLE, "{}/#", 0, 0xA2),
+        ("wildcard_subscription_available", WILDCARD_AVAILABLE, "{}/+/x", 0, 0xA2),
+        ("shared_subscription_available", SHARED_AVAILABLE, "$share/g/{}", 0, 0x9E),
+        ("subscription_identifier_available", SUBSCRIPTION_ID_AVAILABLE, "{}", 7, 0xA1),
+    ],
+)
+def test_what_is_switched_off(
+    clients: Clients, make_broker: MakeBroker, name: str, limit: str, announced: int, topic_filter: str, options: int, code: int
+) -> None:
+    """Announced in CONNACK; used all the same it is refused with its own code, in SUBACK or by DISCONNECT."""
+    broker = make_broker(limits={limit: False})
+    peer = clients(5, broker=broker)
+    assert peer.connack.prop(announced) == 0
+    peer.subscribe(name)
+    props = ((SUBSCRIPTION_ID, options),) if options else ()
+    peer.send(subscribe_packet([(topic_filter.format(name), 0)], 5, packet_id=9, props=props), "E000")
+    got = peer.expect_close()
+    assert [(p.type, p.reasons or [p.reason]) for p in got] in ([], [(SUBACK, [code])], [(DISCONNECT, [code])])
+
+
+@spec("3.1.1", "MQTT-3.8.3-2")
+def test_wildcards_switched_off_311(clients: Clients, make_broker: MakeBroker, name: str) -> None:
+    broker = make_broker(limits={"wildcard_subscription_available": False})
+    peer = clients(4, broker=broker)
+    assert peer.subscribe_many([(f"{name}/a", 1), (f"{name}/#", 0), ("+", 0)]) == [1, 0x80, 0x80]
+
+
+@each_version
+@spec("3.1.1", "MQTT-3.1.3-9", "MQTT-3.2.2-5")
+@spec("5", "MQTT-3.1.3-8", "MQTT-3.2.2-7")
+def test_client_id_above_the_limit(clients: Clients, make_broker: MakeBroker, version: int) -> None:
+    broker = make_broker(limits={"max_client_id_bytes": 30})
+    clients(version, "i" * 30, broker=broker).ping()
+    peer = clients.raw(version, broker)
+    peer.send(connect_packet("i" * 31, version, clean=False), PING)
+    end = peer.expect_close()
+    assert [(p.type, p.reason, p.session_present) for p in end] == [(CONNACK, 0x85 if version == 5 else 2, False)]
+
+
+@each_version
+@spec("3.1.1", "MQTT-3.1.4-5", "MQTT-3.2.2-4", "MQTT-3.2.2-5")
+@spec("5", "MQTT-3.1.4-2", "MQTT-3.2.2-6", "MQTT-3.2.2-7")
+@pytest.mark.parametrize("delay", [0.0, 0.05])
+def test_refused_by_name(clients: Clients, make_broker: MakeBroker, name: str, version: int, delay: float) -> None:
+    """With a session stored under the id: refused without Session Present, the session and its messages as they were."""
+    broker = make_broker(auth={"deny": ["bad*"], "delay": delay})
+    owner = clients.session(version, name, broker=broker, username="good")
+    owner.subscribe(f"{name}/q", 1)
+    owner.disconnect()
+    refused = clients.raw(version, broker)
+    refused.send(
+        connect_packet(name, version, username="badly", clean=False, expiry=9, will=Will(f"{name}/q", b"will")),
+        publish_packet(f"{name}/q", b"no", version),
+        PING,
+    )
+    end = refused.expect_close()
+    assert [(p.type, p.reason in ((0x86, 0x87) if version == 5 else (4, 5)), p.session_present) for p in end] == [(CONNACK, True, False)]
+    publisher = clients(version, broker=broker, username="good")
+    publisher.publish(f"{name}/q", b"yes", 1)
+    owner = clients.session(version, name, present=True, broker=broker, username="good")
+    assert [p.payload for p in clients.drain(owner, publisher)] == [b"yes"]
+
+
+@spec("5", "MQTT-3.1.2-28")
+def test_response_information(clients: Clients, make_broker: MakeBroker) -> None:
+    broker = make_broker(broker={"response_information": "answers/"})
+    assert clients(5, broker=broker).connack.prop(RESPONSE_INFO) is None
+    assert clients(5, broker=broker, props=((REQUEST_RESPONSE, 0),)).connack.prop(RESPONSE_INFO) is None
+    assert clients(5, broker=broker, props=((REQUEST_RESPONSE, 1),)).connack.prop(RESPONSE_INFO) == "answers/"
+
+
+@spec("5", "MQTT-3.2.2-7", "MQTT-3.2.2-8")
+def test_server_redirection(clients: Clients, make_broker: MakeBroker) -> None:
+    broker = make_broker(listener={"server_reference": "other.example:1883"})
+    peer = clients.raw(5, broker)
+    peer.send(connect_packet("c", 5))
+    end = peer.expect_close()
+    assert [(p.type, p.reason, p.prop(SERVER_REFERENCE)) for p in end] == [(CONNACK, 0x9C, "other.example:1883")]
+    old = clients.raw(4, broker)
+    old.send(connect_packet("c", 4))
+    assert all(p.type == CONNACK and p.reason in (3, 5) for p in old.expect_close())
+
+
+@spec("5", "MQTT-3.14.4-1", "MQTT-3.14.2-2", "MQTT-3.14.4-2")
+def test_shutting_down(clients: Clients, make_broker: MakeBroker, name: str) -> None:
+    """A broker that stops says 0x8B to version 5 clients and just closes the others."""
+    broker = make_broker(listener={"name": "stopping"})
+    five, four = clients(5, broker=broker), clients(4, broker=broker)
+    broker.stop()
+    assert [(p.type, p.reason, p.props) for p in five.expect_close()] in ([(DISCONNECT, 0x8B, [])],)
+    assert four.expect_close() == []
+
+
+@spec("5", "MQTT-4.13.2-1")
+def test_a_client_that_does_not_read_is_closed_too(clients: Clients, make_broker: MakeBroker, name: str) -> None:
+    """With its receive window full DISCONNECT cannot be written; the connection ends all the same."""
+    broker = make_broker(limits={"max_queued_messages": 50})
+    watcher, deaf, publisher = clients(5, broker=broker), clients(5, broker=broker, will=Will(f"{name}/w")), clients(5, broker=broker)
+    watcher.subscribe(f"{name}/w")
+    deaf.subscribe(f"{name}/t")
+    for _ in range(40):
+        publisher.send(publish_packet(f"{name}/t", bytes(500_000), 5))
+    publisher.ping()
+    deaf.send("0000")
+    broker.advance_clock(30)
+    assert watcher.message().topic == f"{name}/w"

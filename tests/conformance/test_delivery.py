@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from rawclient import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, ack_packet, publish_packet
 
+from ..rawclient import PUBACK, PUBCOMP, PUBREC, PUBREL, ack_packet, publish_packet
 from .conftest import Clients
 from .statements import each_version, spec
 
@@ -31,9 +31,7 @@ def test_qos_1_until_puback(clients: Clients, name: str, version: int) -> None:
     for _ in range(2):
         peer = clients.session(version, name, present=True)
         again = clients.drain(peer, publisher, answer=False)
-        assert [(p.raw[0], p.packet_id, p.payload) for p in again] == [
-            (0x3A, p.packet_id, p.payload) for p in (first[0], first[2])
-        ]
+        assert [(p.raw[0], p.packet_id, p.payload) for p in again] == [(0x3A, p.packet_id, p.payload) for p in (first[0], first[2])]
         peer.drop()
     peer = clients.session(version, name, present=True)
     for p in peer.messages(2):
@@ -146,14 +144,16 @@ def test_both_directions_use_their_own_identifiers(clients: Clients, name: str, 
     peer = clients(version)
     peer.subscribe(name, 2)
     peer.send(publish_packet(name, b"x", version, qos=2, packet_id=1))
-    got = [peer.recv(), peer.recv()]
-    assert sorted(p.type for p in got) == [PUBLISH, PUBREC]
-    mine = next(p for p in got if p.type == PUBLISH)
-    peer.send(ack_packet(PUBREC, mine.packet_id), ack_packet(PUBREL, 1))
-    got = [peer.recv(), peer.recv()]
-    assert [(p.type, p.packet_id) for p in got] == [(PUBREL, mine.packet_id), (PUBCOMP, 1)]
-    peer.send(ack_packet(PUBCOMP, mine.packet_id))
-    assert clients.drain(peer, peer) == []
+    peer.await_packet(PUBREC, 1)
+    peer.send(ack_packet(PUBREL, 1))
+    peer.await_packet(PUBCOMP, 1)
+    mine = peer.message(answer=False)
+    peer.send(publish_packet(name, b"y", version, qos=2, packet_id=mine.packet_id), ack_packet(PUBREC, mine.packet_id))
+    peer.await_packet(PUBREC, mine.packet_id)
+    peer.await_packet(PUBREL, mine.packet_id)
+    peer.send(ack_packet(PUBCOMP, mine.packet_id), ack_packet(PUBREL, mine.packet_id))
+    peer.await_packet(PUBCOMP, mine.packet_id)
+    assert [p.payload for p in clients.drain(peer, peer)] == [b"y"]
 
 
 @spec("5", "MQTT-4.3.3-9")

@@ -8,8 +8,8 @@ case may the packet have an effect: a watcher subscribed to everything sees noth
 from __future__ import annotations
 
 import pytest
-from rawclient import CONNACK, DISCONNECT, Will, connect_packet, hexed, packet, properties, publish_packet, string
 
+from ..rawclient import CONNACK, DISCONNECT, Will, connect_packet, hexed, packet, properties, publish_packet, string
 from .conftest import Clients
 from .statements import spec
 
@@ -170,9 +170,7 @@ NOT_CONNECT = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("version", "data", "codes"), BAD_CONNECT_STRINGS + BAD_CONNECT_311 + BAD_CONNECT_5 + WILL_TOPIC_311 + NOT_CONNECT
-)
+@pytest.mark.parametrize(("version", "data", "codes"), BAD_CONNECT_STRINGS + BAD_CONNECT_311 + BAD_CONNECT_5 + WILL_TOPIC_311 + NOT_CONNECT)
 @spec("3.1.1", "MQTT-3.1.4-1")
 @spec("5", "MQTT-3.14.0-1", "MQTT-4.13.1-1", "MQTT-4.13.2-1", "MQTT-3.2.2-7")
 def test_refused_before_connack(clients: Clients, version: int, data: bytes, codes: set[int]) -> None:

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import pytest
-from rawclient import (
-    CONTENT_TYPE, CORRELATION_DATA, DISCONNECT, MESSAGE_EXPIRY, PAYLOAD_FORMAT, PING, PINGRESP, PUBACK, PUBCOMP, PUBLISH,
-    PUBREC, PUBREL, RESPONSE_TOPIC, USER_PROPERTY, Will, ack_packet, packet, publish_packet, string,
-)  # fmt: skip
 
+from ..rawclient import (
+    CONTENT_TYPE,
+    CORRELATION_DATA,
+    DISCONNECT,
+    MESSAGE_EXPIRY,
+    PAYLOAD_FORMAT,
+    PING,
+    PINGRESP,
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    RESPONSE_TOPIC,
+    USER_PROPERTY,
+    Will,
+    ack_packet,
+    packet,
+    publish_packet,
+    string,
+)
 from .conftest import Clients, TestBroker
 from .statements import each_version, spec
 
@@ -262,9 +279,7 @@ PROPERTIES = (
     (USER_PROPERTY, ("", "")),
     (USER_PROPERTY, ("m", "\u20ac")),
 )
-PASSED_ON = spec(
-    "5", "MQTT-3.3.2-4", "MQTT-3.3.2-15", "MQTT-3.3.2-16", "MQTT-3.3.2-17", "MQTT-3.3.2-18", "MQTT-3.3.2-20"
-)  # fmt: skip
+PASSED_ON = spec("5", "MQTT-3.3.2-4", "MQTT-3.3.2-15", "MQTT-3.3.2-16", "MQTT-3.3.2-17", "MQTT-3.3.2-18", "MQTT-3.3.2-20")
 
 
 def check_properties(found: list[tuple[int, object]]) -> None:

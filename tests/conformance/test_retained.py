@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from rawclient import Will, publish_packet, subscribe_packet
 
+from ..rawclient import Will, publish_packet, subscribe_packet
 from .conftest import Clients
 from .statements import each_version, spec
 
@@ -192,10 +192,7 @@ def test_three_thousand_to_one_subscriber(clients: Clients, name: str, version: 
     publisher = clients(version)
     for start in range(0, 3000, 500):
         publisher.send(
-            *(
-                publish_packet(f"{name}/{i}", b"%d" % i, version, qos=qos, retain=True, packet_id=i + 1)
-                for i in range(start, start + 500)
-            )
+            *(publish_packet(f"{name}/{i}", b"%d" % i, version, qos=qos, retain=True, packet_id=i + 1) for i in range(start, start + 500))
         )
         if qos:
             for _ in range(500):

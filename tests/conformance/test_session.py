@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from rawclient import (
-    CONNACK, DISCONNECT, PUBLISH, SESSION_EXPIRY, PeerClosed, Will, ack_packet, connect_packet, disconnect_packet, publish_packet,
-)  # fmt: skip
 
+from ..rawclient import (
+    CONNACK,
+    DISCONNECT,
+    PUBLISH,
+    SESSION_EXPIRY,
+    PeerClosed,
+    Will,
+    ack_packet,
+    connect_packet,
+    disconnect_packet,
+    publish_packet,
+)
 from .conftest import Clients, TestBroker
 from .statements import each_version, spec
 
@@ -358,9 +367,7 @@ def test_open_exchanges_survive(clients: Clients, name: str, version: int) -> No
 @each_version
 @spec("3.1.1", "MQTT-3.1.2-4", "MQTT-4.4.0-1")
 @spec("5", "MQTT-4.4.0-1")
-def test_nothing_is_sent_again_on_a_living_connection(
-    clients: Clients, broker: TestBroker, name: str, version: int
-) -> None:
+def test_nothing_is_sent_again_on_a_living_connection(clients: Clients, broker: TestBroker, name: str, version: int) -> None:
     publisher = clients(version)
     peer = clients.session(version, name)
     peer.subscribe(f"{name}/q", 2)

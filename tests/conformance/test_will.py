@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from rawclient import SESSION_EXPIRY, WILL_DELAY, Peer, Will, connect_packet, disconnect_packet
 
+from ..rawclient import SESSION_EXPIRY, WILL_DELAY, Peer, Will, connect_packet, disconnect_packet
 from .conftest import Clients, TestBroker
 from .statements import each_version, spec
 
