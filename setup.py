@@ -210,7 +210,16 @@ class BuildExtensions(build_ext):
             force_include = ["/FI" + str(header)] if self.compiler.compiler_type == "msvc" else ["-include", str(header)]
             ext.extra_compile_args = [*compile_flags, *force_include]
             ext.extra_link_args = list(link_flags)
+            self.drop_if_older(ext)
         super().build_extensions()
+
+    def drop_if_older(self, ext: Extension) -> None:
+        """Removes a module that is older than what it is made of: setuptools compares times in whole seconds and would keep it."""
+        built = Path(self.get_ext_fullpath(ext.name))
+        if built.is_file():
+            time = built.stat().st_mtime_ns
+            if any(Path(path).stat().st_mtime_ns >= time for path in [*ext.sources, *ext.depends]):
+                built.unlink()
 
     @staticmethod
     def write_layout(name: str, layout: dict[str, str], flags: list[str]) -> Path:

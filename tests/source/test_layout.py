@@ -35,7 +35,7 @@ def build(root: Path, **variables: str) -> set[str]:
 
 
 def times(root: Path) -> dict[str, int]:
-    return {path.name.split(".")[0]: path.stat().st_mtime_ns for path in (root / "mqttc").glob("*.so")}
+    return {path.name.split(".")[0]: path.stat().st_mtime_ns for path in root.glob("build/lib*/mqttc/*.so")}
 
 
 def load(root: Path, program: str) -> subprocess.CompletedProcess[str]:
