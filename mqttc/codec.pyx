@@ -1311,6 +1311,8 @@ cdef class Decoder:
     def feed(self, data):
         """Adds bytes of the stream (any object with a buffer; only bytes are kept without a copy); returns the decoder itself."""
         cdef bytes chunk = to_bytes(data)
+        if unlikely(self.failed):
+            raise self.error()
         if unlikely(self.at != self.end):
             chunk = PyBytes_FromStringAndSize(<const char *> self.at, self.end - self.at) + chunk
         self.chunk = chunk

@@ -85,6 +85,29 @@ cdef dict packet_said(const Dialect *dialect, const Packet *packet):
     return said
 
 
+cdef dict hot_said(const Packet *packet):
+    """Only the fields that decode_publish and decode_ack promise to set; the rest is rubbish."""
+    cdef const Props *props = &packet.props
+    said = {"type": packet.type, "flags": packet.flags, "packet_id": packet.packet_id}
+    properties = {"present": props.present, "user_property_count": props.user_property_count, "raw": text(props.raw)}
+    if packet.type == PUBLISH:
+        said |= {
+            "qos": packet.qos, "dup": packet.dup, "retain": packet.retain, "topic": text(packet.topic),
+            "payload": text(packet.payload), "forward_bytes": packet.forward_bytes,
+        }
+        properties |= {
+            "message_expiry": props.message_expiry, "subscription_id": props.subscription_id,
+            "subscription_id_count": props.subscription_id_count, "topic_alias": props.topic_alias,
+            "payload_format": props.payload_format, "content_type": text(props.content_type),
+            "response_topic": text(props.response_topic), "correlation_data": text(props.correlation_data),
+        }
+    else:
+        said["reason"] = packet.reason
+        properties["reason_string"] = text(props.reason_string)
+    said["props"] = properties
+    return said
+
+
 def frame(bytes data, uint32_t maximum=0):
     """(status, type, flags, body_bytes, total_bytes)"""
     cdef Exact exact = Exact(data)
@@ -117,7 +140,9 @@ def decode(uint8_t level, bytes data, bint hot=False):
     else:
         status = decode_packet(dialect, &found, &packet)
     if status != ST_OK:
-        return status, packet.protocol_level
+        return status, packet.protocol_level if found.type == CONNECT else None
+    if hot and PUBLISH <= found.type <= PUBCOMP:
+        return status, hot_said(&packet)
     return status, packet_said(dialect, &packet)
 
 
