@@ -410,15 +410,21 @@ class Peer:
 
     def send(self, *parts: bytes | str) -> None:
         """Send all parts in one write; strings are hex dumps."""
-        self.socket.sendall(b"".join(hexed(p) if isinstance(p, str) else p for p in parts))
+        self._write(b"".join(hexed(p) if isinstance(p, str) else p for p in parts))
 
     def send_split(self, data: bytes, sizes: Callable[[], int] = lambda: 1) -> None:
         """Send in pieces of the sizes that `sizes` gives, each in a segment of its own (TCP_NODELAY)."""
         at = 0
         while at < len(data):
             step = max(1, sizes())
-            self.socket.sendall(data[at : at + step])
+            self._write(data[at : at + step])
             at += step
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self.socket.sendall(data)
+        except (ConnectionResetError, BrokenPipeError) as error:
+            raise PeerClosed from error
 
     def _fill(self, deadline: float) -> None:
         """Read once into the buffer; PeerTimeout past the deadline, PeerClosed at the end of the stream."""
@@ -426,7 +432,7 @@ class Peer:
             raise PeerClosed
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([self.socket], [], [], left)[0]:
-            raise PeerTimeout(f"nothing arrived in {TIMEOUT} s (buffer {bytes(self.buffer).hex(' ')})")
+            raise PeerTimeout(f"nothing arrived in time (buffer: {bytes(self.buffer).hex(' ')})")
         try:
             data = self.socket.recv(65536)
         except (ConnectionResetError, BrokenPipeError):

@@ -22,6 +22,8 @@ EXTERNAL = os.environ.get("MQTTC_TEST_BROKER", "")
 FAMILY = os.environ.get("MQTTC_TEST_PROTOCOL", "")
 WORKERS = int(os.environ.get("MQTTC_TEST_WORKERS", "2"))
 
+RUN = f"{os.getpid()}x" if EXTERNAL else ""  # names that an earlier run did not leave in a broker that goes on
+
 _numbers = itertools.count(1)
 
 
@@ -42,10 +44,13 @@ def item_family(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    ours = [i for i in items if here in i.path.parents]
+    for item in ours:
+        item.add_marker("matrix")
     if FAMILY not in ("3", "5"):
         return
-    here = Path(__file__).parent
-    other = [i for i in items if here in i.path.parents and item_family(i) not in ("", FAMILY)]
+    other = [i for i in ours if item_family(i) not in ("", FAMILY)]
     config.hook.pytest_deselected(items=other)
     dropped = set(other)
     items[:] = [i for i in items if i not in dropped]
@@ -58,6 +63,7 @@ class TestBroker:
 
     def __init__(self, config: dict[str, Any] | None) -> None:
         self.native: Any = None
+        self.stopped = False
         if config is None:
             host, _, port = EXTERNAL.rpartition(":")
             self.address = (host, int(port))
@@ -83,7 +89,8 @@ class TestBroker:
             pytest.skip("the clock of an external broker cannot be moved")
 
     def stop(self) -> None:
-        if self.native is not None:
+        if self.native is not None and not self.stopped:
+            self.stopped = True
             self.native.stop()
 
 
@@ -136,7 +143,7 @@ def make_broker() -> Iterator[MakeBroker]:
 @pytest.fixture
 def name() -> str:
     """A client id and topic prefix that no other test uses."""
-    return f"n{next(_numbers)}"
+    return f"n{RUN}{next(_numbers)}"
 
 
 class Clients:
@@ -155,7 +162,7 @@ class Clients:
     def __call__(self, version: int = 4, client_id: str | bytes | None = None, *, broker: TestBroker | None = None, **options: Any) -> Peer:
         """A connected peer; its CONNACK is in `peer.connack`."""
         peer = self.raw(version, broker)
-        connack = peer.connect(f"c{next(_numbers)}" if client_id is None else client_id, **options)
+        connack = peer.connect(f"c{RUN}{next(_numbers)}" if client_id is None else client_id, **options)
         assert connack.reason == 0, f"CONNECT refused: {connack}"
         peer.connack = connack  # type: ignore[attr-defined]
         return peer
@@ -164,7 +171,7 @@ class Clients:
         """A connected peer with a session that outlives its connection (clean flag 0, long expiry)."""
         options.setdefault("expiry", 3600)
         peer = self(version, client_id, clean=False, **options)
-        if present is not None:
+        if present is not None and version != 3:  # 3.1 has no Session Present
             assert peer.connack.session_present is present  # type: ignore[attr-defined]
         return peer
 

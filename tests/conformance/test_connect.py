@@ -22,6 +22,7 @@ from ..rawclient import (
     RETAIN_AVAILABLE,
     SERVER_KEEP_ALIVE,
     SERVER_REFERENCE,
+    SESSION_EXPIRY,
     SHARED_AVAILABLE,
     SUBACK,
     SUBSCRIPTION_ID,
@@ -527,7 +528,7 @@ def test_shutting_down(clients: Clients, make_broker: MakeBroker, name: str) -> 
     broker = make_broker(listener={"name": "stopping"})
     five, four = clients(5, broker=broker), clients(4, broker=broker)
     broker.stop()
-    assert [(p.type, p.reason, p.props) for p in five.expect_close()] in ([(DISCONNECT, 0x8B, [])],)
+    assert [(p.type, p.reason, p.prop(SESSION_EXPIRY)) for p in five.expect_close()] == [(DISCONNECT, 0x8B, None)]
     assert four.expect_close() == []
 
 
@@ -544,3 +545,15 @@ def test_a_client_that_does_not_read_is_closed_too(clients: Clients, make_broker
     deaf.send("0000")
     broker.advance_clock(30)
     assert watcher.message().topic == f"{name}/w"
+
+
+@each_version
+@pytest.mark.parametrize("sent", [0, 1, 10])
+def test_connect_has_a_deadline(clients: Clients, make_broker: MakeBroker, version: int, sent: int) -> None:
+    """A connection without a whole CONNECT is closed without a word."""
+    broker = make_broker(limits={"connect_timeout": 5.0})
+    peer = clients.raw(version, broker)
+    if sent:
+        peer.send(connect_packet("c1", version)[:sent])
+    broker.advance_clock(7)
+    assert peer.expect_close() == []

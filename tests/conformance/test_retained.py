@@ -23,8 +23,9 @@ def retained(clients: Clients, version: int, topic_filter: str, options: int = 2
 @spec("5", "MQTT-3.3.1-5", "MQTT-3.3.1-9")
 @pytest.mark.parametrize("qos", [0, 1, 2])
 def test_stored_with_its_qos(clients: Clients, name: str, version: int, qos: int) -> None:
-    clients(version).publish(name, b"x", qos, retain=True)
-    clients(version).ping()
+    publisher = clients(version)
+    publisher.publish(name, b"x", qos, retain=True)
+    publisher.ping()
     for granted in (0, 1, 2):
         assert retained(clients, version, name, granted) == [(name, b"x", min(qos, granted), True)]
 
