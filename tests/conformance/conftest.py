@@ -61,7 +61,7 @@ class TestBroker:
 
     __test__ = False
 
-    def __init__(self, config: dict[str, Any] | None) -> None:
+    def __init__(self, config: dict[str, Any] | None, authenticator: Any = None) -> None:
         self.native: Any = None
         self.stopped = False
         if config is None:
@@ -70,7 +70,7 @@ class TestBroker:
             return
         from mqttc.server import Broker
 
-        self.native = Broker(config)
+        self.native = Broker(config, authenticator=authenticator)
         self.native.start()
         host, _, port = self.native.urls[0].rpartition("//")[2].rpartition(":")
         self.address = (host, int(port))
@@ -127,12 +127,12 @@ def make_broker() -> Iterator[MakeBroker]:
     """Brokers with a special configuration; equal configurations share one within a module."""
     made: dict[str, TestBroker] = {}
 
-    def make(**sections: Any) -> TestBroker:
+    def make(authenticator: Any = None, **sections: Any) -> TestBroker:
         if EXTERNAL:
             pytest.skip("an external broker has the configuration it has")
-        key = repr(sorted(sections.items()))
+        key = repr((type(authenticator), sorted(sections.items())))
         if key not in made:
-            made[key] = TestBroker(broker_config(**sections))
+            made[key] = TestBroker(broker_config(**sections), authenticator)
         return made[key]
 
     yield make
