@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t
-from libc.stdlib cimport free
 
+from mqttc.base.alloc cimport mem_free
 from mqttc.base.ring cimport ring_free
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, likely, span_make, unlikely
@@ -157,10 +157,10 @@ cdef void conn_ended(Worker *worker, Conn *conn, int reason) noexcept nogil:
     if conn.flags & CONN_COUNTED:
         atomic_add_u32_relaxed(&worker.engine.connections, <uint32_t> -1)
         atomic_add_u32_relaxed(&worker.engine.listeners[conn.link.listener].open_count, <uint32_t> -1)
-    conn_free(conn)
+    conn_release(conn)
 
 
-cdef void conn_free(Conn *conn) noexcept nogil:
+cdef void conn_release(Conn *conn) noexcept nogil:
     cdef uint32_t i
     if conn.last_route != NULL:
         route_drop(conn.last_route)
@@ -168,14 +168,14 @@ cdef void conn_free(Conn *conn) noexcept nogil:
     aliases_in_free(conn)
     if conn.aliases_out != NULL:
         for i in range(conn.aliases_out.count):
-            free(conn.aliases_out.items[i].topic)
-        free(conn.aliases_out)
+            mem_free(conn.aliases_out.items[i].topic)
+        mem_free(conn.aliases_out)
         conn.aliases_out = NULL
     if conn.held_acks != NULL:
         ring_free(conn.held_acks)
-        free(conn.held_acks)
+        mem_free(conn.held_acks)
         conn.held_acks = NULL
-    free(conn.pending)
+    mem_free(conn.pending)
     conn.pending = NULL
-    free(conn.auth_method)
+    mem_free(conn.auth_method)
     conn.auth_method = NULL

@@ -38,7 +38,7 @@ cdef struct Publication:
     uint8_t *encoded[2]
 
 cdef void publication_init(Publication *pub) noexcept nogil
-cdef void publication_of(Worker *worker, Publication *pub, Msg *msg) noexcept nogil            # spans of msg; takes a reference of its own
+cdef void publication_of(Worker *worker, Publication *pub, Msg *msg) noexcept nogil            # spans of msg; takes the caller's reference over
 cdef Msg *publication_msg(Worker *worker, Publication *pub) noexcept nogil                     # builds it once; borrowed. NULL: no memory
 cdef void publication_clear(Worker *worker, Publication *pub) noexcept nogil
 cdef void fan_out(Worker *worker, Publication *pub, Route *route) noexcept nogil               # local sessions and groups directly, mail to the others

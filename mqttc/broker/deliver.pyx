@@ -1,7 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.inbox cimport Mail
 from mqttc.base.map cimport hash_bytes
 from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_payload, msg_properties, msg_share, msg_topic
@@ -15,7 +15,7 @@ from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.mail cimport post, post_group, post_publish
 from mqttc.broker.reply cimport END_FAILED, conn_disconnect, send_ack
 from mqttc.broker.report cimport EV_MESSAGES_DROPPED, EV_RETAINED_LIMIT, LOG_WARNING, report, text
-from mqttc.broker.retain cimport retain_cursor_free, retain_next, retain_set
+from mqttc.broker.retain cimport retain_cursor_free, retain_done, retain_set, retain_step
 from mqttc.broker.routes cimport (
     ENTRY_NOT_OWN, ENTRY_OWN_ONLY, ENTRY_RETAIN_AS_PUBLISHED, Route, RouteEntry, RouteSlice, SubscriptionIds, route_lookup, subscription_ids_build,
     subscription_ids_drop, subscription_ids_share,
@@ -41,6 +41,7 @@ from mqttc.proto.packet cimport PUBLISH, PUBREL, RC_QUOTA_EXCEEDED, RC_SUCCESS
 cdef enum:
     RUN_CHUNK = 65536
     HANDOUT_BATCH = 32                 # retained messages read under one lock hold
+    HANDOUT_BUDGET = 4096              # topics looked at for them in one turn
 
 
 # ---- the publication
@@ -52,7 +53,6 @@ cdef void publication_init(Publication *pub) noexcept nogil:
 cdef void publication_of(Worker *worker, Publication *pub, Msg *msg) noexcept nogil:
     cdef int64_t left_ms
     publication_init(pub)
-    msg_share(msg, 1)
     pub.msg = msg
     pub.topic = msg_topic(msg)
     pub.properties = msg_properties(msg)
@@ -160,7 +160,7 @@ cdef void alias_apply(Conn *conn, PublishParts *parts) noexcept nogil:
             return
         if aliases.stamp - alias.used > aliases.stamp - aliases.items[oldest].used:
             oldest = i
-    copy = <uint8_t *> malloc(parts.topic.n if parts.topic.n else 1)
+    copy = <uint8_t *> mem_alloc(parts.topic.n if parts.topic.n else 1)
     if copy == NULL:
         return
     memcpy(copy, parts.topic.p, parts.topic.n)
@@ -170,7 +170,7 @@ cdef void alias_apply(Conn *conn, PublishParts *parts) noexcept nogil:
         alias.alias = <uint16_t> aliases.count
     else:
         alias = &aliases.items[oldest]
-        free(alias.topic)
+        mem_free(alias.topic)
     alias.topic = copy
     alias.topic_bytes = <uint16_t> parts.topic.n
     alias.hash = hash
@@ -502,6 +502,7 @@ cdef void fan_out(Worker *worker, Publication *pub, Route *route) noexcept nogil
 cdef void publish_message(Worker *worker, Msg *msg) noexcept nogil:
     cdef Publication pub
     cdef Route *route
+    msg_share(msg, 1)
     publication_of(worker, &pub, msg)
     if msg.retain and worker.engine.settings.retain_available:
         if retain_set(worker.engine.retain, &worker.msgs, msg) != ST_OK:
@@ -535,13 +536,19 @@ cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
             return False
     if conn.link.out.bytes > OUT_HIGH // 4:
         room = 1                        # large messages: look after each
-    count = retain_next(worker.engine.retain, &handout.cursor, &worker.msgs, worker.reactor.now_ms, batch, <int> room)
+    count = retain_step(worker.engine.retain, &handout.cursor, &worker.msgs, worker.reactor.now_ms, batch, <int> room, HANDOUT_BUDGET)
+    if count < 0:
+        return False                    # no memory: later
+    if count == 0 and not retain_done(&handout.cursor):
+        conn.link.flags |= LINK_NOTIFY  # a long way to the next match: other connections first
+        link_dirty(worker.reactor, &conn.link)
+        return False
     if count == 0:
         retain_cursor_free(&handout.cursor)
         subscription_ids_drop(handout.subscription_ids)
         if session.handouts.count == 1:
             vec_free(session.handouts)
-            free(session.handouts)
+            mem_free(session.handouts)
             session.handouts = NULL
         else:
             vec_swap_remove(session.handouts, 0)
@@ -673,7 +680,7 @@ cdef void own_mail(Worker *worker) noexcept nogil:
         if mail.next == NULL:
             worker.post_last[worker.index] = NULL
         on_group_mail(worker, <GroupMail *> mail)
-        free(mail)
+        mem_free(mail)
 
 
 cdef void tell_group(Worker *worker, GroupMail *mail, uint64_t group) noexcept nogil:

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport inbox_post, inbox_wake
 from mqttc.base.logring cimport logring_wake
 from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
@@ -32,7 +32,7 @@ cdef void gate_free(Gate *gate) noexcept nogil:
     cdef Question *next
     while question != NULL:
         next = question.next
-        free(question)
+        mem_free(question)
         question = next
     pthread_mutex_destroy(<pthread_mutex_t *> &gate.lock)
 
@@ -55,7 +55,7 @@ cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, con
         client_id = span_make(NULL, 0)
         if conn.session != NULL:
             client_id = span_make(conn.session.client_id, conn.session.client_id_bytes)
-    question = <Question *> calloc(1, sizeof(Question) + client_id.n + packet.username.n + packet.password.n + packet.props.auth_method.n + packet.props.auth_data.n)
+    question = <Question *> mem_alloc_zeroed(1, sizeof(Question) + client_id.n + packet.username.n + packet.password.n + packet.props.auth_method.n + packet.props.auth_data.n)
     if question == NULL:
         return ST_NO_MEMORY
     room = <uint8_t *> (question + 1)
@@ -92,7 +92,7 @@ cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, con
         gate.count += 1
     pthread_mutex_unlock(<pthread_mutex_t *> &gate.lock)
     if full:
-        free(question)
+        mem_free(question)
         return ST_LIMIT
     stat(&worker.stats, C_GATE_QUESTIONS)
     if first:
@@ -112,7 +112,7 @@ cdef Question *gate_take(Gate *gate) noexcept nogil:
 
 
 cdef int gate_answer(Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t reason, Span auth_data) noexcept nogil:
-    cdef AnswerMail *mail = <AnswerMail *> calloc(1, sizeof(AnswerMail))
+    cdef AnswerMail *mail = <AnswerMail *> mem_alloc_zeroed(1, sizeof(AnswerMail))
     if mail == NULL:
         return ST_NO_MEMORY
     mail.mail.kind = MAIL_ANSWER
@@ -121,9 +121,9 @@ cdef int gate_answer(Engine *engine, uint16_t worker, uint32_t slot, uint32_t ge
     mail.question = number
     mail.reason = reason
     if auth_data.p != NULL:
-        mail.auth_data = <uint8_t *> malloc(auth_data.n if auth_data.n else 1)
+        mail.auth_data = <uint8_t *> mem_alloc(auth_data.n if auth_data.n else 1)
         if mail.auth_data == NULL:
-            free(mail)
+            mem_free(mail)
             return ST_NO_MEMORY
         memcpy(mail.auth_data, auth_data.p, auth_data.n)
         mail.auth_data_bytes = auth_data.n

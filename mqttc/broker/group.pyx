@@ -1,6 +1,6 @@
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 
+from mqttc.base.alloc cimport mem_alloc_zeroed, mem_free
 from mqttc.base.map cimport hash_bytes, map_find, map_insert, map_remove
 from mqttc.base.msg cimport Msg, msg_drop
 from mqttc.base.ring cimport ring_at, ring_free, ring_init, ring_pop_front, ring_push, ring_push_front, ring_trim
@@ -37,14 +37,14 @@ cdef int group_join(Worker *worker, const GroupMail *mail) noexcept nogil:
     cdef Group *group = group_find(worker, mail.group)
     cdef Member *member
     if group == NULL:
-        group = <Group *> calloc(1, sizeof(Group))
+        group = <Group *> mem_alloc_zeroed(1, sizeof(Group))
         if group == NULL:
             return ST_NO_MEMORY
         group.id = mail.group
         vec_init(&group.members, sizeof(Member))
         ring_init(&group.backlog, sizeof(Msg *))
         if map_insert(&worker.groups, group_hash(mail.group), <uint64_t> group) != ST_OK:
-            free(group)
+            mem_free(group)
             return ST_NO_MEMORY
     member = member_find(group, mail.session)
     if member == NULL:
@@ -85,7 +85,7 @@ cdef void group_free(Worker *worker, Group *group) noexcept nogil:
     stat_sub(&worker.stats, C_GROUP_BACKLOG, group.backlog.count)
     ring_free(&group.backlog)
     vec_free(&group.members)
-    free(group)
+    mem_free(group)
 
 
 cdef void group_online(Group *group, uint64_t session, uint32_t credit) noexcept nogil:

@@ -1,12 +1,12 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.stdlib cimport calloc, free, malloc
 
+from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport Mail, inbox_post, inbox_wake
 from mqttc.base.msg cimport Msg, msg_drop, msg_share
 from mqttc.base.types cimport ST_NO_MEMORY, ST_OK
 from mqttc.broker.routes cimport Route, route_drop, route_share
 from mqttc.broker.state cimport (
-    MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_GROUP, MAIL_PUBLISH, PUBLISH_MAIL_ITEMS, AdoptMail, AnswerMail, BlocksMail, GroupMail, PublishMail, Worker,
+    MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_GROUP, MAIL_PUBLISH, MAIL_SHUTDOWN, PUBLISH_MAIL_ITEMS, AdoptMail, AnswerMail, BlocksMail, GroupMail, PublishMail, Worker,
 )
 from mqttc.broker.stats cimport C_MAIL_SENT, stat
 
@@ -26,7 +26,7 @@ cdef void post(Worker *worker, uint16_t to, Mail *mail) noexcept nogil:
 cdef int post_publish(Worker *worker, uint16_t to, Msg *msg, Route *route) noexcept nogil:
     cdef PublishMail *batch = <PublishMail *> worker.post_last[to]
     if batch == NULL or batch.mail.kind != MAIL_PUBLISH or batch.count == PUBLISH_MAIL_ITEMS:
-        batch = <PublishMail *> malloc(sizeof(PublishMail))
+        batch = <PublishMail *> mem_alloc(sizeof(PublishMail))
         if batch == NULL:
             return ST_NO_MEMORY
         batch.mail.kind = MAIL_PUBLISH
@@ -41,7 +41,7 @@ cdef int post_publish(Worker *worker, uint16_t to, Msg *msg, Route *route) noexc
 
 
 cdef GroupMail *post_group(Worker *worker, uint16_t to, uint8_t verb) noexcept nogil:
-    cdef GroupMail *mail = <GroupMail *> calloc(1, sizeof(GroupMail))
+    cdef GroupMail *mail = <GroupMail *> mem_alloc_zeroed(1, sizeof(GroupMail))
     if mail == NULL:
         return NULL
     mail.mail.kind = MAIL_GROUP
@@ -55,7 +55,7 @@ cdef void post_strays(Worker *worker, uint16_t to) noexcept nogil:
     cdef BlocksMail *mail
     if worker.msgs.stray_count[to] == 0 or (worker.post_first[to] == NULL and worker.msgs.stray_count[to] < STRAYS_WORTH_A_MAIL):
         return
-    mail = <BlocksMail *> malloc(sizeof(BlocksMail))
+    mail = <BlocksMail *> mem_alloc(sizeof(BlocksMail))
     if mail == NULL:
         return                          # they wait for the next turn
     mail.mail.kind = MAIL_BLOCKS
@@ -89,6 +89,8 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
     cdef Msg *msg
     cdef Msg *next
     cdef uint32_t i
+    if mail.kind == MAIL_SHUTDOWN:
+        return                          # the worker's own
     if mail.kind == MAIL_PUBLISH:
         batch = <PublishMail *> mail
         for i in range(batch.count):
@@ -97,15 +99,15 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
     elif mail.kind == MAIL_ADOPT:
         adopt = <AdoptMail *> mail
         adopt.parcel.transport.ops.close(&adopt.parcel.transport)
-        free(adopt.parcel.leftover)
-        free(adopt.auth_data)
+        mem_free(adopt.parcel.leftover)
+        mem_free(adopt.auth_data)
     elif mail.kind == MAIL_GROUP:
         group = <GroupMail *> mail
         if group.msg != NULL:
             msg_drop(&worker.msgs, group.msg)
     elif mail.kind == MAIL_ANSWER:
         answer = <AnswerMail *> mail
-        free(answer.auth_data)
+        mem_free(answer.auth_data)
     elif mail.kind == MAIL_BLOCKS:
         msg = (<BlocksMail *> mail).chain
         while msg != NULL:
@@ -113,4 +115,4 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
             msg.refs = 1
             msg_drop(&worker.msgs, msg)
             msg = next
-    free(mail)
+    mem_free(mail)

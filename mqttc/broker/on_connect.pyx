@@ -1,12 +1,12 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.map cimport random_bytes
 from mqttc.base.msg cimport Msg, msg_alloc, msg_data
 from mqttc.base.ring cimport ring_free
 from mqttc.base.timer cimport wheel_add, wheel_cancel
-from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_load_u32_acquire, span_equal, span_make
+from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u32_acquire, span_equal, span_make
 from mqttc.broker.deliver cimport session_pump
 from mqttc.broker.gate cimport gate_ask
 from mqttc.broker.mail cimport post
@@ -15,7 +15,7 @@ from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle
 from mqttc.broker.state cimport (
-    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_DONE, CONN_NEW, CONN_QUIET, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
+    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COUNTED, CONN_NEW, CONN_QUIET, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
     AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, Will, Worker,
 )
 from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, stat
@@ -137,7 +137,7 @@ cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8
         refuse_connect(worker, conn, conn.dialect.level, reason, nothing(), nothing())
         return False
     if packet.props.present & HAS_AUTH_METHOD:
-        conn.auth_method = <uint8_t *> malloc(packet.props.auth_method.n if packet.props.auth_method.n else 1)
+        conn.auth_method = <uint8_t *> mem_alloc(packet.props.auth_method.n if packet.props.auth_method.n else 1)
         if conn.auth_method == NULL:
             link_close(worker.reactor, &conn.link, END_NO_MEMORY)
             return False
@@ -145,7 +145,7 @@ cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8
         conn.auth_method_bytes = <uint16_t> packet.props.auth_method.n
     if not asking:
         return connect_admit(worker, conn, &packet, packet_start, frame.total_bytes, rest, rest_bytes, nothing())
-    pending = <PendingConnect *> malloc(sizeof(PendingConnect) + frame.total_bytes)
+    pending = <PendingConnect *> mem_alloc(sizeof(PendingConnect) + frame.total_bytes)
     if pending == NULL:
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
@@ -218,10 +218,10 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
     pending = conn.pending
     conn.pending = NULL
     if frame_next(pending.packet, pending.packet + pending.bytes, 0, &frame) == ST_OK and decode_connect(&frame, &packet) == ST_OK:
-        moved = connect_admit(worker, conn, &packet, pending.packet, pending.bytes, conn.link.partial, conn.link.partial_bytes, data)
+        moved = connect_admit(worker, conn, &packet, pending.packet, pending.bytes, NULL, 0, data)
         if not moved and conn.phase == CONN_UP:
             link_resume(worker.reactor, &conn.link)
-    free(pending)
+    mem_free(pending)
 
 
 # ---- accepted: to the home worker
@@ -264,7 +264,7 @@ cdef bint connect_admit(
     if home == worker.index:
         connect_finish(worker, conn, packet, client_id, hash, auth_data)
         return False
-    mail = <AdoptMail *> calloc(1, sizeof(AdoptMail) + packet_bytes)
+    mail = <AdoptMail *> mem_alloc_zeroed(1, sizeof(AdoptMail) + packet_bytes)
     if mail == NULL:
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
@@ -272,19 +272,19 @@ cdef bint connect_admit(
     mail.bytes = packet_bytes
     memcpy(mail.packet, packet_start, packet_bytes)
     if auth_data.p != NULL:
-        mail.auth_data = <uint8_t *> malloc(auth_data.n if auth_data.n else 1)
+        mail.auth_data = <uint8_t *> mem_alloc(auth_data.n if auth_data.n else 1)
         if mail.auth_data == NULL:
-            free(mail)
+            mem_free(mail)
             link_close(worker.reactor, &conn.link, END_NO_MEMORY)
             return False
         memcpy(mail.auth_data, auth_data.p, auth_data.n)
         mail.auth_data_bytes = auth_data.n
     wheel_cancel(worker.reactor.wheel, &conn.link.timer)
-    free(conn.auth_method)
+    mem_free(conn.auth_method)
     conn.auth_method = NULL
     if link_detach(worker.reactor, &conn.link, rest, rest_bytes, &mail.parcel) != ST_OK:
-        free(mail.auth_data)
-        free(mail)
+        mem_free(mail.auth_data)
+        mem_free(mail)
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
     post(worker, home, &mail.mail)
@@ -298,20 +298,23 @@ cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil:
     cdef Span client_id
     if conn == NULL:
         mail.parcel.transport.ops.close(&mail.parcel.transport)
-        free(mail.parcel.leftover)
-        free(mail.auth_data)
+        mem_free(mail.parcel.leftover)
+        mem_free(mail.auth_data)
+        atomic_add_u32_relaxed(&worker.engine.connections, <uint32_t> -1)
+        atomic_add_u32_relaxed(&worker.engine.listeners[mail.parcel.listener].open_count, <uint32_t> -1)
         return
     conn_init(worker, conn)
+    conn.flags |= CONN_COUNTED          # by the worker that accepted it
     if frame_next(mail.packet, mail.packet + mail.bytes, 0, &frame) == ST_OK and decode_connect(&frame, &packet) == ST_OK:
         conn.dialect = dialect_for(packet.protocol_level)
         conn.layout = conn.dialect.layout
         if not packet.props.request_problem_info:
             conn.flags |= CONN_QUIET
         if packet.props.present & HAS_AUTH_METHOD:
-            conn.auth_method = <uint8_t *> malloc(packet.props.auth_method.n if packet.props.auth_method.n else 1)
+            conn.auth_method = <uint8_t *> mem_alloc(packet.props.auth_method.n if packet.props.auth_method.n else 1)
             if conn.auth_method == NULL:
                 link_close(worker.reactor, &conn.link, END_NO_MEMORY)
-                free(mail.auth_data)
+                mem_free(mail.auth_data)
                 return
             memcpy(conn.auth_method, packet.props.auth_method.p, packet.props.auth_method.n)
             conn.auth_method_bytes = <uint16_t> packet.props.auth_method.n
@@ -319,7 +322,7 @@ cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil:
         connect_finish(worker, conn, &packet, client_id, client_hash(client_id), span_make(mail.auth_data, mail.auth_data_bytes))
         if conn.phase == CONN_UP:
             link_resume(worker.reactor, &conn.link)
-    free(mail.auth_data)
+    mem_free(mail.auth_data)
 
 
 # ---- at home
@@ -327,12 +330,12 @@ cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil:
 cdef Will *will_build(Worker *worker, Conn *conn, const Packet *packet, uint64_t publisher) noexcept nogil:
     cdef uint32_t forward = forward_size(packet.will_props.raw)
     cdef uint8_t *data
-    cdef Will *will = <Will *> calloc(1, sizeof(Will))
+    cdef Will *will = <Will *> mem_alloc_zeroed(1, sizeof(Will))
     if will == NULL:
         return NULL
     will.msg = msg_alloc(&worker.msgs, packet.will_topic.n + forward + packet.will_payload.n)
     if will.msg == NULL:
-        free(will)
+        mem_free(will)
         return NULL
     data = msg_data(will.msg)
     memcpy(data, packet.will_topic.p, packet.will_topic.n)
@@ -366,7 +369,7 @@ cdef Session *session_claim(Worker *worker, const Packet *packet, Span client_id
         report(worker, LOG_INFO, EV_TAKEN_OVER, RC_SESSION_TAKEN_OVER, loser, session, nothing())
         if loser.held_acks != NULL:     # its unsent acknowledgements are dropped: the client will repeat
             ring_free(loser.held_acks)
-            free(loser.held_acks)
+            mem_free(loser.held_acks)
             loser.held_acks = NULL
         conn_disconnect(worker, loser, RC_SESSION_TAKEN_OVER)
         session_offline(worker, loser, ending, True)
@@ -388,7 +391,7 @@ cdef bint aliases_out_make(Worker *worker, Conn *conn, uint32_t maximum) noexcep
         capacity = maximum
     if capacity == 0:
         return True
-    conn.aliases_out = <AliasesOut *> calloc(1, sizeof(AliasesOut) + capacity * sizeof(AliasOut))
+    conn.aliases_out = <AliasesOut *> mem_alloc_zeroed(1, sizeof(AliasesOut) + capacity * sizeof(AliasOut))
     if conn.aliases_out == NULL:
         return False
     conn.aliases_out.capacity = capacity

@@ -1,7 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_properties, msg_topic, msg_payload
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
@@ -38,10 +38,10 @@ cdef void aliases_in_free(Conn *conn) noexcept nogil:
     if conn.aliases_in == NULL:
         return
     for i in range(conn.aliases_in.count):
-        free(conn.aliases_in.items[i].topic)
+        mem_free(conn.aliases_in.items[i].topic)
         if conn.aliases_in.items[i].route != NULL:
             route_drop(conn.aliases_in.items[i].route)
-    free(conn.aliases_in)
+    mem_free(conn.aliases_in)
     conn.aliases_in = NULL
 
 
@@ -53,7 +53,7 @@ cdef int alias_resolve(Worker *worker, Conn *conn, Packet *packet, AliasIn **fou
     if packet.props.topic_alias == 0 or packet.props.topic_alias > maximum:
         return -RC_TOPIC_ALIAS_INVALID
     if conn.aliases_in == NULL:
-        conn.aliases_in = <AliasesIn *> calloc(1, sizeof(AliasesIn) + maximum * sizeof(AliasIn))
+        conn.aliases_in = <AliasesIn *> mem_alloc_zeroed(1, sizeof(AliasesIn) + maximum * sizeof(AliasIn))
         if conn.aliases_in == NULL:
             return -RC_QUOTA_EXCEEDED
         conn.aliases_in.count = maximum
@@ -66,11 +66,11 @@ cdef int alias_resolve(Worker *worker, Conn *conn, Packet *packet, AliasIn **fou
         return ST_OK
     if alias.topic != NULL and span_equal(span_make(alias.topic, alias.topic_bytes), packet.topic):
         return ST_OK
-    copy = <uint8_t *> malloc(packet.topic.n)
+    copy = <uint8_t *> mem_alloc(packet.topic.n)
     if copy == NULL:
         return -RC_QUOTA_EXCEEDED
     memcpy(copy, packet.topic.p, packet.topic.n)
-    free(alias.topic)
+    mem_free(alias.topic)
     if alias.route != NULL:
         route_drop(alias.route)
         alias.route = NULL

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.map cimport hash_bytes
 from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
@@ -75,7 +75,7 @@ cdef int handout_add(Session *session, const Subscription *subscription, Span fi
     """The filter's retained messages are due to this session; the cursor reads them as the client takes them."""
     cdef Handout *handout
     if session.handouts == NULL:
-        session.handouts = <Vec *> malloc(sizeof(Vec))
+        session.handouts = <Vec *> mem_alloc(sizeof(Vec))
         if session.handouts == NULL:
             return RC_QUOTA_EXCEEDED
         vec_init(session.handouts, sizeof(Handout))
@@ -93,7 +93,7 @@ cdef int handout_add(Session *session, const Subscription *subscription, Span fi
         session.handouts.count -= 1
     if session.handouts.count == 0:
         vec_free(session.handouts)
-        free(session.handouts)
+        mem_free(session.handouts)
         session.handouts = NULL
     return RC_QUOTA_EXCEEDED
 
@@ -157,7 +157,7 @@ cdef uint8_t *codes_room(Conn *conn, uint8_t packet_type, Span list, uint8_t *he
     count[0] = 0
     while filter_next(conn.dialect, packet_type, &list, &filter):
         count[0] += 1
-    return here if count[0] <= here_bytes else <uint8_t *> malloc(count[0])
+    return here if count[0] <= here_bytes else <uint8_t *> mem_alloc(count[0])
 
 
 cdef void on_subscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogil:
@@ -190,7 +190,7 @@ cdef void on_subscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogi
     if i == count and reply_with_codes(worker, conn, SUBACK, packet.packet_id, span_make(codes, count)):
         session_pump(worker, conn.session)
     if codes != here:
-        free(codes)
+        mem_free(codes)
 
 
 cdef uint8_t unsubscribe_one(Worker *worker, Session *session, Span filter) noexcept nogil:
@@ -236,4 +236,4 @@ cdef void on_unsubscribe(Worker *worker, Conn *conn, Packet *packet) noexcept no
         i += 1
     reply_with_codes(worker, conn, UNSUBACK, packet.packet_id, span_make(codes, count))
     if codes != here:
-        free(codes)
+        mem_free(codes)

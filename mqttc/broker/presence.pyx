@@ -1,7 +1,7 @@
 from libc.stdint cimport int64_t, uint32_t
-from libc.stdlib cimport free
 from libc.string cimport memset
 
+from mqttc.base.alloc cimport mem_free
 from mqttc.base.msg cimport msg_drop
 from mqttc.base.ring cimport ring_at
 from mqttc.base.timer cimport wheel_add, wheel_cancel
@@ -21,7 +21,7 @@ cdef void will_free(Worker *worker, Will *will) noexcept nogil:
         return
     if will.msg != NULL:
         msg_drop(&worker.msgs, will.msg)
-    free(will)
+    mem_free(will)
 
 
 cdef void will_publish(Worker *worker, Session *session) noexcept nogil:

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.ring cimport Ring, ring_at, ring_free, ring_init, ring_push
 from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
 from mqttc.broker.report cimport EV_PROTOCOL_ERROR, EV_REFUSED, LOG_INFO, LOG_WARNING, report
@@ -64,7 +64,7 @@ cdef void acknowledge(Worker *worker, Conn *conn, uint8_t packet_type, uint16_t 
         send_ack(worker, conn, packet_type, packet_id, reason)
         return
     if conn.held_acks == NULL:
-        conn.held_acks = <Ring *> malloc(sizeof(Ring))
+        conn.held_acks = <Ring *> mem_alloc(sizeof(Ring))
         if conn.held_acks == NULL:
             link_close(worker.reactor, &conn.link, END_NO_MEMORY)
             return
@@ -92,7 +92,7 @@ cdef void acks_release(Worker *worker, Conn *conn) noexcept nogil:
         held = <HeldAck *> ring_at(conn.held_acks, i)
         send_ack(worker, conn, held.packet_type, held.packet_id, held.reason)
     ring_free(conn.held_acks)
-    free(conn.held_acks)
+    mem_free(conn.held_acks)
     conn.held_acks = NULL
 
 

@@ -1,7 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.map cimport Map, hash_bytes, map_find, map_free, map_init, map_insert, map_remove, map_replace
 from mqttc.base.msg cimport Msg, msg_drop
 from mqttc.base.ring cimport Ring, ring_at, ring_free, ring_init, ring_pop_front, ring_push, ring_remove, ring_trim
@@ -47,12 +47,12 @@ cdef int page_add(Worker *worker) noexcept nogil:
     cdef uint32_t *slot
     cdef uint32_t i
     cdef uint32_t first = worker.session_pages.count * SESSION_PAGE
-    page = <Session *> calloc(SESSION_PAGE, sizeof(Session))
+    page = <Session *> mem_alloc_zeroed(SESSION_PAGE, sizeof(Session))
     if page == NULL:
         return ST_NO_MEMORY
     place = <Session **> vec_push(&worker.session_pages)
     if place == NULL:
-        free(page)
+        mem_free(page)
         return ST_NO_MEMORY
     place[0] = page
     for i in range(SESSION_PAGE):
@@ -72,13 +72,13 @@ cdef Session *session_build(Worker *worker, Span client_id, uint32_t hash) noexc
         return NULL
     if worker.session_free.count == 0 and page_add(worker) != ST_OK:
         return NULL
-    copy = <uint8_t *> malloc(client_id.n if client_id.n else 1)
+    copy = <uint8_t *> mem_alloc(client_id.n if client_id.n else 1)
     if copy == NULL:
         return NULL
     slot = (<uint32_t *> vec_at(&worker.session_free, worker.session_free.count - 1))[0]
     session = (<Session **> worker.session_pages.items)[slot // SESSION_PAGE] + (slot % SESSION_PAGE)
     if map_insert(&worker.clients, hash, <uint64_t> session) != ST_OK:
-        free(copy)
+        mem_free(copy)
         return NULL
     worker.session_free.count -= 1
     generation = (session.generation + 1) & 0xFFFFFF
@@ -122,30 +122,30 @@ cdef void session_discard(Worker *worker, Session *session) noexcept nogil:
     if session.subscriptions != NULL:
         for i in range(session.subscriptions.count):
             subscription = <Subscription *> vec_at(session.subscriptions, i)
-            free(subscription.filter)
+            mem_free(subscription.filter)
         stat_sub(&worker.stats, C_SUBSCRIPTIONS, session.subscriptions.count)
         vec_free(session.subscriptions)
-        free(session.subscriptions)
+        mem_free(session.subscriptions)
         session.subscriptions = NULL
     if session.subscription_map != NULL:
         map_free(session.subscription_map)
-        free(session.subscription_map)
+        mem_free(session.subscription_map)
         session.subscription_map = NULL
     handouts_clear(session)
     if session.memberships != NULL:
         vec_free(session.memberships)
-        free(session.memberships)
+        mem_free(session.memberships)
         session.memberships = NULL
     if session.inbound != NULL:
         vec_free(session.inbound)
-        free(session.inbound)
+        mem_free(session.inbound)
         session.inbound = NULL
     if session.will != NULL:
         if session.will.msg != NULL:
             msg_drop(&worker.msgs, session.will.msg)
-        free(session.will)
+        mem_free(session.will)
         session.will = NULL
-    free(session.client_id)
+    mem_free(session.client_id)
     session.client_id = NULL
 
 
@@ -310,7 +310,7 @@ cdef bint inbound_has(const Session *session, uint16_t packet_id) noexcept nogil
 cdef int inbound_add(Session *session, uint16_t packet_id) noexcept nogil:
     cdef uint16_t *place
     if session.inbound == NULL:
-        session.inbound = <Vec *> malloc(sizeof(Vec))
+        session.inbound = <Vec *> mem_alloc(sizeof(Vec))
         if session.inbound == NULL:
             return ST_NO_MEMORY
         vec_init(session.inbound, sizeof(uint16_t))
@@ -373,14 +373,14 @@ cdef Subscription *subscription_find(Session *session, Span filter) noexcept nog
 cdef int map_subscriptions(Session *session) noexcept nogil:
     """Many subscriptions get a map, so that a SUBSCRIBE does not walk them all."""
     cdef uint32_t i
-    cdef Map *map = <Map *> malloc(sizeof(Map))
+    cdef Map *map = <Map *> mem_alloc(sizeof(Map))
     if map == NULL:
         return ST_NO_MEMORY
     map_init(map, subscription_equals, NULL)
     for i in range(session.subscriptions.count):
         if map_insert(map, (<Subscription *> vec_at(session.subscriptions, i)).hash, i) != ST_OK:
             map_free(map)
-            free(map)
+            mem_free(map)
             return ST_NO_MEMORY
     session.subscription_map = map
     return ST_OK
@@ -390,19 +390,19 @@ cdef Subscription *subscription_add(Worker *worker, Session *session, Span filte
     cdef Subscription *subscription
     cdef uint8_t *copy
     if session.subscriptions == NULL:
-        session.subscriptions = <Vec *> malloc(sizeof(Vec))
+        session.subscriptions = <Vec *> mem_alloc(sizeof(Vec))
         if session.subscriptions == NULL:
             return NULL
         vec_init(session.subscriptions, sizeof(Subscription))
     if session.subscription_map == NULL and session.subscriptions.count >= MAP_FROM and map_subscriptions(session) != ST_OK:
         return NULL
-    copy = <uint8_t *> malloc(filter.n if filter.n else 1)
+    copy = <uint8_t *> mem_alloc(filter.n if filter.n else 1)
     if copy == NULL:
         return NULL
     memcpy(copy, filter.p, filter.n)
     subscription = <Subscription *> vec_push(session.subscriptions)
     if subscription == NULL:
-        free(copy)
+        mem_free(copy)
         return NULL
     memset(subscription, 0, sizeof(Subscription))
     subscription.filter = copy
@@ -410,7 +410,7 @@ cdef Subscription *subscription_add(Worker *worker, Session *session, Span filte
     subscription.hash = hash_bytes(filter)
     if session.subscription_map != NULL and map_insert(session.subscription_map, subscription.hash, session.subscriptions.count - 1) != ST_OK:
         session.subscriptions.count -= 1
-        free(copy)
+        mem_free(copy)
         return NULL
     stat(&worker.stats, C_SUBSCRIPTIONS)
     return subscription
@@ -429,15 +429,15 @@ cdef void subscription_remove(Worker *worker, Session *session, Subscription *su
             key.filter = span_make(last.filter, last.filter_bytes)
             map_replace(session.subscription_map, last.hash, &key, index)
     vec_swap_remove(session.subscriptions, index)
-    free(filter)
+    mem_free(filter)
     stat_sub(&worker.stats, C_SUBSCRIPTIONS, 1)
     if session.subscriptions.count == 0:
         vec_free(session.subscriptions)
-        free(session.subscriptions)
+        mem_free(session.subscriptions)
         session.subscriptions = NULL
         if session.subscription_map != NULL:
             map_free(session.subscription_map)
-            free(session.subscription_map)
+            mem_free(session.subscription_map)
             session.subscription_map = NULL
 
 
@@ -461,7 +461,7 @@ cdef uint32_t membership_add(Session *session, uint64_t group) noexcept nogil:
     cdef Membership *membership = NULL
     cdef uint32_t i
     if session.memberships == NULL:
-        session.memberships = <Vec *> malloc(sizeof(Vec))
+        session.memberships = <Vec *> mem_alloc(sizeof(Vec))
         if session.memberships == NULL:
             return 0
         vec_init(session.memberships, sizeof(Membership))
@@ -550,5 +550,5 @@ cdef void handouts_clear(Session *session) noexcept nogil:
         retain_cursor_free(&handout.cursor)
         subscription_ids_drop(handout.subscription_ids)
     vec_free(session.handouts)
-    free(session.handouts)
+    mem_free(session.handouts)
     session.handouts = NULL

@@ -334,6 +334,7 @@ cdef struct AnswerMail:                # of the gate
 cdef struct BrakeMail:                 # a receiver of this publisher's messages is slow
     Mail mail
     uint64_t session
+    bint pause                         # its messages are QoS 0: no acknowledgement to hold
 
 cdef struct PlainMail:
     Mail mail
@@ -383,6 +384,9 @@ cdef struct Worker:
     uint16_t index
     bint shutting_down
     bint thread_started
+    uint32_t unsent                    # connections with output left when the loop ended
+    int64_t shutdown_since_ms
+    PlainMail shutdown_mail            # posted once, by engine_stop
     MsgPool msgs
     RouteCache routes
     Map clients                        # client id -> Session *

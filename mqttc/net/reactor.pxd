@@ -137,6 +137,8 @@ cdef int reactor_listen(Reactor *reactor, int fd, uint16_t listener) noexcept no
 cdef void reactor_unlisten(Reactor *reactor) noexcept nogil               # all listeners
 cdef Link *reactor_link(Reactor *reactor, uint32_t slot, uint32_t generation) noexcept nogil    # NULL when that link is gone
 cdef Link *reactor_next_link(Reactor *reactor, uint32_t *cursor) noexcept nogil                 # iterate open links; NULL at the end
+cdef uint32_t reactor_ending(Reactor *reactor, uint32_t *unsent) noexcept nogil                  # links on their way out; unsent: those of them with output left
+cdef void reactor_abandon(Reactor *reactor) noexcept nogil                # in a forked child: closes its copies of the descriptors, touches nothing else
 cdef Link *link_open(Reactor *reactor, const Transport *transport, const PeerAddress *peer, uint16_t listener) noexcept nogil   # an own socket (load generator); connecting ones too
 cdef void link_close(Reactor *reactor, Link *link, int reason) noexcept nogil        # what is queued still leaves; harmless when closing already
 cdef void link_pause(Reactor *reactor, Link *link) noexcept nogil

@@ -1,0 +1,454 @@
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset, strlen
+from posix.unistd cimport close
+
+from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
+from mqttc.base.inbox cimport Mail, inbox_post, inbox_take, inbox_wake
+from mqttc.base.logring cimport logring_build, logring_free
+from mqttc.base.map cimport map_free, map_init, map_next
+from mqttc.base.msg cimport msg_come_home, msg_take_strays, pool_free, pool_init
+from mqttc.base.timer cimport TimerNode, wheel_add
+from mqttc.base.types cimport (
+    ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_i64_relaxed, atomic_add_u32_relaxed, atomic_load_u32_acquire, atomic_load_u32_relaxed,
+    atomic_load_u64_relaxed, atomic_store_u32_release, span_equal, span_make,
+)
+from mqttc.base.vec cimport vec_at, vec_free, vec_init
+from mqttc.broker.conn cimport conn_data, conn_ended, conn_release, conn_timer
+from mqttc.broker.deliver cimport Publication, credits_grant, fan_out_slice, on_group_mail, own_mail, publication_clear, publication_of, session_pump
+from mqttc.broker.gate cimport gate_free, gate_init
+from mqttc.broker.group cimport group_free
+from mqttc.broker.handle cimport handle_worker
+from mqttc.broker.mail cimport mail_discard, post, post_all
+from mqttc.broker.on_connect cimport conn_init, connect_adopt, on_answer
+from mqttc.broker.on_publish cimport brakes_release, conn_brake
+from mqttc.broker.presence cimport session_timer
+from mqttc.broker.reply cimport conn_disconnect, conn_of
+from mqttc.broker.report cimport EV_ACCEPT_ERROR, EV_CONNECTION_LIMIT, EV_SHUTTING_DOWN, LOG_INFO, LOG_WARNING, report, text
+from mqttc.broker.retain cimport retain_build, retain_free, retain_sweep
+from mqttc.broker.routes cimport Route, route_drop, routes_free, routes_init
+from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
+from mqttc.broker.state cimport (
+    CONN_COUNTED, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BRAKE, MAIL_GROUP, MAIL_PUBLISH, MAIL_SHUTDOWN, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN,
+    TIMER_SWEEP, AdoptMail, AnswerMail, BlocksMail, BrakeMail, Conn, Engine, Group, GroupMail, Listener, PlainMail, PublishMail, Session, Settings, Worker,
+)
+from mqttc.broker.stats cimport C_DROPPED_NO_MEMORY, stat
+from mqttc.broker.trie cimport trie_build, trie_free
+from mqttc.net.outq cimport chunk_drop
+from mqttc.net.reactor cimport (
+    Link, LinkHooks, reactor_abandon, reactor_build, reactor_ending, reactor_free, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
+)
+from mqttc.proto.packet cimport RC_QUOTA_EXCEEDED, RC_SERVER_SHUTTING_DOWN
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int sigfillset(sigset_t *set)
+    int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
+    const int SIG_SETMASK
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+    int pthread_create(pthread_t *thread, const void *attributes, void *(*start)(void *) noexcept nogil, void *argument)
+    int pthread_join(pthread_t thread, void **result)
+
+cdef extern from "<string.h>" nogil:
+    char *strerror_r(int error, char *room, size_t n)
+
+cdef enum:
+    LOG_RECORDS = 4096
+    OPEN_QUESTIONS = 65536             # bound of the gate's list
+    SWEEP_MS = 2000
+    SWEEP_TOPICS = 20000               # retained messages looked at for expiry per sweep
+    SHUTDOWN_TICK_MS = 50
+    SHUTDOWN_LINGER_MS = 200           # for peers to read our last words once everything is sent
+
+
+# ---- hooks of the reactor
+
+cdef int on_open(void *context, Link *link) noexcept nogil:
+    cdef Worker *worker = <Worker *> context
+    cdef Conn *conn = conn_of(link)
+    cdef Engine *engine = worker.engine
+    cdef Listener *listener = engine.listeners[link.listener]
+    conn_init(worker, conn)
+    if (engine.settings.max_connections and atomic_load_u32_relaxed(&engine.connections) >= engine.settings.max_connections) or (
+        listener.max_connections and atomic_load_u32_relaxed(&listener.open_count) >= listener.max_connections
+    ):
+        report(worker, LOG_WARNING, EV_CONNECTION_LIMIT, RC_QUOTA_EXCEEDED, conn, NULL, text("too many connections"))
+        return ST_LIMIT
+    atomic_add_u32_relaxed(&engine.connections, 1)
+    atomic_add_u32_relaxed(&listener.open_count, 1)
+    conn.flags |= CONN_COUNTED
+    wheel_add(worker.reactor.wheel, &link.timer, worker.reactor.now_ms + engine.settings.connect_timeout_ms)
+    return ST_OK
+
+
+cdef uint32_t on_data(void *context, Link *link, const uint8_t *bytes, uint32_t n) noexcept nogil:
+    return conn_data(<Worker *> context, conn_of(link), bytes, n)
+
+
+cdef void on_end(void *context, Link *link, int reason) noexcept nogil:
+    conn_ended(<Worker *> context, conn_of(link), reason)
+
+
+cdef void on_drained(void *context, Link *link) noexcept nogil:
+    if conn_of(link).session != NULL:
+        session_pump(<Worker *> context, conn_of(link).session)
+
+
+cdef void on_timer(void *context, TimerNode *node) noexcept nogil:
+    cdef Worker *worker = <Worker *> context
+    if node.kind == TIMER_CONN:
+        conn_timer(worker, <Conn *> node)
+    elif node.kind == TIMER_SESSION:
+        session_timer(worker, <Session *> node)
+    elif node.kind == TIMER_BRAKE:
+        brakes_release(worker)
+    elif node.kind == TIMER_SWEEP:
+        retain_sweep(worker.engine.retain, &worker.msgs, worker.reactor.now_ms, SWEEP_TOPICS)
+        wheel_add(worker.reactor.wheel, node, worker.reactor.now_ms + SWEEP_MS)
+    elif node.kind == TIMER_SHUTDOWN:
+        shutdown_tick(worker)
+
+
+cdef void on_turn_end(void *context) noexcept nogil:
+    cdef Worker *worker = <Worker *> context
+    credits_grant(worker)
+    own_mail(worker)
+    post_all(worker)
+
+
+cdef void on_accept_error(void *context, uint16_t listener, int error) noexcept nogil:
+    cdef Worker *worker = <Worker *> context
+    cdef char room[96]
+    cdef const char *why = strerror_r(error, room, sizeof(room))
+    report(worker, LOG_WARNING, EV_ACCEPT_ERROR, 0, NULL, NULL, span_make(why, strlen(why)))
+
+
+# ---- mail
+
+cdef void on_publish_mail(Worker *worker, PublishMail *mail) noexcept nogil:
+    cdef Publication pub
+    cdef BrakeMail *brake
+    cdef uint64_t braked = 0
+    cdef uint32_t i
+    for i in range(mail.count):
+        publication_of(worker, &pub, mail.items[i].msg)
+        fan_out_slice(worker, &pub, mail.items[i].route)
+        if pub.pressure and pub.publisher and pub.publisher != braked:
+            brake = <BrakeMail *> mem_alloc(sizeof(BrakeMail))
+            if brake != NULL:
+                braked = pub.publisher
+                brake.mail.kind = MAIL_BRAKE
+                brake.session = pub.publisher
+                brake.pause = pub.qos == 0
+                post(worker, handle_worker(pub.publisher), &brake.mail)
+        publication_clear(worker, &pub)
+        route_drop(mail.items[i].route)
+
+
+cdef void on_brake_mail(Worker *worker, BrakeMail *mail) noexcept nogil:
+    cdef Session *session = session_of(worker, mail.session)
+    if session != NULL and session.conn != NULL:
+        conn_brake(worker, session.conn, mail.pause)
+
+
+cdef void on_mail(void *context, Mail *chain) noexcept nogil:
+    cdef Worker *worker = <Worker *> context
+    cdef Mail *mail = chain
+    cdef Mail *next
+    while mail != NULL:
+        next = mail.next
+        if mail.kind == MAIL_PUBLISH:
+            on_publish_mail(worker, <PublishMail *> mail)
+        elif mail.kind == MAIL_BLOCKS:
+            msg_come_home(&worker.msgs, (<BlocksMail *> mail).chain)
+        elif mail.kind == MAIL_GROUP:
+            own_mail(worker)
+            on_group_mail(worker, <GroupMail *> mail)
+        elif mail.kind == MAIL_ADOPT:
+            connect_adopt(worker, <AdoptMail *> mail)
+        elif mail.kind == MAIL_ANSWER:
+            on_answer(worker, <AnswerMail *> mail)
+            mem_free((<AnswerMail *> mail).auth_data)
+        elif mail.kind == MAIL_BRAKE:
+            on_brake_mail(worker, <BrakeMail *> mail)
+        elif mail.kind == MAIL_SHUTDOWN:
+            shutdown_begin(worker)
+            mail = next                 # the worker's own, not freed
+            continue
+        mem_free(mail)
+        mail = next
+
+
+# ---- shutdown
+
+cdef void shutdown_begin(Worker *worker) noexcept nogil:
+    cdef uint32_t cursor = 0
+    cdef Link *link
+    reactor_unlisten(worker.reactor)
+    worker.shutting_down = True
+    report(worker, LOG_INFO, EV_SHUTTING_DOWN, RC_SERVER_SHUTTING_DOWN, NULL, NULL, span_make(NULL, 0))
+    link = reactor_next_link(worker.reactor, &cursor)
+    while link != NULL:
+        conn_disconnect(worker, conn_of(link), RC_SERVER_SHUTTING_DOWN)
+        link = reactor_next_link(worker.reactor, &cursor)
+    worker.shutdown_since_ms = worker.reactor.now_ms
+    shutdown_tick(worker)
+
+
+cdef void shutdown_tick(Worker *worker) noexcept nogil:
+    """Ends the loop when all output has left and peers had a moment to read it, or when the time is up."""
+    cdef uint32_t unsent = 0
+    cdef uint32_t ending = reactor_ending(worker.reactor, &unsent)
+    cdef int64_t waited = worker.reactor.now_ms - worker.shutdown_since_ms
+    cdef uint32_t bound = worker.engine.settings.shutdown_timeout_ms
+    worker.unsent = unsent
+    if ending == 0 or waited >= bound or (unsent == 0 and waited >= SHUTDOWN_LINGER_MS):
+        worker.reactor.stopping = True
+        return
+    wheel_add(worker.reactor.wheel, &worker.shutdown_timer, worker.reactor.now_ms + SHUTDOWN_TICK_MS)
+
+
+# ---- a worker
+
+cdef bint client_equals(void *context, uint64_t value, const void *key) noexcept nogil:
+    cdef Session *session = <Session *> value
+    return span_equal(span_make(session.client_id, session.client_id_bytes), (<const Span *> key)[0])
+
+
+cdef bint group_equals(void *context, uint64_t value, const void *key) noexcept nogil:
+    return (<Group *> value).id == (<const uint64_t *> key)[0]
+
+
+cdef LinkHooks worker_hooks
+worker_hooks.on_open = on_open
+worker_hooks.on_data = on_data
+worker_hooks.on_end = on_end
+worker_hooks.on_drained = on_drained
+worker_hooks.on_timer = on_timer
+worker_hooks.on_mail = on_mail
+worker_hooks.on_turn_end = on_turn_end
+worker_hooks.on_accept_error = on_accept_error
+
+
+cdef Worker *worker_build(Engine *engine, uint16_t index) noexcept nogil:
+    cdef Settings *settings = &engine.settings
+    cdef Worker *worker = <Worker *> mem_alloc_zeroed(1, sizeof(Worker))
+    if worker == NULL:
+        return NULL
+    worker.engine = engine
+    worker.index = index
+    worker.brake_timer.kind = TIMER_BRAKE
+    worker.sweep_timer.kind = TIMER_SWEEP
+    worker.shutdown_timer.kind = TIMER_SHUTDOWN
+    map_init(&worker.clients, client_equals, NULL)
+    map_init(&worker.groups, group_equals, NULL)
+    vec_init(&worker.session_pages, sizeof(Session *))
+    vec_init(&worker.session_free, sizeof(uint32_t))
+    vec_init(&worker.braked, sizeof(uint64_t))
+    if pool_init(&worker.msgs, index, settings.workers) != ST_OK:
+        mem_free(worker)
+        return NULL
+    if routes_init(&worker.routes, engine.trie, settings.workers, settings.route_cache_entries) != ST_OK:
+        pool_free(&worker.msgs)
+        mem_free(worker)
+        return NULL
+    worker.reactor = reactor_build(&worker_hooks, worker, &worker.msgs, &engine.clock, sizeof(Conn), settings.turn_bytes)
+    if worker.reactor == NULL:
+        routes_free(&worker.routes)
+        pool_free(&worker.msgs)
+        mem_free(worker)
+        return NULL
+    if index == 0:
+        wheel_add(worker.reactor.wheel, &worker.sweep_timer, worker.reactor.now_ms + SWEEP_MS)
+    return worker
+
+
+cdef void *worker_main(void *argument) noexcept nogil:
+    cdef Worker *worker = <Worker *> argument
+    reactor_run(worker.reactor)
+    reactor_turn(worker.reactor, 0)     # what the last turn ended
+    return NULL
+
+
+cdef void worker_empty(Worker *worker) noexcept nogil:
+    """Gives up everything it holds of others: mail, sessions, groups, connections, routes. All workers have been joined."""
+    cdef Mail *mail = inbox_take(&worker.reactor.inbox)
+    cdef Mail *next
+    cdef Link *link
+    cdef Session *page
+    cdef uint64_t value = 0
+    cdef uint32_t cursor = 0
+    cdef uint32_t i, k
+    while mail != NULL:
+        next = mail.next
+        mail_discard(worker, mail)
+        mail = next
+    for i in range(worker.engine.settings.workers):
+        mail = worker.post_first[i]
+        while mail != NULL:
+            next = mail.next
+            mail_discard(worker, mail)
+            mail = next
+    link = reactor_next_link(worker.reactor, &cursor)
+    while link != NULL:
+        conn_release(conn_of(link))
+        link = reactor_next_link(worker.reactor, &cursor)
+    for i in range(4):
+        if worker.runs[i].chunk != NULL:
+            chunk_drop(&worker.reactor.chunks, worker.runs[i].chunk)
+    for i in range(worker.session_pages.count):
+        page = (<Session **> vec_at(&worker.session_pages, i))[0]
+        for k in range(SESSION_PAGE):
+            if page[k].client_id != NULL:
+                session_discard(worker, &page[k])
+        mem_free(page)
+    cursor = 0
+    while map_next(&worker.groups, &cursor, &value):
+        group_free(worker, <Group *> value)
+    map_free(&worker.groups)
+    map_free(&worker.clients)
+    vec_free(&worker.session_pages)
+    vec_free(&worker.session_free)
+    vec_free(&worker.braked)
+    routes_free(&worker.routes)
+    reactor_free(worker.reactor)
+
+
+# ---- the engine
+
+cdef Engine *engine_build(const Settings *settings) noexcept nogil:
+    cdef Engine *engine = <Engine *> mem_alloc_zeroed(1, sizeof(Engine))
+    cdef uint32_t i
+    if engine == NULL:
+        return NULL
+    engine.settings = settings[0]
+    gate_init(&engine.gate, OPEN_QUESTIONS)
+    engine.log = logring_build(LOG_RECORDS)
+    engine.trie = trie_build(settings.max_topic_levels)
+    engine.retain = retain_build(settings.max_retained_messages, settings.max_retained_bytes)
+    if engine.log == NULL or engine.trie == NULL or engine.retain == NULL:
+        engine_free(engine)
+        return NULL
+    for i in range(settings.workers):
+        engine.workers[i] = worker_build(engine, <uint16_t> i)
+        if engine.workers[i] == NULL:
+            engine_free(engine)
+            return NULL
+    return engine
+
+
+cdef int engine_listen(Engine *engine, Listener *listener) noexcept nogil:
+    if engine.listener_count == 256:
+        return ST_LIMIT
+    engine.listeners[engine.listener_count] = listener
+    engine.listener_count += 1
+    return <int> engine.listener_count - 1
+
+
+cdef int engine_start(Engine *engine) noexcept nogil:
+    cdef uint32_t i, k
+    cdef int status = ST_OK
+    cdef sigset_t all_signals, old
+    for i in range(engine.settings.workers):
+        for k in range(engine.listener_count):
+            if status == ST_OK:
+                status = reactor_listen(engine.workers[i].reactor, engine.listeners[k].fd, <uint16_t> k)
+    if status != ST_OK:
+        return status
+    sigfillset(&all_signals)
+    pthread_sigmask(SIG_SETMASK, &all_signals, &old)
+    for i in range(engine.settings.workers):
+        status = pthread_create(&engine.workers[i].thread, NULL, worker_main, engine.workers[i])
+        if status != 0:
+            break
+        engine.workers[i].thread_started = True
+    pthread_sigmask(SIG_SETMASK, &old, NULL)
+    return ST_OK if status == 0 else ST_ERROR
+
+
+cdef bint engine_stop(Engine *engine, uint32_t timeout_ms) noexcept nogil:
+    cdef uint32_t i
+    cdef bint flushed = True
+    cdef PlainMail *mail
+    cdef Worker *worker
+    engine.settings.shutdown_timeout_ms = timeout_ms
+    atomic_store_u32_release(&engine.stopping, 1)
+    for i in range(engine.settings.workers):
+        worker = engine.workers[i]
+        if not worker.thread_started:
+            continue
+        mail = &worker.shutdown_mail
+        mail.mail.kind = MAIL_SHUTDOWN
+        mail.mail.next = NULL
+        if inbox_post(&worker.reactor.inbox, &mail.mail, &mail.mail):
+            inbox_wake(&worker.reactor.inbox)
+    for i in range(engine.settings.workers):
+        worker = engine.workers[i]
+        if worker.thread_started:
+            pthread_join(worker.thread, NULL)
+            worker.thread_started = False
+            if worker.unsent:
+                flushed = False
+    for i in range(engine.listener_count):
+        if engine.listeners[i].fd >= 0:
+            close(engine.listeners[i].fd)
+            engine.listeners[i].fd = -1
+    return flushed
+
+
+cdef void engine_free(Engine *engine) noexcept nogil:
+    cdef uint32_t i, k
+    cdef uint32_t count = 0
+    for i in range(engine.settings.workers):
+        if engine.workers[i] != NULL:
+            worker_empty(engine.workers[i])
+    if engine.retain != NULL:
+        retain_free(engine.retain, &engine.workers[0].msgs if engine.workers[0] != NULL else NULL)
+    for i in range(engine.settings.workers):        # blocks go home before the homes go
+        for k in range(engine.settings.workers):
+            if engine.workers[i] != NULL and engine.workers[k] != NULL and i != k:
+                msg_come_home(&engine.workers[k].msgs, msg_take_strays(&engine.workers[i].msgs, <uint16_t> k, &count))
+    for i in range(engine.settings.workers):
+        if engine.workers[i] != NULL:
+            pool_free(&engine.workers[i].msgs)
+            mem_free(engine.workers[i])
+    if engine.trie != NULL:
+        trie_free(engine.trie)
+    if engine.log != NULL:
+        logring_free(engine.log)
+    gate_free(&engine.gate)
+    for i in range(engine.listener_count):
+        if engine.listeners[i].fd >= 0:
+            close(engine.listeners[i].fd)
+        mem_free(engine.listeners[i].server_reference)
+        mem_free(engine.listeners[i])
+    mem_free(engine.response_information)
+    mem_free(engine)
+
+
+cdef void engine_abandon(Engine *engine) noexcept nogil:
+    cdef uint32_t i
+    for i in range(engine.settings.workers):
+        reactor_abandon(engine.workers[i].reactor)
+    for i in range(engine.listener_count):
+        if engine.listeners[i].fd >= 0:
+            close(engine.listeners[i].fd)
+
+
+cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms) noexcept nogil:
+    cdef uint32_t i
+    atomic_add_i64_relaxed(&engine.clock.mono_offset_ms, mono_ms)
+    atomic_add_i64_relaxed(&engine.clock.wall_offset_ms, wall_ms)
+    for i in range(engine.settings.workers):
+        inbox_wake(&engine.workers[i].reactor.inbox)
+
+
+cdef uint64_t engine_counter(const Engine *engine, int counter) noexcept nogil:
+    cdef uint64_t total = 0
+    cdef uint32_t i
+    for i in range(engine.settings.workers):
+        total += atomic_load_u64_relaxed(&engine.workers[i].stats.v[counter])
+    return total
