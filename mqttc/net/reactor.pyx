@@ -164,6 +164,36 @@ cdef Link *reactor_next_link(Reactor *reactor, uint32_t *cursor) noexcept nogil:
             return link
 
 
+cdef uint32_t reactor_ending(Reactor *reactor, uint32_t *unsent) noexcept nogil:
+    cdef uint32_t slot = 0
+    cdef uint32_t ending = 0
+    cdef Link *link = slab_at(reactor, 0)
+    unsent[0] = 0
+    while link != NULL:
+        if link.state == LINK_CLOSING or link.state == LINK_LINGERING:
+            ending += 1
+            if link.out.bytes:
+                unsent[0] += 1
+        slot += 1
+        link = slab_at(reactor, slot)
+    return ending
+
+
+cdef void reactor_abandon(Reactor *reactor) noexcept nogil:
+    # Only close: what the poller watches is shared with the parent, and other threads may have been at work on every structure when the fork came.
+    cdef uint32_t slot = 0
+    cdef Link *link = slab_at(reactor, 0)
+    while link != NULL:
+        if link.state != LINK_FREE and link.transport.fd >= 0:
+            c_close(link.transport.fd)
+        slot += 1
+        link = slab_at(reactor, slot)
+    poller_close(&reactor.poller)
+    c_close(reactor.inbox.wake_read_fd)
+    if reactor.inbox.wake_write_fd != reactor.inbox.wake_read_fd:
+        c_close(reactor.inbox.wake_write_fd)
+
+
 # ---------------------------------------------------------------------------------------------- buffers of partial input
 
 cdef inline uint32_t partial_class(uint32_t n) noexcept nogil:

@@ -1,0 +1,383 @@
+"""The border between the data plane and Python: see native.pyi for what is promised. Above it Python, below it no GIL."""
+
+import os
+import weakref
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free, mem_freed, mem_made
+from mqttc.base.logring cimport LogRecord, logring_drain_wake, logring_dropped, logring_fd, logring_pop, logring_wake
+from mqttc.base.types cimport Span, atomic_load_u32_relaxed, atomic_load_u64_relaxed, span_make
+from mqttc.broker.gate cimport gate_answer, gate_take
+from mqttc.broker.handle cimport handle_make
+from mqttc.broker.routes cimport routes_live, subscription_ids_live
+from mqttc.broker.state cimport Engine as NativeEngine, Listener, Question as NativeQuestion, Settings, Worker
+from mqttc.broker.stats cimport C_COUNT
+from mqttc.broker.worker cimport (
+    engine_abandon, engine_advance, engine_build, engine_counter, engine_free, engine_listen, engine_start, engine_stop,
+)
+from mqttc.net.reactor cimport NetStats
+
+# In the order of report.LogEvent.
+EVENT_NAMES = (
+    "connected", "disconnected", "connect refused", "protocol error", "taken over", "keep alive timeout", "connect timeout", "connection lost",
+    "session expired", "messages dropped", "accept failed", "connection limit", "no memory", "shutting down", "subscribed", "unsubscribed",
+    "retained limit",
+)
+
+cdef tuple PACKET_NAMES = (
+    "reserved", "connect", "connack", "publish", "puback", "pubrec", "pubrel", "pubcomp", "subscribe", "suback", "unsubscribe", "unsuback", "pingreq",
+    "pingresp", "disconnect", "auth",
+)
+
+# In the order of stats.Counter, from C_CONNECTS_ACCEPTED on.
+cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_NAMES) + tuple(f"packets_sent_{name}" for name in PACKET_NAMES) + (
+    "connects_accepted", "connects_refused", "takeovers", "sessions_resumed", "sessions_expired", "disconnects_clean", "disconnects_abrupt",
+    "protocol_errors", "keep_alive_timeouts", "connect_timeouts", "gate_questions", "gate_timeouts", "messages_received", "messages_sent",
+    "messages_resent", "wills_published", "retained_handed_out", "messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog",
+    "subscriptions", "dropped_queue_full", "dropped_output_full", "dropped_expired", "dropped_too_large", "dropped_session_end", "dropped_group_full",
+    "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "rejected_by_client", "publishers_braked", "mail_sent",
+)
+assert len(COUNTER_NAMES) == C_COUNT
+
+cdef dict NAMES = {}                   # settings: name -> largest value
+NAMES.update(dict.fromkeys((
+    "workers", "max_packet_size", "max_connections", "max_sessions", "max_subscriptions", "max_queued_messages", "max_output_bytes", "queue_policy",
+    "receive_maximum", "max_inflight", "topic_alias_maximum", "topic_alias_out", "session_expiry_s", "max_keep_alive_s", "retain_available",
+    "wildcard_available", "shared_available", "subscription_ids_available", "max_topic_levels", "max_topic_bytes", "max_client_id_bytes",
+    "connect_timeout_ms", "auth_timeout_ms", "shutdown_timeout_ms", "max_group_backlog", "group_strategy", "route_cache_entries", "turn_bytes",
+    "queue_qos0_offline", "log_level",
+), 0xFFFFFFFF))
+NAMES.update(dict.fromkeys(("max_queued_bytes", "max_retained_messages", "max_retained_bytes"), 0xFFFFFFFFFFFFFFFF))
+NAMES.update(workers=255, receive_maximum=65535, max_inflight=65535, topic_alias_maximum=65535, topic_alias_out=65535, max_keep_alive_s=65535, max_topic_bytes=65535)
+
+cdef object ENGINES = weakref.WeakSet()
+
+
+cdef str text_of(const uint8_t *p, uint32_t n):
+    return p[:n].decode("utf-8", "replace")
+
+
+cdef str span_text(Span span):
+    return text_of(span.p, span.n)
+
+
+cdef bytes span_bytes(Span span):
+    return span.p[:span.n]
+
+
+cdef class LogEvent:
+    cdef readonly int64_t wall_ms
+    cdef readonly int level
+    cdef readonly int event
+    cdef readonly int reason
+    cdef readonly int worker
+    cdef readonly int listener
+    cdef readonly str client_id
+    cdef readonly str peer
+    cdef readonly str detail
+
+    def __repr__(self):
+        return f"<LogEvent {EVENT_NAMES[self.event]} client_id={self.client_id!r} reason=0x{self.reason:02x} detail={self.detail!r}>"
+
+
+cdef class Question:
+    cdef readonly object id
+    cdef readonly int kind
+    cdef readonly int listener
+    cdef readonly str peer
+    cdef readonly str client_id
+    cdef readonly int protocol
+    cdef readonly object username
+    cdef readonly object password
+    cdef readonly object auth_method
+    cdef readonly object auth_data
+
+    def __repr__(self):
+        return f"<Question {self.id} kind={self.kind} client_id={self.client_id!r} peer={self.peer}>"      # no secrets
+
+
+cdef LogEvent log_event(const LogRecord *record):
+    cdef LogEvent event = LogEvent.__new__(LogEvent)
+    event.wall_ms = record.wall_ms
+    event.level = record.level
+    event.event = record.event
+    event.reason = record.reason
+    event.worker = record.worker
+    event.listener = record.listener if record.peer_bytes else -1
+    event.client_id = text_of(record.client_id, record.client_id_bytes)
+    event.peer = text_of(record.peer, record.peer_bytes)
+    event.detail = text_of(record.detail, record.detail_bytes)
+    return event
+
+
+cdef Question question(const NativeQuestion *native):
+    cdef Question made = Question.__new__(Question)
+    made.id = (<object> handle_make(native.worker, native.slot, native.generation) << 64) | (<object> native.generation << 32) | native.number
+    made.kind = native.kind
+    made.listener = native.listener
+    made.peer = text_of(native.peer, native.peer_bytes)
+    made.client_id = span_text(native.client_id)
+    made.protocol = native.level
+    made.username = span_text(native.username) if native.has_username else None
+    made.password = span_bytes(native.password) if native.has_password else None
+    made.auth_method = span_text(native.auth_method) if native.auth_method.p != NULL else None
+    made.auth_data = span_bytes(native.auth_data) if native.auth_data.p != NULL else None
+    return made
+
+
+cdef class Engine:
+    cdef NativeEngine *engine
+    cdef object process
+    cdef bint started
+    cdef bint stopped
+    cdef object __weakref__
+
+    def __init__(self, *, str response_information="", **settings):
+        cdef Settings native
+        cdef bytes information = response_information.encode()
+        if self.engine != NULL:
+            raise RuntimeError("an engine is made once")
+        memset(&native, 0, sizeof(Settings))
+        for name, value in settings.items():
+            largest = NAMES.get(name)
+            if largest is None:
+                raise TypeError(f"Engine has no setting {name!r}")
+            if not 0 <= value <= largest:
+                raise ValueError(f"{name} = {value} is not within 0 .. {largest}")
+        missing = NAMES.keys() - settings.keys()
+        if missing:
+            raise TypeError(f"Engine needs the settings {', '.join(sorted(missing))}")
+        if not 1 <= settings["workers"] <= 255:
+            raise ValueError("workers must be within 1 .. 255")
+        native.workers = settings["workers"]
+        native.max_packet_size = settings["max_packet_size"]
+        native.max_connections = settings["max_connections"]
+        native.max_sessions = settings["max_sessions"]
+        native.max_subscriptions = settings["max_subscriptions"]
+        native.max_queued_messages = settings["max_queued_messages"]
+        native.max_queued_bytes = settings["max_queued_bytes"]
+        native.max_output_bytes = settings["max_output_bytes"]
+        native.queue_policy = settings["queue_policy"]
+        native.receive_maximum = settings["receive_maximum"]
+        native.max_inflight = settings["max_inflight"]
+        native.topic_alias_maximum = settings["topic_alias_maximum"]
+        native.topic_alias_out = settings["topic_alias_out"]
+        native.session_expiry_s = settings["session_expiry_s"]
+        native.max_keep_alive_s = settings["max_keep_alive_s"]
+        native.retain_available = settings["retain_available"]
+        native.wildcard_available = settings["wildcard_available"]
+        native.shared_available = settings["shared_available"]
+        native.subscription_ids_available = settings["subscription_ids_available"]
+        native.max_retained_messages = settings["max_retained_messages"]
+        native.max_retained_bytes = settings["max_retained_bytes"]
+        native.max_topic_levels = settings["max_topic_levels"]
+        native.max_topic_bytes = settings["max_topic_bytes"]
+        native.max_client_id_bytes = settings["max_client_id_bytes"]
+        native.connect_timeout_ms = settings["connect_timeout_ms"]
+        native.auth_timeout_ms = settings["auth_timeout_ms"]
+        native.shutdown_timeout_ms = settings["shutdown_timeout_ms"]
+        native.max_group_backlog = settings["max_group_backlog"]
+        native.group_strategy = settings["group_strategy"]
+        native.route_cache_entries = settings["route_cache_entries"]
+        native.turn_bytes = settings["turn_bytes"]
+        native.queue_qos0_offline = settings["queue_qos0_offline"]
+        native.log_level = settings["log_level"]
+        self.engine = engine_build(&native)
+        if self.engine == NULL:
+            raise MemoryError("no memory or no descriptors for an engine")
+        self.process = os.getpid()
+        if information:
+            self.engine.response_information = <uint8_t *> mem_alloc(len(information))
+            if self.engine.response_information == NULL:
+                raise MemoryError()
+            memcpy(self.engine.response_information, <const char *> information, len(information))
+            self.engine.response_information_bytes = <uint32_t> len(information)
+        ENGINES.add(self)
+
+    def __dealloc__(self):
+        cdef NativeEngine *engine = self.engine
+        self.engine = NULL
+        if engine == NULL or os.getpid() != self.process:
+            return                      # in a forked child nothing may be joined or freed
+        with nogil:
+            engine_stop(engine, 0)
+            engine_free(engine)
+
+    cdef NativeEngine *alive(self) except NULL:
+        if self.engine == NULL:
+            raise RuntimeError("the engine is closed")
+        if os.getpid() != self.process:
+            raise RuntimeError("the engine belongs to the process that made it")
+        return self.engine
+
+    def add_listener(
+        self, int fd, *, str name, int family, int maximum_qos, int max_connections, int anonymous, int auth, uint32_t tcp_user_timeout_ms,
+        uint32_t keepalive_idle_s, str server_reference,
+    ):
+        cdef NativeEngine *engine = self.alive()
+        cdef Listener *listener
+        cdef bytes reference = server_reference.encode()
+        cdef int index
+        if self.started:
+            raise RuntimeError("listeners are added before start")
+        if not 0 <= maximum_qos <= 2 or not 0 <= anonymous <= 2 or max_connections < 0:
+            raise ValueError("maximum_qos and anonymous are 0, 1 or 2; max_connections is not negative")
+        listener = <Listener *> mem_alloc_zeroed(1, sizeof(Listener))
+        if listener == NULL:
+            raise MemoryError()
+        if reference:
+            listener.server_reference = <uint8_t *> mem_alloc(len(reference))
+            if listener.server_reference == NULL:
+                mem_free(listener)
+                raise MemoryError()
+            memcpy(listener.server_reference, <const char *> reference, len(reference))
+            listener.server_reference_bytes = <uint32_t> len(reference)
+        listener.fd = fd
+        listener.unix_socket = family == 1
+        listener.maximum_qos = <uint8_t> maximum_qos
+        listener.anonymous = <uint8_t> anonymous
+        listener.ask_gate = auth != 0
+        listener.max_connections = <uint32_t> max_connections
+        listener.tcp_user_timeout_ms = tcp_user_timeout_ms
+        listener.keepalive_idle_s = keepalive_idle_s
+        index = engine_listen(engine, listener)
+        if index < 0:
+            mem_free(listener.server_reference)
+            mem_free(listener)
+            raise ValueError("too many listeners")
+        return index
+
+    def start(self):
+        cdef NativeEngine *engine = self.alive()
+        cdef int status
+        if self.started:
+            raise RuntimeError("the engine was started already")
+        self.started = True
+        with nogil:
+            status = engine_start(engine)
+        if status != 0:
+            self.stop(0)
+            raise OSError("the workers could not be started")
+
+    def stop(self, uint32_t timeout_ms):
+        cdef NativeEngine *engine = self.alive()
+        cdef bint flushed
+        if self.stopped:
+            return True
+        self.stopped = True
+        with nogil:
+            flushed = engine_stop(engine, timeout_ms)
+        return flushed
+
+    def close(self):
+        cdef NativeEngine *engine = self.engine
+        if engine == NULL:
+            return
+        self.alive()
+        if not self.stopped:
+            self.stop(0)
+        self.engine = NULL
+        with nogil:
+            engine_free(engine)
+
+    def stats(self):
+        cdef NativeEngine *engine = self.alive()
+        cdef dict stats = {}
+        cdef NetStats *net
+        cdef Worker *worker
+        cdef uint32_t i
+        cdef int counter
+        for counter in range(C_COUNT):
+            stats[COUNTER_NAMES[counter]] = engine_counter(engine, counter)
+        for name in (
+            "accepted", "accept_errors", "connections_open", "bytes_received", "bytes_sent", "reads", "writes", "short_writes", "turns", "route_hits", "route_misses",
+        ):
+            stats[name] = 0
+        for i in range(engine.settings.workers):
+            worker = engine.workers[i]
+            net = &worker.reactor.stats
+            stats["accepted"] += atomic_load_u64_relaxed(&net.accepted)
+            stats["accept_errors"] += atomic_load_u64_relaxed(&net.accept_errors)
+            stats["connections_open"] += atomic_load_u64_relaxed(&net.links_open)
+            stats["bytes_received"] += atomic_load_u64_relaxed(&net.bytes_in)
+            stats["bytes_sent"] += atomic_load_u64_relaxed(&net.bytes_out)
+            stats["reads"] += atomic_load_u64_relaxed(&net.reads)
+            stats["writes"] += atomic_load_u64_relaxed(&net.writes)
+            stats["short_writes"] += atomic_load_u64_relaxed(&net.short_writes)
+            stats["turns"] += atomic_load_u64_relaxed(&net.turns)
+            stats["route_hits"] += atomic_load_u64_relaxed(&worker.routes.hits)
+            stats["route_misses"] += atomic_load_u64_relaxed(&worker.routes.misses)
+        stats["sessions"] = atomic_load_u32_relaxed(&engine.sessions)
+        stats["retained"] = atomic_load_u64_relaxed(&engine.retain.count)
+        stats["retained_bytes"] = atomic_load_u64_relaxed(&engine.retain.bytes)
+        stats["tree_nodes"] = atomic_load_u64_relaxed(&engine.trie.node_count)
+        stats["tree_lock_waits"] = atomic_load_u64_relaxed(&engine.trie.lock_waits)
+        stats["log_records_dropped"] = logring_dropped(engine.log)
+        return stats
+
+    def advance_clock(self, int64_t milliseconds, int64_t wall_milliseconds):
+        cdef NativeEngine *engine = self.alive()
+        if milliseconds < 0:
+            raise ValueError("the monotonic clock does not go back")
+        engine_advance(engine, milliseconds, wall_milliseconds)
+
+    @property
+    def event_fd(self):
+        return logring_fd(self.alive().log)
+
+    def events(self):
+        cdef NativeEngine *engine = self.alive()
+        cdef LogRecord record
+        cdef NativeQuestion *waiting
+        cdef NativeQuestion *next
+        cdef list taken = []
+        cdef int room = 1000
+        logring_drain_wake(engine.log)
+        waiting = gate_take(&engine.gate)
+        while waiting != NULL:
+            next = waiting.next
+            taken.append(question(waiting))
+            mem_free(waiting)
+            waiting = next
+        while room and logring_pop(engine.log, &record):
+            taken.append(log_event(&record))
+            room -= 1
+        if room == 0:
+            logring_wake(engine.log)
+        return taken
+
+    def answer(self, question, int reason_code, *, auth_data=None):
+        cdef NativeEngine *engine = self.alive()
+        cdef bytes data
+        cdef Span span = span_make(NULL, 0)
+        cdef uint16_t worker = <uint16_t> ((question >> 120) & 0xFF)
+        if not 0 <= reason_code <= 255:
+            raise ValueError("a reason code is a byte")
+        if self.stopped or worker >= engine.settings.workers:
+            return
+        if auth_data is not None:
+            data = bytes(auth_data)
+            if len(data) > 65535:
+                raise ValueError("authentication data is longer than 65535 bytes")
+            span = span_make(<const char *> data, len(data))
+        if gate_answer(
+            engine, worker, <uint32_t> ((question >> 64) & 0xFFFFFFFF), <uint32_t> ((question >> 32) & 0xFFFFFFFF), <uint32_t> (question & 0xFFFFFFFF),
+            <uint8_t> reason_code, span,
+        ) != 0:
+            raise MemoryError()
+
+
+def live_objects():
+    return {"routes": routes_live(), "subscription_ids": subscription_ids_live(), "blocks": mem_made() - mem_freed()}
+
+
+def _after_fork_in_child():
+    cdef Engine engine
+    for engine in list(ENGINES):
+        if engine.engine != NULL:
+            engine_abandon(engine.engine)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
