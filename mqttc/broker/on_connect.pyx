@@ -10,7 +10,7 @@ from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, ato
 from mqttc.broker.deliver cimport session_pump
 from mqttc.broker.gate cimport gate_ask
 from mqttc.broker.mail cimport post
-from mqttc.broker.presence cimport session_finish, session_offline, session_online, will_free
+from mqttc.broker.presence cimport session_finish, session_offline, session_online, session_rejoin, will_free
 from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse_connect, send_packet
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle
@@ -502,3 +502,4 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
         return
     report(worker, LOG_INFO, EV_CONNECTED, RC_SUCCESS, conn, session, nothing())
     session_pump(worker, session)
+    session_rejoin(worker, session)

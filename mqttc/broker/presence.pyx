@@ -112,9 +112,6 @@ cdef void session_offline(Worker *worker, Conn *conn, bint ending, bint cancel_d
 
 
 cdef void session_online(Worker *worker, Session *session, Conn *conn) noexcept nogil:
-    cdef uint32_t i
-    cdef uint32_t held = 0
-    cdef QueueEntry *entry
     wheel_cancel(worker.reactor.wheel, &session.timer)
     if session.will != NULL:            # the client is back before the delay's end [MQTT-3.1.3-9]
         will_free(worker, session.will)
@@ -123,6 +120,12 @@ cdef void session_online(Worker *worker, Session *session, Conn *conn) noexcept 
     conn.session = session
     session.window_used = 0
     session.resend = 0
+
+
+cdef void session_rejoin(Worker *worker, Session *session) noexcept nogil:
+    cdef uint32_t i
+    cdef uint32_t held = 0
+    cdef QueueEntry *entry
     if session.memberships == NULL:
         return
     for i in range(session.inflight.count):

@@ -14,7 +14,6 @@ from mqttc.broker.state cimport Handout, Membership, QueueEntry, Session, Subscr
 
 cdef enum:
     SESSION_PAGE = 64
-    WINDOW_LIMIT = 65000               # entries of the in-flight ring, acknowledged ones behind an unacknowledged front included
 
 cdef inline Session *session_of(const Worker *worker, uint64_t handle) noexcept nogil:
     """The session that the handle names, which must be of this worker; NULL when it has ended."""

@@ -13,7 +13,7 @@ from mqttc.broker.mail cimport post_group
 from mqttc.broker.retain cimport retain_cursor_free
 from mqttc.broker.routes cimport subscription_ids_drop
 from mqttc.broker.state cimport (
-    GROUP_LEAVE, GROUP_RETURN, OUT_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, SESSION_CREDIT_DIRTY, TIMER_SESSION, GroupMail, Handout, Membership, QueueEntry, Session,
+    GROUP_LEAVE, GROUP_RETURN, OUT_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, SESSION_CREDIT_DIRTY, SESSION_SPARSE, TIMER_SESSION, GroupMail, Handout, Membership, QueueEntry, Session,
     Subscription, Worker,
 )
 from mqttc.broker.stats cimport (
@@ -25,6 +25,8 @@ from mqttc.proto.topic cimport share_split
 cdef enum:
     MAP_FROM = 32                      # subscriptions from which a session keeps a map of them
     ENTRY_OVERHEAD = 32                # bytes counted per queued message beside its body
+    SPARSE_FROM = 1024                 # entries beyond two windows, from which acknowledged ones in the middle are taken out
+    INFLIGHT_LIMIT = 65534             # one id stays free, so that a search for one ends
 
 
 # ---- the table of sessions
@@ -212,13 +214,38 @@ cdef void entry_release(Worker *worker, Session *session, QueueEntry *entry) noe
 
 
 cdef uint32_t window_free(const Session *session) noexcept nogil:
-    if session.window_used >= session.receive_maximum or session.inflight.count >= WINDOW_LIMIT:
+    if session.window_used >= session.receive_maximum or session.inflight.count >= INFLIGHT_LIMIT:
         return 0
     return session.receive_maximum - session.window_used
 
 
+cdef void inflight_compact(Session *session) noexcept nogil:
+    """A client that acknowledges out of order and leaves the front open: acknowledged entries go, and with them the consecutive ids."""
+    cdef uint32_t i
+    cdef uint32_t kept = 0
+    cdef uint32_t resend = 0
+    cdef QueueEntry *entry
+    for i in range(session.inflight.count):
+        entry = <QueueEntry *> ring_at(&session.inflight, i)
+        if entry.state & 15 == OUT_DONE:
+            continue
+        if i < session.resend:
+            resend += 1
+        (<QueueEntry *> ring_at(&session.inflight, kept))[0] = entry[0]
+        kept += 1
+    session.inflight.count = kept
+    session.resend = resend
+    session.flags |= SESSION_SPARSE
+
+
 cdef QueueEntry *inflight_push(Worker *worker, Session *session) noexcept nogil:
-    cdef QueueEntry *entry = <QueueEntry *> ring_push(&session.inflight)
+    cdef QueueEntry *entry
+    if session.inflight.count > 2 * <uint32_t> session.receive_maximum + SPARSE_FROM:
+        inflight_compact(session)
+    if session.flags & SESSION_SPARSE:
+        while inflight_find(session, session.next_packet_id) != NULL:       # in use still [MQTT-2.2.1-3]
+            session.next_packet_id = 1 if session.next_packet_id == 65535 else session.next_packet_id + 1
+    entry = <QueueEntry *> ring_push(&session.inflight)
     if entry == NULL:
         return NULL
     entry.packet_id = session.next_packet_id
@@ -235,6 +262,12 @@ cdef QueueEntry *inflight_find(Session *session, uint16_t packet_id) noexcept no
     cdef uint32_t distance
     cdef uint16_t first
     if session.inflight.count == 0 or packet_id == 0:
+        return NULL
+    if session.flags & SESSION_SPARSE:
+        for distance in range(session.inflight.count):
+            entry = <QueueEntry *> ring_at(&session.inflight, distance)
+            if entry.packet_id == packet_id and entry.state & 15 != OUT_DONE:
+                return entry
         return NULL
     first = (<QueueEntry *> ring_at(&session.inflight, 0)).packet_id
     distance = packet_id - first if packet_id >= first else <uint32_t> packet_id + 65535 - first
@@ -254,8 +287,10 @@ cdef void inflight_done(Worker *worker, Session *session, QueueEntry *entry) noe
         ring_pop_front(&session.inflight, 1)
         if session.resend:
             session.resend -= 1
-    if session.inflight.count == 0 and session.inflight.capacity > 64:
-        ring_trim(&session.inflight)
+    if session.inflight.count == 0:
+        session.flags &= ~SESSION_SPARSE
+        if session.inflight.capacity > 64:
+            ring_trim(&session.inflight)
 
 
 cdef uint64_t entry_bytes(const QueueEntry *entry) noexcept nogil:

@@ -143,6 +143,7 @@ cdef struct Will:
 cdef enum SessionFlag:
     SESSION_CREDIT_DIRTY = 1           # in worker.credit_dirty
     SESSION_HANDOUT_TURN = 2           # whose turn it is: queue or hand-out
+    SESSION_SPARSE = 4                 # the packet ids of the in-flight ring are not consecutive (a client acknowledges out of order)
 
 cdef enum:
     TIMER_CONN = 1                     # Link.timer: CONNECT deadline, question deadline, keep alive
@@ -168,7 +169,7 @@ cdef struct Session:
     uint8_t flags
     int64_t offline_since_ms
     uint64_t queued_bytes
-    Ring inflight                      # QueueEntry; packet ids are consecutive (0 skipped), so look-up is by subtraction
+    Ring inflight                      # QueueEntry; packet ids are consecutive (0 skipped), so look-up is by subtraction (but see SESSION_SPARSE)
     Ring queue                         # QueueEntry not yet sent
     Vec *inbound                       # uint16_t packet ids of QoS 2 PUBLISH received, PUBREL not yet; NULL: never used
     Vec *subscriptions                 # Subscription; NULL: none
