@@ -90,6 +90,23 @@ def pytest(arguments: Sequence[str], where: Path, python: str | Path, environmen
     return run([python, "-m", "pytest", *arguments], where, {"PYTHONPATH": str(where), **(environment or {})})
 
 
+def node_modules() -> None:
+    """Installs what the clients written for Node need, where a package.json below tests/ asks for it and npm is there."""
+    npm = shutil.which("npm")
+    for wanted in ROOT.glob("tests/**/package.json"):
+        folder = wanted.parent
+        if "node_modules" in folder.parts:
+            continue
+        lock, done = folder / "package-lock.json", folder / "node_modules" / ".package-lock.json"
+        newest = max(path.stat().st_mtime_ns for path in (wanted, lock) if path.is_file())
+        if done.is_file() and done.stat().st_mtime_ns >= newest:
+            continue
+        if npm is None:
+            print(f"npm is missing: tests that need {folder.relative_to(ROOT)}/node_modules will be skipped", flush=True)
+        elif run([npm, "ci" if lock.is_file() else "install", "--no-audit", "--no-fund", "--loglevel=error"], folder) == 0:
+            done.touch()
+
+
 def test(arguments: Sequence[str], matrix: bool, where: Path, python: str | Path, environment: Mapping[str, str] | None = None) -> int:
     if not matrix:
         return pytest(arguments, where, python, environment)
@@ -210,6 +227,7 @@ def main() -> int:
             build()
         case "test":
             build()
+            node_modules()
             return test(arguments, options.matrix, ROOT, sys.executable)
         case "debug":
             tree = copy_tree("debug")
