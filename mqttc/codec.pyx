@@ -45,6 +45,9 @@ from mqttc.proto.wire cimport (
 )
 
 cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object text) noexcept
+    Py_ssize_t PyUnicode_GET_LENGTH(object text) noexcept
+    void *PyUnicode_DATA(object text) noexcept
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 
@@ -210,8 +213,15 @@ cdef inline Span bytes_span(bytes data) noexcept:
     return span_make(PyBytes_AS_STRING(data), <size_t> PyBytes_GET_SIZE(data))
 
 
-cdef int text_span(str text, Span *span) except -1:
-    """The UTF-8 form of text, owned by it."""
+cdef inline int text_span(str text, Span *span) except -1:
+    """The UTF-8 form of text, owned by it. ASCII text is its own."""
+    if likely(PyUnicode_IS_COMPACT_ASCII(text) and PyUnicode_GET_LENGTH(text) <= STRING_MAXIMUM):
+        span[0] = span_make(PyUnicode_DATA(text), <size_t> PyUnicode_GET_LENGTH(text))
+        return 0
+    return other_text_span(text, span)
+
+
+cdef int other_text_span(str text, Span *span) except -1:
     cdef Py_ssize_t size
     cdef const char *p
     try:
@@ -573,7 +583,10 @@ cdef object shown(str name, object value):
 
 
 cdef class Value:
-    """Equality, hash, repr and copies with changes, for all that is made of named values."""
+    """Equality, hash, repr and copies with changes, for all that is made of named values.
+
+    Subclasses with a `__cinit__` set there what must never be None, also in an object whose `__init__` was not called.
+    """
 
     cdef tuple names(self):
         return ()
@@ -671,6 +684,11 @@ cdef class Will(Value):
     cdef readonly bint retain
     cdef readonly Properties properties
 
+    def __cinit__(self):
+        self.topic = ""
+        self.payload = b""
+        self.properties = EMPTY
+
     def __init__(self, str topic not None, object payload=b"", *, int qos=0, bint retain=False, Properties properties=None):
         topic_name(topic, False)
         self.topic = topic
@@ -703,6 +721,9 @@ cdef class Connect(Packet):
     cdef readonly bytes password
     cdef readonly Will will
     cdef readonly bint bridge
+
+    def __cinit__(self):
+        self.client_id = ""
 
     def __init__(
         self, str client_id not None="", *, bint clean_start=True, int keep_alive=60, str username=None, object password=None,
@@ -800,6 +821,10 @@ cdef class Publish(Packet):
     cdef readonly bint retain
     cdef readonly bint dup
     cdef readonly uint16_t packet_id
+
+    def __cinit__(self):
+        self.topic = ""
+        self.holder = b""
 
     def __init__(
         self, str topic not None, object payload=b"", *, int qos=0, bint retain=False, bint dup=False, int packet_id=0,
@@ -935,6 +960,9 @@ cdef class Subscription(Value):
     cdef readonly str topic_filter
     cdef uint8_t options
 
+    def __cinit__(self):
+        self.topic_filter = ""
+
     def __init__(
         self, str topic_filter not None, qos=0, *, bint no_local=False, bint retain_as_published=False, retain_handling=0,
     ):
@@ -979,6 +1007,9 @@ cdef class Filters(Packet):
     """What SUBSCRIBE and UNSUBSCRIBE have in common."""
     cdef readonly uint16_t packet_id
     cdef bytes list                         # as on the wire
+
+    def __cinit__(self):
+        self.list = b""
 
     cdef inline int filters_take(self, uint8_t kind, int packet_id, list parts, Properties properties) except -1:
         self.properties_take(kind, properties)
@@ -1075,6 +1106,9 @@ cdef class Verdicts(Packet):
     """What SUBACK and UNSUBACK have in common: one reason code for each filter, in order."""
     cdef readonly uint16_t packet_id
     cdef bytes list
+
+    def __cinit__(self):
+        self.list = b""
 
     cdef inline int verdicts_take(self, uint8_t kind, int packet_id, object reason_codes, Properties properties) except -1:
         self.properties_take(kind, properties)

@@ -35,13 +35,13 @@ cdef enum:
 
 
 cdef int frame_next(const uint8_t *p, const uint8_t *end, uint32_t maximum_packet_size, Frame *frame) noexcept nogil:
-    cdef const uint8_t *at = p + 1
+    cdef const uint8_t *at
     cdef uint32_t n, shift, byte
     frame.total_bytes = 0
     if unlikely(2 > end - p):
         return ST_NEED_MORE
-    n = at[0]
-    at += 1
+    n = p[1]
+    at = p + 2
     if n > 127:
         n &= 0x7F
         shift = 7

@@ -12,8 +12,24 @@ from hypothesis import strategies as st
 
 from mqttc import codec
 from mqttc.codec import (
-    Auth, Connack, Connect, Disconnect, Pingreq, Pingresp, Properties, Puback, Pubcomp, Publish, Pubrec, Pubrel, Suback, Subscribe,
-    Subscription, Unsuback, Unsubscribe, Will,
+    Auth,
+    Connack,
+    Connect,
+    Disconnect,
+    Pingreq,
+    Pingresp,
+    Properties,
+    Puback,
+    Pubcomp,
+    Publish,
+    Pubrec,
+    Pubrel,
+    Suback,
+    Subscribe,
+    Subscription,
+    Unsuback,
+    Unsubscribe,
+    Will,
 )  # fmt: skip
 from tests.face import proto
 from tests.proto.wire import packet, section, string
@@ -118,6 +134,31 @@ def test_packets_are_immutable() -> None:
     publish = Publish("a", payload)
     payload[0] = 0
     assert publish.payload == b"x"
+
+
+@pytest.mark.parametrize("kind", [
+    Auth, Connack, Connect, Disconnect, Pingreq, Pingresp, Properties, Puback, Pubcomp, Publish, Pubrec, Pubrel, Suback, Subscribe,
+    Subscription, Unsuback, Unsubscribe, Will, codec.Packet, codec.Value, codec.Ack, codec.Decoder,
+])  # fmt: skip
+def test_objects_that_were_never_initialised_do_no_harm(kind: type) -> None:
+    bare, other = kind.__new__(kind), kind.__new__(kind)
+    attributes = {name: getattr(bare, name) for name in dir(kind) if not name.startswith("_") and name != "packet_type"}
+    assert repr(bare) and attributes
+    if kind is not codec.Decoder:
+        assert bare == other and hash(bare) == hash(other)
+    for version in (4, 5):
+        if isinstance(bare, codec.Packet):
+            try:
+                assert isinstance(codec.encode(bare, version), bytes)
+            except (codec.EncodeError, NotImplementedError, ValueError) as error:
+                assert str(error) or type(error) is NotImplementedError
+        if isinstance(bare, Will):
+            assert codec.encode(Connect("c", will=bare), version)
+        if isinstance(bare, Properties):
+            assert codec.encode(Publish("a", properties=bare), version)
+        if isinstance(bare, Subscription):
+            with pytest.raises(codec.EncodeError):
+                Subscribe(1, [bare])
 
 
 def test_a_password_is_not_shown() -> None:

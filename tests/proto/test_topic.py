@@ -98,7 +98,9 @@ def test_shared(text: str, expected: tuple[int, str, str]) -> None:
     codec.validate_filter(text)
 
 
-@pytest.mark.parametrize("text", ["$share/", "$share//a", "$share/g", "$share/g/", "$share/+/a", "$share/g+/a", "$share/#/a", "$share/g#/a"])
+@pytest.mark.parametrize(
+    "text", ["$share/", "$share//a", "$share/g", "$share/g/", "$share/+/a", "$share/g+/a", "$share/#/a", "$share/g#/a"]
+)
 def test_ill_formed_shared(text: str) -> None:
     """[MQTT-4.8.2-1, MQTT-4.8.2-2]"""
     assert proto.share_split(text.encode())[0] == -1
