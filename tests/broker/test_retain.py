@@ -51,6 +51,7 @@ operation = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(
     steps=st.lists(operation, max_size=80),
     asked=st.lists(st.one_of(filters, topics), min_size=1, max_size=10),
@@ -79,7 +80,7 @@ def test_store_is_what_a_dict_is(steps: list[tuple], asked: list[bytes], room: i
     assert pool.made == pool.freed
 
 
-@settings(max_examples=30)
+@settings(max_examples=60, deadline=None)
 @given(
     steps=st.lists(operation, min_size=20, max_size=80),
     filter=filters,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.broker.reference import OPT_NO_LOCAL, OPT_RETAIN_AS_PUBLISHED, filters, matches, topics
@@ -47,9 +47,11 @@ def plain(entries: list[Entry]) -> list[Entry]:
 
 
 sessions = st.builds(handle, st.integers(0, 2), st.integers(0, 2))
-subscription = st.tuples(filters, sessions, st.sampled_from([qos | flags for qos in range(3) for flags in (0, 4, 8, 12)]), st.integers(0, 3))
+options = st.sampled_from([qos | flags for qos in range(3) for flags in (0, OPT_NO_LOCAL, OPT_RETAIN_AS_PUBLISHED, 12)])
+subscription = st.tuples(filters, sessions, options, st.integers(0, 3))
 
 
+@settings(deadline=None)
 @given(made=st.lists(subscription, max_size=60), joined=st.lists(st.tuples(filters, st.integers(0, 2)), max_size=6), topic=topics)
 def test_route_says_what_the_subscriptions_say(made: list[tuple], joined: list[tuple], topic: bytes) -> None:
     tree = TrieFace()
@@ -126,6 +128,7 @@ operation = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(steps=st.lists(operation, max_size=80), capacity=st.integers(1, 5))
 def test_a_cached_route_is_the_one_that_would_be_built_now(steps: list[tuple], capacity: int) -> None:
     tree = TrieFace()

@@ -45,6 +45,7 @@ def apply(tree: TrieFace, model: Tree, step: tuple) -> None:
                 model.groups[group, filter] -= 1
 
 
+@settings(deadline=None)
 @given(steps=st.lists(operation, max_size=60), asked=st.lists(topics, min_size=1, max_size=12))
 def test_tree_is_what_a_naive_one_is(steps: list[tuple], asked: list[bytes]) -> None:
     tree, model = TrieFace(), Tree()
@@ -63,6 +64,7 @@ def test_tree_is_what_a_naive_one_is(steps: list[tuple], asked: list[bytes]) -> 
     assert all(tree.match(topic) == [] for topic in asked)
 
 
+@settings(deadline=None)
 @given(steps=st.lists(operation, min_size=1, max_size=40), asked=st.lists(topics, min_size=1, max_size=8, unique=True))
 def test_whatever_changes_a_match_changes_a_generation(steps: list[tuple], asked: list[bytes]) -> None:
     tree, model = TrieFace(), Tree()
@@ -217,7 +219,7 @@ def test_many_groups_of_one_filter() -> None:
     assert (tree.node_count, tree.subscription_count) == (0, 0)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(filters, sessions), min_size=50, max_size=400), st.lists(topics, min_size=20, max_size=20))
 def test_a_larger_tree(pairs: list[tuple[bytes, int]], asked: list[bytes]) -> None:
     tree = TrieFace()
