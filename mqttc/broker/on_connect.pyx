@@ -76,11 +76,11 @@ cdef uint8_t connect_verdict(Worker *worker, Conn *conn, const Packet *packet) n
 cdef uint8_t native_verdict(Worker *worker, Conn *conn, const Packet *packet, bint *ask) noexcept nogil:
     """Who may come in without the gate: RC_SUCCESS with ask false is in, with ask true the gate decides."""
     cdef Listener *listener = worker.engine.listeners[conn.link.listener]
-    ask[0] = listener.ask_gate
-    if packet.props.present & HAS_AUTH_METHOD:
-        return RC_SUCCESS if listener.ask_gate else RC_BAD_AUTHENTICATION_METHOD
-    if listener.ask_gate and (packet.has_username or packet.has_password):
+    ask[0] = listener.ask_gate and (packet.has_username or packet.has_password or packet.props.present & HAS_AUTH_METHOD)
+    if ask[0]:
         return RC_SUCCESS
+    if packet.props.present & HAS_AUTH_METHOD:
+        return RC_BAD_AUTHENTICATION_METHOD
     if listener.anonymous == 1 or (listener.anonymous == 2 and peer_is_loopback(&conn.link.peer)):
         return RC_SUCCESS
     return RC_NOT_AUTHORIZED
