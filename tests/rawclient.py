@@ -478,13 +478,13 @@ class Peer:
                 return got
             self.aside.append(got)
 
-    def expect_close(self) -> list[Packet]:
+    def expect_close(self, timeout: float | None = None) -> list[Packet]:
         """Read to the end of the stream; the packets that came before it. PeerTimeout if it stays open."""
         got = list(self.aside)
         self.aside.clear()
         while True:
             try:
-                got.append(self._read())
+                got.append(self._read(timeout))
             except PeerClosed:
                 assert not self.buffer, f"part of a packet before the close: {bytes(self.buffer).hex(' ')}"
                 return got
