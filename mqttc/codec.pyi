@@ -2,7 +2,7 @@ import enum
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
-Bytes = bytes | bytearray | memoryview
+_Bytes = bytes | bytearray | memoryview
 
 class PacketType(enum.IntEnum):
     CONNECT = 1
@@ -98,13 +98,13 @@ class Properties:
         message_expiry_interval: int | None = None,
         content_type: str | None = None,
         response_topic: str | None = None,
-        correlation_data: Bytes | None = None,
+        correlation_data: _Bytes | None = None,
         subscription_identifiers: Iterable[int] | None = None,
         session_expiry_interval: int | None = None,
         assigned_client_identifier: str | None = None,
         server_keep_alive: int | None = None,
         authentication_method: str | None = None,
-        authentication_data: Bytes | None = None,
+        authentication_data: _Bytes | None = None,
         request_problem_information: bool | None = None,
         will_delay_interval: int | None = None,
         request_response_information: bool | None = None,
@@ -194,7 +194,7 @@ class Will(Value):
     def __init__(
         self,
         topic: str,
-        payload: Bytes = b"",
+        payload: _Bytes = b"",
         *,
         qos: int = 0,
         retain: bool = False,
@@ -219,7 +219,7 @@ class Connect(Packet):
         clean_start: bool = True,
         keep_alive: int = 60,
         username: str | None = None,
-        password: Bytes | str | None = None,
+        password: _Bytes | str | None = None,
         will: Will | None = None,
         bridge: bool = False,
         properties: Properties | None = None,
@@ -256,7 +256,7 @@ class Publish(Packet):
     def __init__(
         self,
         topic: str,
-        payload: Bytes = b"",
+        payload: _Bytes = b"",
         *,
         qos: int = 0,
         retain: bool = False,
@@ -424,7 +424,7 @@ class Decoder:
     def max_packet_size(self) -> int: ...
     @property
     def buffered(self) -> int: ...
-    def feed(self, data: Bytes) -> Self: ...
+    def feed(self, data: _Bytes) -> Self: ...
     def __iter__(self) -> Iterator[Packet]: ...
     def __next__(self) -> Packet: ...
 

@@ -505,14 +505,144 @@ cdef class Properties:
                 values.append(property_value(shape, whole))
         return tuple(values)
 
-    def __getattr__(self, name):
-        entry = PROPERTIES.get(name)
-        if entry is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    cdef object named(self, str name):
+        cdef tuple entry = PROPERTIES[name]
         return self.find(entry[0], <Shape> <int> entry[1])
 
-    def __dir__(self):
-        return [*object.__dir__(self), *PROPERTIES]
+    @property
+    def payload_format_indicator(self):
+        """0: bytes, 1: UTF-8 text, section 3.3.2.3.2."""
+        return self.named("payload_format_indicator")
+
+    @property
+    def message_expiry_interval(self):
+        """Seconds, section 3.3.2.3.3."""
+        return self.named("message_expiry_interval")
+
+    @property
+    def content_type(self):
+        """What the application says about the payload, section 3.3.2.3.9."""
+        return self.named("content_type")
+
+    @property
+    def response_topic(self):
+        """Topic name for a response, section 3.3.2.3.5."""
+        return self.named("response_topic")
+
+    @property
+    def correlation_data(self):
+        """Which request a response belongs to, section 3.3.2.3.6."""
+        return self.named("correlation_data")
+
+    @property
+    def subscription_identifiers(self):
+        """1 to 268435455, as many as subscriptions matched; one at most in SUBSCRIBE, sections 3.3.2.3.8, 3.8.2.1.2."""
+        return self.named("subscription_identifiers")
+
+    @property
+    def session_expiry_interval(self):
+        """Seconds; 0xFFFFFFFF: never, section 3.1.2.11.2."""
+        return self.named("session_expiry_interval")
+
+    @property
+    def assigned_client_identifier(self):
+        """The client id that the server chose, section 3.2.2.3.7."""
+        return self.named("assigned_client_identifier")
+
+    @property
+    def server_keep_alive(self):
+        """Seconds that count instead of the client's, section 3.2.2.3.14."""
+        return self.named("server_keep_alive")
+
+    @property
+    def authentication_method(self):
+        """Name of the method of an enhanced authentication, section 3.1.2.11.9."""
+        return self.named("authentication_method")
+
+    @property
+    def authentication_data(self):
+        """Bytes of that method, section 3.1.2.11.10."""
+        return self.named("authentication_data")
+
+    @property
+    def request_problem_information(self):
+        """False: no reason strings and user properties on acknowledgements, section 3.1.2.11.7."""
+        return self.named("request_problem_information")
+
+    @property
+    def will_delay_interval(self):
+        """Seconds, section 3.1.3.2.2."""
+        return self.named("will_delay_interval")
+
+    @property
+    def request_response_information(self):
+        """True: CONNACK may hold response information, section 3.1.2.11.6."""
+        return self.named("request_response_information")
+
+    @property
+    def response_information(self):
+        """What response topics are made of, section 3.2.2.3.15."""
+        return self.named("response_information")
+
+    @property
+    def server_reference(self):
+        """Other servers to use, section 3.2.2.3.16."""
+        return self.named("server_reference")
+
+    @property
+    def reason_string(self):
+        """For people to read, section 3.2.2.3.9."""
+        return self.named("reason_string")
+
+    @property
+    def receive_maximum(self):
+        """QoS 1 and 2 messages in flight, 1 to 65535, section 3.1.2.11.3."""
+        return self.named("receive_maximum")
+
+    @property
+    def topic_alias_maximum(self):
+        """Highest topic alias that is accepted, section 3.1.2.11.5."""
+        return self.named("topic_alias_maximum")
+
+    @property
+    def topic_alias(self):
+        """1 to 65535, stands for the topic, section 3.3.2.3.4."""
+        return self.named("topic_alias")
+
+    @property
+    def maximum_qos(self):
+        """QoS 0 or 1, section 3.2.2.3.4."""
+        return self.named("maximum_qos")
+
+    @property
+    def retain_available(self):
+        """Section 3.2.2.3.5."""
+        return self.named("retain_available")
+
+    @property
+    def user_properties(self):
+        """Pairs of name and value in order, names may repeat, section 3.3.2.3.7."""
+        return self.named("user_properties")
+
+    @property
+    def maximum_packet_size(self):
+        """Bytes of a whole packet, section 3.1.2.11.4."""
+        return self.named("maximum_packet_size")
+
+    @property
+    def wildcard_subscription_available(self):
+        """Section 3.2.2.3.11."""
+        return self.named("wildcard_subscription_available")
+
+    @property
+    def subscription_identifier_available(self):
+        """Section 3.2.2.3.12."""
+        return self.named("subscription_identifier_available")
+
+    @property
+    def shared_subscription_available(self):
+        """Section 3.2.2.3.13."""
+        return self.named("shared_subscription_available")
 
     def as_dict(self):
         """The properties that are present: name to value."""

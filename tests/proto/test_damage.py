@@ -23,7 +23,6 @@ def body_of(data: bytes) -> int:
     return at + 1
 
 
-@settings(deadline=None)
 @given(packets, versions)
 def test_every_truncation_needs_more(packet: codec.Packet, version: int) -> None:
     if left_over(packet, version) is None:
@@ -36,7 +35,6 @@ def test_every_truncation_needs_more(packet: codec.Packet, version: int) -> None
         assert total == (whole if n >= body_of(data) else 0)
 
 
-@settings(deadline=None)
 @given(packets, versions)
 def test_every_body_cut_short_is_an_error_or_a_shorter_packet(packet: codec.Packet, version: int) -> None:
     """The length says that the packet ends where it was cut."""
@@ -63,7 +61,7 @@ def may_be_shorter(version: int, kind: int, said: dict[str, object]) -> bool:
     return version == 5 and kind in (4, 5, 6, 7, 14, 15)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(packets, versions, st.data())
 def test_changed_bytes(packet: codec.Packet, version: int, data: st.DataObject) -> None:
     if left_over(packet, version) is None:
@@ -74,20 +72,20 @@ def test_changed_bytes(packet: codec.Packet, version: int, data: st.DataObject) 
     check_any_bytes(version, bytes(wire))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(versions, st.integers(0, 255), st.binary(max_size=60))
 @example(5, 0x10, bytes.fromhex("00044D5154540502003C0000") + b"\0\0")
 def test_random_bodies(version: int, first: int, body: bytes) -> None:
     check_any_bytes(version, bytes([first]) + varint(len(body)) + body)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(versions, st.binary(max_size=40))
 def test_random_bytes(version: int, data: bytes) -> None:
     check_any_bytes(version, data)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.sampled_from([0x10, 0x20, 0x30, 0x32, 0x40, 0x82, 0x90, 0xA2, 0xB0, 0xE0, 0xF0]), st.lists(
     st.sampled_from([
         b"\0", b"\x01", b"\x02", b"\x05", b"\x26\0\1a\0\1b", b"\x1f\0\1r", b"\x0b\x05", b"\x23\0\1", b"\x15\0\1m", b"\x16\0\1d",
