@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 from tests.broker.reference import together
 from tests.face.broker_tree import RoutesFace, TrieFace, live_routes
 
@@ -48,12 +51,27 @@ def test_a_match_that_lets_go_still_finds_all() -> None:
 
 
 def test_writers_are_not_starved_by_readers() -> None:
-    """Were readers preferred, one of three would always hold the lock; a writer counts its waits."""
+    """Three matchers go on until the writer is done; were readers preferred, one of them would always hold the lock."""
     tree, steady = steady_tree()
-    assert together(
-        *[lambda: tree.watch(b"a/b/c/d", FAR, steady, 100_000)] * 3,
-        lambda: tree.churn(b"a/b/c/d", FAR, 10, 500),
-    ) == [0] * 4
+    done = threading.Event()
+    end = time.monotonic() + 60
+
+    def read() -> int:
+        wrong = 0
+        while not (done.is_set() and tree.lock_waits) and time.monotonic() < end:
+            wrong += tree.watch(b"a/b/c/d", FAR, steady, 5000)
+        return wrong
+
+    def write() -> int:
+        wrong = tree.churn(b"a/b/c/d", FAR, 10, 500)
+        done.set()
+        while not tree.lock_waits and time.monotonic() < end:
+            wrong += tree.churn(b"a/b/c/d", FAR, 10, 500)
+        return wrong
+
+    assert together(read, read, read, write) == [0] * 4
+    assert time.monotonic() < end
+    assert tree.lock_waits > 0, "who found the lock taken was counted"
     assert tree.subscription_count == steady
 
 

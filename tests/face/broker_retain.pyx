@@ -7,7 +7,7 @@ from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.msg cimport (
     Msg, MsgPool, msg_alloc, msg_come_home, msg_data, msg_drop, msg_payload, msg_take_strays, msg_topic, pool_free, pool_init
 )
-from mqttc.base.types cimport ST_OK, Span, span_make
+from mqttc.base.types cimport ST_OK, Span, atomic_load_u64_relaxed, span_make
 from mqttc.broker.retain cimport (
     RetainCursor, RetainStore, retain_build, retain_cursor_free, retain_cursor_init, retain_done, retain_free, retain_next, retain_set,
     retain_step, retain_sweep
@@ -90,11 +90,11 @@ cdef class Store:
 
     @property
     def count(self) -> int:
-        return self.store.count
+        return atomic_load_u64_relaxed(&self.store.count)
 
     @property
     def bytes(self) -> int:
-        return self.store.bytes
+        return atomic_load_u64_relaxed(&self.store.bytes)
 
     @staticmethod
     def cost(Pool pool, bytes topic, bytes payload) -> int:

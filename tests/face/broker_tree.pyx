@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from mqttc.base.alloc cimport mem_fail_after, mem_freed, mem_made, mem_tested
-from mqttc.base.types cimport ST_OK, Span, span_make
+from mqttc.base.types cimport ST_OK, Span, atomic_load_u64_acquire, atomic_load_u64_relaxed, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init
 from mqttc.broker.handle cimport handle_make
 from mqttc.broker.routes cimport (
@@ -115,19 +115,20 @@ cdef class TrieFace:
         return found, wild, generation
 
     def generations(self, bytes topic) -> tuple:
-        return self.trie.wild_generation, self.trie.generations[trie_stripe(span_of(topic))]
+        cdef uint32_t index = trie_stripe(span_of(topic))
+        return atomic_load_u64_acquire(&self.trie.wild_generation), atomic_load_u64_acquire(&self.trie.generations[index])
 
     @property
     def subscription_count(self) -> int:
-        return self.trie.subscription_count
+        return atomic_load_u64_relaxed(&self.trie.subscription_count)
 
     @property
     def node_count(self) -> int:
-        return self.trie.node_count
+        return atomic_load_u64_relaxed(&self.trie.node_count)
 
     @property
     def lock_waits(self) -> int:
-        return self.trie.lock_waits
+        return atomic_load_u64_relaxed(&self.trie.lock_waits)
 
     def match_often(self, bytes topic, uint32_t times) -> int:
         """The number of matches of the last one: what a benchmark measures."""
