@@ -3,7 +3,7 @@ heap overflow that AddressSanitizer reports."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, span_make
 from mqttc.proto cimport topic as topics
@@ -14,8 +14,11 @@ from mqttc.proto.dialect cimport Dialect, dialect_for, reason_allowed
 from mqttc.proto.encode cimport (
     PublishParts, encode_ack, encode_packet, encode_publish, packet_size, publish_id_offset, publish_size,
 )
-from mqttc.proto.packet cimport CONNECT, PUBACK, PUBCOMP, PUBLISH, SUBSCRIBE, UNSUBSCRIBE, Filter, Frame, Packet, Props
-from mqttc.proto.wire cimport text_flags, text_scan, text_valid
+from mqttc.proto.packet cimport (
+    CONNECT, HAS_REASON_STRING, PUBACK, PUBCOMP, PUBLISH, SUBSCRIBE, UNSUBSCRIBE, Filter, Frame, Packet, Props,
+)
+from mqttc.proto.props cimport PROPERTY_SUBSCRIPTION_ID, PROPERTY_USER_PROPERTY, property_next
+from mqttc.proto.wire cimport Cursor, text_flags, text_scan, text_valid
 
 NEED_MORE = ST_NEED_MORE
 
@@ -161,6 +164,83 @@ def recode(uint8_t level, bytes data):
     cdef uint32_t wrote = encode_packet(dialect, &packet, out.p)
     assert wrote == size, (wrote, size)
     return (<const char *> out.p)[:size]
+
+
+cdef bytes extras(const Props *props):
+    """What typed fields cannot hold: user properties, and subscription identifiers after the first."""
+    cdef Cursor cursor
+    cdef Span whole
+    cdef uint8_t identifier
+    cdef bint first = True
+    found = []
+    cursor.p = props.raw.p
+    cursor.end = props.raw.p + props.raw.n
+    while property_next(&cursor, &identifier, &whole):
+        if identifier == PROPERTY_USER_PROPERTY:
+            found.append(text(whole))
+        elif identifier == PROPERTY_SUBSCRIPTION_ID:
+            if not first:
+                found.append(text(whole))
+            first = False
+    return b"".join(found)
+
+
+def recode_typed(uint8_t level, bytes data):
+    """Decodes, then encodes from the typed properties, as the broker builds its own packets. Room is exactly what the size said."""
+    cdef Exact exact = Exact(data)
+    cdef Frame found
+    cdef Packet packet
+    cdef const Dialect *dialect = dialect_for(level)
+    if frame_next(exact.p, exact.p + exact.n, 0, &found) != ST_OK or decode_packet(dialect, &found, &packet) != ST_OK:
+        raise ValueError(data.hex())
+    cdef Exact more = Exact(extras(&packet.props))
+    cdef Exact will_more = Exact(extras(&packet.will_props))
+    packet.props.raw = more.span()
+    packet.will_props.raw = will_more.span()
+    cdef uint32_t size = packet_size(dialect, &packet)
+    cdef Exact out = Exact(bytes(size))
+    cdef uint32_t wrote = encode_packet(dialect, &packet, out.p)
+    assert wrote == size, (wrote, size)
+    return (<const char *> out.p)[:size]
+
+
+def typed_size(uint8_t level, uint8_t kind, uint32_t byte_count, str field):
+    """packet_size of a packet with one field of this many bytes, which do not exist: a size reads none of them."""
+    cdef Packet packet
+    cdef Span long_text = span_make(&packet, byte_count)
+    memset(&packet, 0, sizeof(Packet))
+    packet.type = kind
+    if field == "reason_string":
+        packet.props.present = HAS_REASON_STRING
+        packet.props.reason_string = long_text
+    elif field == "client_id":
+        packet.client_id = long_text
+    elif field == "topic":
+        packet.topic = long_text
+    elif field == "will_topic":
+        packet.has_will = True
+        packet.will_topic = long_text
+    elif field == "will_payload":
+        packet.has_will = True
+        packet.will_payload = long_text
+    elif field == "username":
+        packet.has_username = True
+        packet.username = long_text
+    elif field == "password":
+        packet.has_username = packet.has_password = True
+        packet.password = long_text
+    elif field == "list":
+        packet.list = long_text
+    elif field == "payload":
+        packet.payload = long_text
+    elif field == "raw":
+        packet.props.raw = long_text
+    else:
+        raise ValueError(field)
+    size = packet_size(dialect_for(level), &packet)
+    if size == 0:
+        assert encode_packet(dialect_for(level), &packet, NULL) == 0
+    return size
 
 
 def encode_publish_parts(

@@ -226,6 +226,21 @@ def test_acks(version: int) -> None:
         assert proto.encode_ack_bytes(version, kind, 0x1234, 0x92) == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "field", "most"),
+    [
+        (1, "client_id", 65535), (1, "will_topic", 65535), (1, "will_payload", 65535), (1, "username", 65535), (1, "password", 65535),
+        (2, "reason_string", 65535), (3, "topic", 65535), (14, "reason_string", 65535), (3, "payload", 268435455 - 3),
+        (8, "list", 268435455 - 3), (9, "list", 268435455 - 3), (11, "list", 268435455 - 3), (4, "raw", 268435455 - 7),
+        (15, "raw", 268435455 - 5),
+    ],
+)  # fmt: skip
+def test_the_native_encoder_refuses_what_does_not_fit(kind: int, field: str, most: int) -> None:
+    """Sizes only: nothing is read from the bytes."""
+    assert proto.typed_size(5, kind, most, field) > most
+    assert proto.typed_size(5, kind, most + 1, field) == 0
+
+
 def test_dialects() -> None:
     three, four, five = (proto.dialect(level) for level in (3, 4, 5))
     assert proto.dialect(2) is None and proto.dialect(6) is None and proto.dialect(0x84) is None
