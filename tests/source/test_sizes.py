@@ -30,6 +30,7 @@ LONG_FUNCTIONS = {
     "mqttc/broker/deliver.pyx": "one decision per step of a delivery, in the order of the standard",
     "mqttc/broker/on_publish.pyx": "the life of a PUBLISH from top to bottom, as docs/design.md tells it",
     "mqttc/broker/trie.pyx": "one loop over the levels of a topic with its stack",
+    "mqttc/native.pyx": "one assignment per field of the configuration",
     "mqttc/proto/props.pyx": "one case per type of property",
 }
 
