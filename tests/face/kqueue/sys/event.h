@@ -18,7 +18,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <time.h>
 
 #define EVFILT_READ (-1)
@@ -41,7 +40,6 @@ struct kevent {
 typedef struct Knote {
     int kq, fd, filter, clear, used;
     void *udata;
-    int error;              /* the socket's: reading it clears it there, so it is kept here */
     int told, told_flags;   /* EV_CLEAR: the state that was reported last */
     int64_t told_data;
 } Knote;
@@ -120,30 +118,26 @@ static inline int knote_apply(int kq, const struct kevent *change)
 static inline int knote_report(Knote *note, struct kevent *out)
 {
     struct pollfd one = {note->fd, note->filter == EVFILT_READ ? POLLIN | POLLRDHUP : POLLOUT, 0};
-    int unread = 0, error = 0, i, flags = 0;
-    socklen_t size = sizeof error;
+    int unread = 0, error, flags = 0;
     if (poll(&one, 1, 0) != 1 || (one.revents & POLLNVAL)) {
         note->told = 0;
         return 0;
     }
-    if (one.revents & POLLERR && getsockopt(note->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error != 0)
-        for (i = 0; i < knotes_count; i++)
-            if (knotes[i].used && knotes[i].fd == note->fd)
-                knotes[i].error = error;
+    error = one.revents & POLLERR ? ECONNRESET : 0; /* which one cannot be asked without clearing it for the next read */
     if (one.revents & (POLLHUP | POLLERR | POLLRDHUP))
         flags |= EV_EOF;
     if (note->filter == EVFILT_READ)
         (void)ioctl(note->fd, FIONREAD, &unread);
-    if (note->clear && note->told && note->told_flags == (flags | note->error << 16) && note->told_data == unread)
+    if (note->clear && note->told && note->told_flags == (flags | error << 16) && note->told_data == unread)
         return 0;
     note->told = 1;
-    note->told_flags = flags | note->error << 16;
+    note->told_flags = flags | error << 16;
     note->told_data = unread;
     memset(out, 0, sizeof *out);
     out->ident = (uintptr_t)note->fd;
     out->filter = (short)note->filter;
     out->flags = (unsigned short)(flags | (note->clear ? EV_CLEAR : 0));
-    out->fflags = flags & EV_EOF ? (unsigned)note->error : 0;
+    out->fflags = flags & EV_EOF ? (unsigned)error : 0;
     out->data = unread;
     out->udata = note->udata;
     return 1;
