@@ -1173,6 +1173,16 @@ cdef bytes filter_bytes(str topic_filter):
     return (<const char *> head)[:2] + span_bytes(span)
 
 
+cdef bytes options_cut(bytes filters):
+    """A copy of a SUBSCRIBE's list in which the option bytes keep the QoS only."""
+    cdef bytes copy = PyBytes_FromStringAndSize(PyBytes_AS_STRING(filters), PyBytes_GET_SIZE(filters))
+    cdef Span rest = bytes_span(copy)
+    cdef Filter one
+    while filter_next(dialect_for(5), SUBSCRIBE, &rest, &one):
+        (<uint8_t *> one.text.p)[one.text.n] &= OPT_QOS_MASK
+    return copy
+
+
 cdef class Subscribe(Filters):
     """SUBSCRIBE, section 3.8."""
 
@@ -1195,16 +1205,13 @@ cdef class Subscribe(Filters):
 
     cdef bytes write(self, const Dialect *dialect):
         cdef Raw raw
-        cdef bytes list_3
+        cdef bytes qos_only
         self.raw_begin(&raw)
         raw.packet_id = self.packet_id
         raw.list = bytes_span(self.list)
         if not dialect.properties:
-            list_3 = b"".join([
-                filter_bytes((<Subscription> one).topic_filter) + bytes(((<Subscription> one).options & OPT_QOS_MASK,))
-                for one in self.filters_made()
-            ])
-            raw.list = bytes_span(list_3)
+            qos_only = options_cut(self.list)
+            raw.list = bytes_span(qos_only)
         return raw_write(dialect, &raw)
 
 

@@ -74,6 +74,9 @@ def test_changed_bytes(packet: codec.Packet, version: int, data: st.DataObject) 
 
 @settings(max_examples=600)
 @given(versions, st.integers(0, 255), st.binary(max_size=60))
+@example(4, 0x82, b"\0\1\0\0\0")  # an empty filter, which the decoder leaves to the receiver
+@example(4, 0x82, b"\0\1\0\2a#\1\0\1b\2")
+@example(5, 0x82, b"\0\1\0\0\2a#\x2d")
 @example(5, 0x10, bytes.fromhex("00044D5154540502003C0000") + b"\0\0")
 def test_random_bodies(version: int, first: int, body: bytes) -> None:
     check_any_bytes(version, bytes([first]) + varint(len(body)) + body)
