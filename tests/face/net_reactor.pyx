@@ -268,7 +268,11 @@ cdef class ReactorFace:
     def __cinit__(self, uint32_t turn_bytes=1 << 20, ClockFace clock=None, bint with_pool=True):
         self.clock = clock or ClockFace()
         self.harness = <Harness *> mem_alloc_zeroed(1, sizeof(Harness))
-        if self.harness == NULL or pool_init(&self.pool, 0, 1) != ST_OK:
+        if self.harness == NULL:
+            raise MemoryError
+        if pool_init(&self.pool, 0, 1) != ST_OK:
+            mem_free(self.harness)
+            self.harness = NULL
             raise MemoryError
         self.reactor = reactor_build(&hooks, self.harness, &self.pool if with_pool else NULL, &self.clock.clock, sizeof(Conn), turn_bytes)
         if self.reactor == NULL:
@@ -279,23 +283,23 @@ cdef class ReactorFace:
         """Frees the reactor. Nothing else of this object may be used then, but `pool_live`."""
         cdef Mail *mail
         cdef Mail *following
-        if self.reactor == NULL:
-            return
-        mail = inbox_take(&self.reactor.inbox)
-        while mail != NULL:
-            following = mail.next
-            mem_free(mail)
-            mail = following
-        reactor_free(self.reactor)
-        self.reactor = NULL
-        if self.harness.kept != NULL:
-            msg_drop(&self.pool, self.harness.kept)
-            self.harness.kept = NULL
+        if self.reactor != NULL:
+            mail = inbox_take(&self.reactor.inbox)
+            while mail != NULL:
+                following = mail.next
+                mem_free(mail)
+                mail = following
+            reactor_free(self.reactor)
+            self.reactor = NULL
+        if self.harness != NULL:
+            if self.harness.kept != NULL:
+                msg_drop(&self.pool, self.harness.kept)
+            mem_free(self.harness)
+            self.harness = NULL
+            pool_free(&self.pool)
 
     def __dealloc__(self):
         self.free()
-        pool_free(&self.pool)
-        mem_free(self.harness)
 
     # ------------------------------------------------------------------ turns
 

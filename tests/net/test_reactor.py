@@ -985,22 +985,49 @@ def test_free_closes_what_is_open(make: Callable[..., Bed]) -> None:
     assert bed.reactor.pool_live == 0
 
 
-def test_no_memory_costs_the_link_and_not_the_process(make: Callable[..., Bed]) -> None:
-    if not ALLOC_TESTED:
-        pytest.skip("this build cannot refuse allocations")
-    for granted in range(12):
+@pytest.mark.skipif(not ALLOC_TESTED, reason="this build cannot refuse allocations")
+@pytest.mark.parametrize("once", [True, False])
+def test_no_memory_costs_the_link_and_not_the_process(make: Callable[..., Bed], once: bool) -> None:
+    lost = 0
+    for granted in range(8):
         bed = make()
         client = bed.connect()
-        other, _ = bed.open()
-        fail_allocations(granted)
+        body = random.Random(granted).randbytes(20000)
+        fail_allocations(granted, once)
         try:
-            client.sendall(frame(b"e", bytes(20000))[:9000])
             bed.settle()
             with contextlib.suppress(OSError):
-                client.sendall(frame(b"e", bytes(20000))[9000:])
+                client.sendall(frame(b"e", b"short")[:7])
+                bed.settle()
+                client.sendall(frame(b"e", b"short")[7:] + frame(b"e", body)[:9000])
+                bed.settle()
+                client.sendall(frame(b"e", body)[9000:])
             bed.settle()
         finally:
             fail_allocations(-1)
+        stats = bed.reactor.stats
+        lost += stats["ended"] + stats["accept_errors"]
+        assert set(bed.reactor.ends) <= {NO_MEMORY}
+        bed.reactor.clock.move(600)  # a listener that could not hold the connection rests
+        if not stats["ended"] and not stats["accept_errors"]:
+            assert bed.receive(client, 20015) == frame(b"e", b"short") + frame(b"e", body)
         fresh, _ = bed.open()
         fresh.sendall(frame(b"e", b"alive"))
         assert bed.receive(fresh, 10) == frame(b"e", b"alive")
+    assert lost >= 3
+
+
+@pytest.mark.skipif(not ALLOC_TESTED, reason="this build cannot refuse allocations")
+def test_no_memory_for_a_reactor(make: Callable[..., Bed]) -> None:
+    before = blocks_live()
+    refused = 0
+    while True:
+        fail_allocations(refused)
+        try:
+            ReactorFace().free()
+            break
+        except MemoryError:
+            refused += 1
+        finally:
+            fail_allocations(-1)
+    assert refused >= 5 and blocks_live() == before
