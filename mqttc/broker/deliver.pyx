@@ -24,7 +24,7 @@ from mqttc.broker.session cimport (
     group_home, inflight_done, inflight_push, membership_find, membership_release, queue_pop, queue_push, queue_remove, session_handle, session_of, window_free,
 )
 from mqttc.broker.state cimport (
-    DISCONNECT_SLOW, DROP_NEWEST, DROP_QOS0_FIRST, GROUP_CREDIT, GROUP_DELIVER, GROUP_JOIN, GROUP_LEAVE, GROUP_OFFLINE, GROUP_ONLINE, GROUP_RETURN, OUT_DONE, OUT_RELEASED,
+    CONN_UP, DISCONNECT_SLOW, DROP_NEWEST, DROP_QOS0_FIRST, GROUP_CREDIT, GROUP_DELIVER, GROUP_JOIN, GROUP_LEAVE, GROUP_OFFLINE, GROUP_ONLINE, GROUP_RETURN, OUT_DONE, OUT_RELEASED,
     OUT_SENT, QE_COUNTED, QE_RETAIN, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, AliasesOut, AliasOut, Conn, Group, GroupMail, Handout, Member, Membership, QueueEntry, Run,
     Session, Worker,
 )
@@ -226,7 +226,7 @@ cdef void offer_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
     cdef Conn *conn = session.conn
     cdef PublishParts parts
     cdef QueueEntry *place
-    if conn != NULL:
+    if conn != NULL and conn.phase == CONN_UP:
         parts_of_entry(worker, entry, &parts)
         if not fits(conn, &parts):
             session_drop(worker, session, C_DROPPED_TOO_LARGE)
@@ -442,6 +442,8 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
                 retain = pub.retain     # [MQTT-3.3.1-12, MQTT-3.3.1-13]
         qos = route_entry.qos if route_entry.qos < pub.qos else pub.qos
         conn = session.conn
+        if conn != NULL and unlikely(conn.phase != CONN_UP):
+            conn = NULL                 # closing: its DISCONNECT was the last it hears [MQTT-3.14.4-1]
         if likely(conn != NULL and conn.aliases_out == NULL and (route_entry.subscription_ids == NULL or conn.layout == 0)):
             if qos == 0:
                 sent += send_qos0(worker, pub, session, conn, conn.layout * 2 + retain)
@@ -615,7 +617,7 @@ cdef void session_pump(Worker *worker, Session *session) noexcept nogil:
     cdef Conn *conn = session.conn
     cdef QueueEntry entry
     cdef QueueEntry *front
-    if conn == NULL:
+    if conn == NULL or conn.phase != CONN_UP:
         return
     while True:
         if session.resend == session.inflight.count and session.queue.count == 0 and session.handouts == NULL:

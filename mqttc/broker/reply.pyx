@@ -47,6 +47,8 @@ cdef void send_ack(Worker *worker, Conn *conn, uint8_t packet_type, uint16_t pac
     cdef uint8_t *out
     cdef uint8_t scratch[8]
     cdef uint32_t n, i
+    if conn.phase == CONN_DONE:         # nothing follows our DISCONNECT [MQTT-3.14.4-1]
+        return
     n = encode_ack(conn.dialect, packet_type, packet_id, reason, scratch)
     out = outq_reserve(&worker.reactor.chunks, &conn.link.out, n)
     if out == NULL:
