@@ -26,6 +26,9 @@ cdef extern from "<pthread.h>" nogil:
 cdef extern from "mqttc/base/native.h" nogil:
     uint64_t load_u64_native(const uint8_t *p) noexcept
 
+cdef extern from *:
+    void __builtin_prefetch(const void *p) noexcept nogil
+
 cdef enum:
     STRIPES = 16
     MAPS = 32                  # per stripe, by the high bits of the hash, so that none is large when it grows under the lock
@@ -147,6 +150,14 @@ cdef inline Entry *index_at(const Stripe *stripe, Place *place) noexcept nogil:
     if place.leaf >= stripe.leaf_count:
         return NULL
     return stripe.leaves[place.leaf].entries[place.index]
+
+
+cdef inline void index_prefetch(const Stripe *stripe, Place place) noexcept nogil:
+    """A walk in order meets entries and messages wherever they lie in memory: ask for them some steps ahead."""
+    cdef const Leaf *leaf = stripe.leaves[place.leaf]
+    if place.index + 8 < leaf.count:
+        __builtin_prefetch(leaf.entries[place.index + 8])
+        __builtin_prefetch(&leaf.entries[place.index + 4].msg.refs)
 
 
 cdef Leaf *leaf_open(Stripe *stripe, uint32_t at) noexcept nogil:
@@ -570,6 +581,7 @@ cdef void hold_scan(const Stripe *stripe, RetainCursor *cursor, int64_t now_ms, 
         if wild and topic.p[0] == c'$':
             place = index_seek(stripe, span_make(<const char *> "%", 1), SEEK_FROM)    # '$' + 1
             continue
+        index_prefetch(stripe, place)
         hold.looked += 1
         verdict = topic_judge(filter, topic, &cut, &level)
         if verdict == VERDICT_END:

@@ -219,6 +219,24 @@ def test_many_topics_in_any_order(pool: Pool, order: str) -> None:
     assert store.count == 100
 
 
+def test_leaves_of_all_sizes_join(pool: Pool) -> None:
+    """Topics set in order fill leaves; ranges taken away leave a small one beside a large one at every ratio."""
+    for cut in range(0, 250, 10):
+        store = Store(pool)
+        names = [b"t/%04d" % i for i in range(1024)]
+        for name in names:
+            store.set(pool, name, name)
+        for gone in (range(256, 256 + cut), range(250), range(1023, 800, -1), range(600, 520, -1)):
+            for i in gone:
+                store.set(pool, names[i], b"")
+                names[i] = b""
+            assert drain(store, pool, b"t/#", 250) == [(name, name) for name in names if name]
+        for name in filter(None, names):
+            store.set(pool, name, b"")
+        assert store.count == 0 and drain(store, pool, b"#") == []
+        store.close()
+
+
 def test_plus_leaps_over_what_cannot_match(pool: Pool) -> None:
     """1000 devices of 50 topics each: a filter for one topic of every device looks at few of the others, so a small budget is enough."""
     store = Store(pool)

@@ -82,6 +82,18 @@ def test_a_list_of_subscribers_grows_and_shrinks_without_memory() -> None:
     assert tree.node_count == 0
 
 
+def test_a_list_that_was_long_gives_its_memory_back() -> None:
+    tree = TrieFace()
+    tree.subscribe(b"a", 1)
+    before = alloc_live()
+    for session in range(2, 3000):
+        tree.subscribe(b"a", session)
+    assert alloc_live() > before + 100
+    for session in range(2, 3000):
+        assert tree.unsubscribe(b"a", session)
+    assert alloc_live() == before
+
+
 def test_joining_a_group() -> None:
     tree = TrieFace()
 

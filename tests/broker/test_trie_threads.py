@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
 from tests.broker.reference import together
 from tests.face.broker_tree import RoutesFace, TrieFace, live_routes
 
@@ -48,6 +50,27 @@ def test_a_match_that_lets_go_still_finds_all() -> None:
         lambda: tree.churn(b"+/a/#", FAR, 2, 5000),
     ) == [0] * 3
     assert (tree.subscription_count, tree.node_count) == (1 << depth, nodes)
+
+
+@pytest.mark.parametrize("filter", [b"/".join([b"+"] * 12), b"/".join([b"a"] + [b"+"] * 11)])
+def test_generations_tell_what_a_match_saw(filter: bytes) -> None:
+    """A match that lets go must not report the generations of before together with subscriptions of after."""
+    tree = TrieFace()
+    depth = 12
+    for number in range(1 << depth):
+        tree.subscribe(b"/".join(b"+" if number >> i & 1 else b"a" for i in range(depth)), number + 1)
+    topic = b"/".join([b"a"] * depth)
+    assert together(
+        lambda: tree.watch_generations(topic, 1500),
+        lambda: tree.churn_slowly(filter, FAR, 200, 1000),
+    ) == [0] * 2
+
+
+def test_nodes_that_vanish_between_look_and_lock() -> None:
+    """All make and take away one and the same path, so that what one saw is gone when it has the lock."""
+    tree = TrieFace()
+    assert together(*[lambda first=first: tree.churn(b"a/+/c/d/e/#", first, 1, 10_000) for first in (1, 2, 3)]) == [0] * 3
+    assert (tree.subscription_count, tree.node_count) == (0, 0)
 
 
 def test_writers_are_not_starved_by_readers() -> None:

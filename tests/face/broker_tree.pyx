@@ -15,6 +15,9 @@ from mqttc.broker.trie cimport (
     trie_unsubscribe,
 )
 
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int microseconds) noexcept
+
 NOT_OWN = ENTRY_NOT_OWN
 OWN_ONLY = ENTRY_OWN_ONLY
 RETAIN_AS_PUBLISHED = ENTRY_RETAIN_AS_PUBLISHED
@@ -192,6 +195,43 @@ cdef class TrieFace:
         return wrong
 
 
+    def churn_slowly(self, bytes filter, uint64_t session, uint32_t rounds, uint32_t pause_us) -> int:
+        """One session comes and goes with pauses, so that matches of one generation can be compared."""
+        cdef Span span = span_of(filter)
+        cdef uint32_t round
+        cdef bint existed = False
+        cdef int wrong = 0
+        with nogil:
+            for round in range(rounds):
+                wrong += trie_subscribe(self.trie, span, session, 1, 0, &existed) != ST_OK
+                usleep(pause_us)
+                wrong += not trie_unsubscribe(self.trie, span, session)
+                usleep(pause_us)
+        return wrong
+
+    def watch_generations(self, bytes topic, uint32_t times) -> int:
+        """Matches while others write. Counts the matches that found something else than the one before although both tell the same generations."""
+        cdef Vec matches
+        cdef Span span = span_of(topic)
+        cdef uint64_t[2] wild
+        cdef uint64_t[2] generation
+        cdef uint64_t[2] total
+        cdef uint32_t i, j, now
+        cdef int wrong = 0
+        vec_init(&matches, sizeof(TrieMatch))
+        with nogil:
+            for i in range(times):
+                now = i & 1
+                matches.count = 0
+                wrong += trie_match(self.trie, span, &matches, &wild[now], &generation[now]) != ST_OK
+                total[now] = matches.count
+                for j in range(matches.count):
+                    total[now] += (<TrieMatch *> vec_at(&matches, j)).session * <uint64_t> 0x9E3779B97F4A7C15
+                wrong += i > 0 and wild[0] == wild[1] and generation[0] == generation[1] and total[0] != total[1]
+        vec_free(&matches)
+        return wrong
+
+
 cdef class RouteHold:
     """A counted reference on a route."""
     cdef Route *route
@@ -321,7 +361,16 @@ cdef class RoutesFace:
 
     @property
     def count(self) -> int:
+        """Routes in the cache, whose books are looked through as well."""
+        cdef Route *route
+        cdef uint32_t i
+        cdef uint64_t total = 0
+        for i in range(self.cache.ring.count):
+            route = (<Route **> vec_at(&self.cache.ring, i))[0]
+            assert route.ring_index == i
+            total += route.bytes
         assert self.cache.map.count == self.cache.ring.count
+        assert self.cache.bytes == total
         return self.cache.ring.count
 
     @property
