@@ -3,6 +3,7 @@ from libc.string cimport memcpy
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_properties, msg_topic, msg_payload
+from mqttc.base.ring cimport ring_at
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
@@ -13,7 +14,7 @@ from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport Route, route_drop, route_fresh, route_lookup, route_share
 from mqttc.broker.session cimport entry_release, inbound_add, inbound_count, inbound_has, inbound_remove, inflight_done, inflight_find, session_handle, session_of
 from mqttc.broker.state cimport (
-    CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, AliasesIn, AliasIn, Conn, QueueEntry, Session, Settings, Worker,
+    CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry, Session, Settings, Worker,
 )
 from mqttc.broker.stats cimport (
     C_BRAKED, C_DROPPED_NO_MEMORY, C_DROPPED_RETAINED_LIMIT, C_MESSAGES_IN, C_REJECTED_BY_CLIENT, stat,
@@ -138,6 +139,18 @@ cdef bint message_build(Worker *worker, Conn *conn, Publication *pub, const Pack
 
 # ---- PUBLISH
 
+cdef uint32_t receive_used(Conn *conn) noexcept nogil:
+    """The client's PUBLISH that are not answered yet. A PUBREC that is held belongs to an id that stands in the session already."""
+    cdef uint32_t used = inbound_count(conn.session)
+    cdef uint32_t i
+    cdef HeldAck *held
+    for i in range(acks_held(conn)):
+        held = <HeldAck *> ring_at(conn.held_acks, i)
+        if held.packet_type == PUBACK or held.reason >= 0x80:
+            used += 1
+    return used
+
+
 cdef int publish_check(Worker *worker, Conn *conn, Packet *packet, AliasIn **alias) noexcept nogil:
     """ST_OK, or the negated reason for which the connection ends."""
     cdef Settings *settings = &worker.engine.settings
@@ -155,7 +168,7 @@ cdef int publish_check(Worker *worker, Conn *conn, Packet *packet, AliasIn **ali
     if unlikely(packet.topic.n == 0):
         return -RC_PROTOCOL_ERROR                               # [MQTT-4.7.3-1]
     if packet.qos and conn.dialect.properties:                  # [MQTT-3.3.4-7]: 3.x clients were told no receive maximum
-        if unlikely(inbound_count(conn.session) + acks_held(conn) >= settings.receive_maximum):
+        if unlikely(inbound_count(conn.session) + acks_held(conn) >= settings.receive_maximum and receive_used(conn) >= settings.receive_maximum):
             if packet.qos == 1 or not inbound_has(conn.session, packet.packet_id):
                 return -RC_RECEIVE_MAXIMUM_EXCEEDED
     return ST_OK
@@ -219,6 +232,8 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
         packet.forward_bytes = 0
     if packet.retain or conn.link.block != NULL or packet.forward_bytes != packet.props.raw.n:
         if not message_build(worker, conn, &pub, &packet):
+            if packet.qos == 2:
+                inbound_remove(conn.session, packet.packet_id)  # it comes again, and then it is not a duplicate
             link_close(worker.reactor, &conn.link, END_NO_MEMORY)
             return
     if packet.retain:                   # before the route is looked up: see retain.pxd
@@ -239,8 +254,8 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
         fan_out(worker, &pub, route)
     else:
         reason = RC_NO_MATCHING_SUBSCRIBERS
-    if unlikely(pub.pressure):
-        conn_brake(worker, conn, packet.qos == 0)
+    if unlikely(pub.pressure or conn.flags & CONN_BRAKED):      # braked already: so that held acknowledgements stay bounded for 3.x clients too
+        conn_brake(worker, conn, pub.pressure and packet.qos == 0)
     if packet.qos:
         acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason)
     publication_clear(worker, &pub)
