@@ -112,7 +112,6 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
         msg = (<BlocksMail *> mail).chain
         while msg != NULL:
             next = msg.next
-            msg.refs = 1
-            msg_drop(&worker.msgs, msg)
+            mem_free(msg)               # dead, and counted as such where it died
             msg = next
     mem_free(mail)

@@ -319,6 +319,10 @@ cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil:
             memcpy(conn.auth_method, packet.props.auth_method.p, packet.props.auth_method.n)
             conn.auth_method_bytes = <uint16_t> packet.props.auth_method.n
         client_id = packet.client_id
+        if worker.shutting_down:        # it was on its way when the others were told
+            refuse_connect(worker, conn, conn.dialect.level, RC_SERVER_UNAVAILABLE, nothing(), nothing())
+            mem_free(mail.auth_data)
+            return
         connect_finish(worker, conn, &packet, client_id, client_hash(client_id), span_make(mail.auth_data, mail.auth_data_bytes))
         if conn.phase == CONN_UP:
             link_resume(worker.reactor, &conn.link)

@@ -269,7 +269,9 @@ cdef Worker *worker_build(Engine *engine, uint16_t index) noexcept nogil:
 cdef void *worker_main(void *argument) noexcept nogil:
     cdef Worker *worker = <Worker *> argument
     reactor_run(worker.reactor)
-    reactor_turn(worker.reactor, 0)     # what the last turn ended
+    reactor_turn(worker.reactor, 0)
+    while worker.reactor.closing != NULL:       # what the last turn ended
+        reactor_turn(worker.reactor, 0)
     return NULL
 
 
