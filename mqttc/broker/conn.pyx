@@ -23,9 +23,8 @@ from mqttc.net.reactor cimport LINK_PAUSED, link_close
 from mqttc.proto.decode cimport decode_packet, frame_next
 from mqttc.proto.packet cimport (
     AUTH, CONNECT, DISCONNECT, HAS_SESSION_EXPIRY, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, RC_DISCONNECT_WITH_WILL, RC_KEEP_ALIVE_TIMEOUT, RC_MALFORMED_PACKET,
-    RC_NOT_AUTHORIZED, RC_PROTOCOL_ERROR, RC_SUCCESS, SUBSCRIBE, UNSUBSCRIBE, Frame, Packet,
+    RC_NOT_AUTHORIZED, RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED, RC_SUCCESS, SUBSCRIBE, UNSUBSCRIBE, Frame, Packet,
 )
-
 
 cdef void on_disconnect(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
     cdef Session *session = conn.session
@@ -114,6 +113,9 @@ cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32
             break
     if p > bytes:
         conn.last_packet_ms = worker.reactor.now_ms
+        # Messages are bounded where they are sent, replies are not: a client that goes on asking and never reads is let go.
+        if unlikely(conn.reply_bytes > worker.engine.settings.max_output_bytes) and conn.link.out.bytes > worker.engine.settings.max_output_bytes and conn.phase == CONN_UP:
+            conn_fail(worker, conn, RC_QUOTA_EXCEEDED, text("the client does not read what is sent to it"))
     return <uint32_t> (p - bytes)
 
 

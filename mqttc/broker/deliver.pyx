@@ -7,7 +7,7 @@ from mqttc.base.map cimport hash_bytes
 from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_payload, msg_properties, msg_share, msg_topic
 from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
-from mqttc.base.vec cimport vec_at, vec_free, vec_swap_remove
+from mqttc.base.vec cimport vec_at
 from mqttc.broker.group cimport (
     backlog_pop, backlog_push, backlog_push_front, group_credit, group_find, group_join, group_leave, group_offline, group_online, group_pick,
 )
@@ -15,21 +15,21 @@ from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.mail cimport post, post_group, post_publish
 from mqttc.broker.reply cimport END_FAILED, conn_disconnect, send_ack
 from mqttc.broker.report cimport EV_MESSAGES_DROPPED, EV_RETAINED_LIMIT, LOG_WARNING, report, text
-from mqttc.broker.retain cimport retain_cursor_free, retain_done, retain_set, retain_step
+from mqttc.broker.retain cimport retain_done, retain_set, retain_step
 from mqttc.broker.routes cimport (
     ENTRY_NOT_OWN, ENTRY_OWN_ONLY, ENTRY_RETAIN_AS_PUBLISHED, Route, RouteEntry, RouteSlice, SubscriptionIds, route_lookup, subscription_ids_build,
     subscription_ids_drop, subscription_ids_share,
 )
 from mqttc.broker.session cimport (
-    group_home, inflight_done, inflight_push, membership_find, membership_release, queue_pop, queue_push, queue_remove, session_handle, session_of, window_free,
+    group_home, handout_end, inflight_done, inflight_push, membership_find, membership_release, queue_pop, queue_push, queue_remove, session_handle, session_of, window_free,
 )
 from mqttc.broker.state cimport (
     CONN_UP, DISCONNECT_SLOW, DROP_NEWEST, DROP_QOS0_FIRST, GROUP_CREDIT, GROUP_DELIVER, GROUP_JOIN, GROUP_LEAVE, GROUP_OFFLINE, GROUP_ONLINE, GROUP_RETURN, OUT_DONE, OUT_RELEASED,
-    OUT_SENT, QE_COUNTED, QE_RETAIN, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, AliasesOut, AliasOut, Conn, Group, GroupMail, Handout, Member, Membership, QueueEntry, Run,
+    OUT_SENT, QE_COUNTED, QE_RETAIN, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, SESSION_QOS0_QUEUED, AliasesOut, AliasOut, Conn, Group, GroupMail, Handout, Member, Membership, QueueEntry, Run,
     Session, Worker,
 )
 from mqttc.broker.stats cimport (
-    C_DROPPED_EXPIRED, C_DROPPED_NO_MEMORY, C_DROPPED_OUTPUT_FULL, C_DROPPED_QUEUE_FULL, C_DROPPED_RETAINED_LIMIT, C_DROPPED_TOO_LARGE, C_MESSAGES_OUT, C_MESSAGES_RESENT,
+    C_DROPPED_EXPIRED, C_DROPPED_GROUP_END, C_DROPPED_NO_MEMORY, C_DROPPED_OUTPUT_FULL, C_DROPPED_QUEUE_FULL, C_DROPPED_RETAINED_LIMIT, C_DROPPED_TOO_LARGE, C_MESSAGES_OUT, C_MESSAGES_RESENT,
     C_RETAINED_HANDED_OUT, C_SENT, stat, stat_add,
 )
 from mqttc.net.outq cimport Chunk, chunk_build, chunk_data, chunk_drop, outq_reserve, outq_share
@@ -179,15 +179,16 @@ cdef void alias_apply(Conn *conn, PublishParts *parts) noexcept nogil:
 
 
 cdef bint fits(const Conn *conn, const PublishParts *parts) noexcept nogil:
-    """Whether the client takes a packet of that size; the bound is taken without an alias, which could make it 3 bytes longer. [MQTT-3.1.2-24]"""
-    return conn.maximum_packet_size == 0 or publish_size(conn.dialect, parts) + (3 if conn.aliases_out != NULL else 0) <= conn.maximum_packet_size
+    """Whether the client takes a packet of that size. [MQTT-3.1.2-24]"""
+    return conn.maximum_packet_size == 0 or publish_size(conn.dialect, parts) <= conn.maximum_packet_size
 
 
 cdef bint send_parts(Worker *worker, Conn *conn, PublishParts *parts) noexcept nogil:
     """Encodes for this client alone; it fits (see fits). False: no memory, the connection closes."""
     cdef uint32_t n
     cdef uint8_t *out
-    if conn.aliases_out != NULL:
+    # An alias can make it 5 bytes longer: its property, and a byte more for each of the two lengths.
+    if conn.aliases_out != NULL and (conn.maximum_packet_size == 0 or publish_size(conn.dialect, parts) + 5 <= conn.maximum_packet_size):
         alias_apply(conn, parts)
     n = publish_size(conn.dialect, parts)
     out = outq_reserve(&worker.reactor.chunks, &conn.link.out, n)
@@ -217,6 +218,11 @@ cdef void parts_of_entry(Worker *worker, const QueueEntry *entry, PublishParts *
 
 # ---- one session, one message
 
+cdef inline bint qos0_waits(const Session *session) noexcept nogil:
+    """Older QoS 0 messages are queued still (those of when the client was off line): the order is kept. [MQTT-4.6.0-5, MQTT-4.6.0-6]"""
+    return session.queue.count != 0 and session.flags & SESSION_QOS0_QUEUED
+
+
 cdef bint may_send_now(const Session *session, const Conn *conn) noexcept nogil:
     return (session.queue.count == 0 and session.resend == session.inflight.count and conn.link.out.bytes < OUT_HIGH and window_free(session) > 0)
 
@@ -232,7 +238,7 @@ cdef void offer_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
             session_drop(worker, session, C_DROPPED_TOO_LARGE)
             entry_drop(worker, session, entry)
             return
-        if entry.qos == 0 and session.queue.count == 0:
+        if entry.qos == 0 and not qos0_waits(session):
             if conn.link.out.bytes < worker.engine.settings.max_output_bytes:
                 send_parts(worker, conn, &parts)
             else:
@@ -445,12 +451,12 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
         if conn != NULL and unlikely(conn.phase != CONN_UP):
             conn = NULL                 # closing: its DISCONNECT was the last it hears [MQTT-3.14.4-1]
         if likely(conn != NULL and conn.aliases_out == NULL and (route_entry.subscription_ids == NULL or conn.layout == 0)):
-            if qos == 0:
+            if qos == 0 and not qos0_waits(session):
                 sent += send_qos0(worker, pub, session, conn, conn.layout * 2 + retain)
                 if unlikely(conn.link.out.bytes >= worker.engine.settings.max_output_bytes // 4 * 3):
                     pub.pressure = True
                 continue
-            if likely(may_send_now(session, conn)):
+            if likely(qos and may_send_now(session, conn)):
                 if send_qos(worker, pub, session, conn, qos, retain):
                     shares -= 1
                     sent += 1
@@ -540,20 +546,14 @@ cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
         room = 1                        # large messages: look after each
     count = retain_step(worker.engine.retain, &handout.cursor, &worker.msgs, worker.reactor.now_ms, batch, <int> room, HANDOUT_BUDGET)
     if count < 0:
-        return False                    # no memory: later
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return False                    # the cursor stands where it stood: goes on with the next connection
     if count == 0 and not retain_done(&handout.cursor):
         conn.link.flags |= LINK_NOTIFY  # a long way to the next match: other connections first
         link_dirty(worker.reactor, &conn.link)
         return False
     if count == 0:
-        retain_cursor_free(&handout.cursor)
-        subscription_ids_drop(handout.subscription_ids)
-        if session.handouts.count == 1:
-            vec_free(session.handouts)
-            mem_free(session.handouts)
-            session.handouts = NULL
-        else:
-            vec_swap_remove(session.handouts, 0)
+        handout_end(session, 0)
         return True
     for i in range(count):
         entry.msg = batch[i]
@@ -706,6 +706,7 @@ cdef void tell_group(Worker *worker, GroupMail *mail, uint64_t group) noexcept n
     posted.subscription_id = mail.subscription_id
     posted.qos = mail.qos
     posted.online = mail.online
+    posted.retain_as_published = mail.retain_as_published
 
 
 cdef void group_offer(Worker *worker, Publication *pub, uint64_t id) noexcept nogil:
@@ -743,6 +744,7 @@ cdef void group_send(Worker *worker, Group *group, Member *member, Msg *msg) noe
         here.msg = msg
         here.qos = member.qos
         here.subscription_id = member.subscription_id
+        here.retain_as_published = member.retain_as_published
         member_deliver(worker, &here)
         return
     mail = post_group(worker, home, GROUP_DELIVER)
@@ -755,6 +757,7 @@ cdef void group_send(Worker *worker, Group *group, Member *member, Msg *msg) noe
     mail.msg = msg
     mail.qos = member.qos
     mail.subscription_id = member.subscription_id
+    mail.retain_as_published = member.retain_as_published
 
 
 cdef void group_dispatch(Worker *worker, uint64_t id) noexcept nogil:
@@ -782,13 +785,10 @@ cdef void member_deliver(Worker *worker, const GroupMail *mail) noexcept nogil:
     cdef QueueEntry entry
     cdef GroupMail back
     if member == 0 or session.conn == NULL:
+        memset(&back, 0, sizeof(GroupMail))
         back.verb = GROUP_RETURN        # it left or broke off meanwhile: another one gets it
         back.session = mail.session
         back.msg = mail.msg
-        back.credit = 0
-        back.subscription_id = 0
-        back.qos = 0
-        back.online = 0
         tell_group(worker, &back, mail.group)
         back.verb = GROUP_OFFLINE if member else GROUP_LEAVE
         back.msg = NULL
@@ -805,7 +805,7 @@ cdef void member_deliver(Worker *worker, const GroupMail *mail) noexcept nogil:
     entry.member = member
     entry.packet_id = 0
     entry.qos = mail.qos if mail.qos < mail.msg.qos else mail.msg.qos
-    entry.state = 0
+    entry.state = QE_RETAIN << 4 if mail.retain_as_published and mail.msg.retain else 0     # [MQTT-3.3.1-12, MQTT-3.3.1-13]
     offer_entry(worker, session, &entry)
 
 
@@ -823,6 +823,7 @@ cdef void on_group_mail(Worker *worker, GroupMail *mail) noexcept nogil:
         group = group_find(worker, mail.group)
         if group == NULL:
             if mail.verb == GROUP_RETURN:
+                stat(&worker.stats, C_DROPPED_GROUP_END)
                 msg_drop(&worker.msgs, mail.msg)
             return
         if mail.verb == GROUP_ONLINE:
@@ -863,13 +864,10 @@ cdef void credits_grant(Worker *worker) noexcept nogil:
                 i += 1
                 if membership.owed == 0:
                     continue
+                memset(&mail, 0, sizeof(GroupMail))
                 mail.verb = GROUP_CREDIT
                 mail.session = session_handle(worker, session)
                 mail.credit = membership.owed
-                mail.msg = NULL
-                mail.subscription_id = 0
-                mail.qos = 0
-                mail.online = 0
                 membership.owed = 0
                 if membership.group and session.conn != NULL:
                     tell_group(worker, &mail, membership.group)

@@ -57,6 +57,7 @@ cdef int group_join(Worker *worker, const GroupMail *mail) noexcept nogil:
         member.online = False
     member.qos = mail.qos
     member.subscription_id = mail.subscription_id
+    member.retain_as_published = mail.retain_as_published
     if mail.online and not member.online:       # a repeated SUBSCRIBE changes options, not credit
         group_online(group, mail.session, mail.credit)
     return ST_OK

@@ -3,7 +3,7 @@ from libc.string cimport memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.map cimport hash_bytes
-from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, span_make
+from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, span_equal, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
 from mqttc.broker.deliver cimport session_pump, tell_group
 from mqttc.broker.reply cimport conn_fail, packet_clear, send_packet
@@ -11,14 +11,14 @@ from mqttc.broker.report cimport EV_SUBSCRIBED, EV_UNSUBSCRIBED, LOG_DEBUG, repo
 from mqttc.broker.retain cimport retain_cursor_init
 from mqttc.broker.routes cimport subscription_ids_build
 from mqttc.broker.session cimport (
-    groups_take_back, membership_add, session_handle, subscription_add, subscription_find, subscription_remove, window_free,
+    groups_take_back, handout_end, membership_add, session_handle, subscription_add, subscription_find, subscription_remove, window_free,
 )
 from mqttc.broker.state cimport GROUP_JOIN, GROUP_LEAVE, Conn, GroupMail, Handout, Membership, Session, Settings, Subscription, Worker
 from mqttc.broker.trie cimport trie_group_join, trie_group_leave, trie_subscribe, trie_unsubscribe
 from mqttc.net.reactor cimport END_NO_MEMORY, link_close
 from mqttc.proto.decode cimport filter_next
 from mqttc.proto.packet cimport (
-    HAS_SUBSCRIPTION_ID, OPT_NO_LOCAL, OPT_QOS_MASK, OPT_RETAIN_HANDLING_MASK, RC_NO_SUBSCRIPTION_EXISTED, RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED,
+    HAS_SUBSCRIPTION_ID, OPT_NO_LOCAL, OPT_QOS_MASK, OPT_RETAIN_AS_PUBLISHED, OPT_RETAIN_HANDLING_MASK, RC_NO_SUBSCRIPTION_EXISTED, RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED,
     RC_SHARED_SUBSCRIPTIONS_NOT_SUPPORTED, RC_SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED, RC_SUCCESS, RC_TOPIC_FILTER_INVALID,
     RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED, SUBACK, SUBSCRIBE, UNSUBACK, UNSUBSCRIBE, Filter, Packet,
 )
@@ -63,6 +63,7 @@ cdef uint8_t group_join_tree(Worker *worker, Session *session, Subscription *sub
     mail.session = session_handle(worker, session)
     mail.qos = subscription.options & OPT_QOS_MASK
     mail.subscription_id = subscription.id
+    mail.retain_as_published = subscription.options & OPT_RETAIN_AS_PUBLISHED != 0
     mail.credit = window_free(session)
     if mail.credit == 0:
         mail.credit = 1
@@ -71,9 +72,23 @@ cdef uint8_t group_join_tree(Worker *worker, Session *session, Subscription *sub
     return RC_SUCCESS
 
 
+cdef void handout_drop(Session *session, Span filter) noexcept nogil:
+    """Ends the hand-out of that filter, if one is under way: nothing new for a subscription that is gone [MQTT-3.10.4-1]."""
+    cdef uint32_t i
+    cdef Handout *handout
+    if session.handouts == NULL:
+        return
+    for i in range(session.handouts.count):
+        handout = <Handout *> vec_at(session.handouts, i)
+        if span_equal(span_make(handout.cursor.filter, handout.cursor.filter_bytes), filter):
+            handout_end(session, i)
+            return
+
+
 cdef int handout_add(Session *session, const Subscription *subscription, Span filter) noexcept nogil:
     """The filter's retained messages are due to this session; the cursor reads them as the client takes them."""
     cdef Handout *handout
+    handout_drop(session, filter)       # one that is under way starts again with the new options
     if session.handouts == NULL:
         session.handouts = <Vec *> mem_alloc(sizeof(Vec))
         if session.handouts == NULL:
@@ -135,6 +150,9 @@ cdef uint8_t subscribe_one(Worker *worker, Conn *conn, const Filter *filter, uin
     if not shared and (options & OPT_RETAIN_HANDLING_MASK == 0x00 or (options & OPT_RETAIN_HANDLING_MASK == 0x10 and fresh)):
         reason = handout_add(session, subscription, plain)
         if reason != RC_SUCCESS:
+            if fresh:                   # what is refused is not in force
+                trie_unsubscribe(worker.engine.trie, plain, session_handle(worker, session))
+                subscription_remove(worker, session, subscription)
             return reason
     report(worker, LOG_DEBUG, EV_SUBSCRIBED, options & OPT_QOS_MASK, conn, session, filter.text)
     return options & OPT_QOS_MASK
@@ -216,6 +234,7 @@ cdef uint8_t unsubscribe_one(Worker *worker, Session *session, Span filter) noex
         trie_group_leave(worker.engine.trie, group, plain)
     else:
         trie_unsubscribe(worker.engine.trie, filter, session_handle(worker, session))
+        handout_drop(session, filter)
     subscription_remove(worker, session, subscription)
     return RC_SUCCESS
 

@@ -12,7 +12,7 @@ from mqttc.net.reactor cimport END_NO_MEMORY, link_close, link_dirty
 from mqttc.proto.dialect cimport dialect_for
 from mqttc.proto.encode cimport encode_ack, encode_packet, packet_size
 from mqttc.proto.packet cimport (
-    CONNACK, DISCONNECT, HAS_REASON_STRING, HAS_SERVER_REFERENCE, Packet,
+    CONNACK, DISCONNECT, HAS_REASON_STRING, HAS_SERVER_REFERENCE, RC_SERVER_SHUTTING_DOWN, RC_SERVER_UNAVAILABLE, Packet,
 )
 
 
@@ -33,6 +33,7 @@ cdef int send_packet(Worker *worker, Conn *conn, const Packet *packet) noexcept 
     cdef uint8_t *out
     if n == 0 or (conn.maximum_packet_size and n > conn.maximum_packet_size):
         return ST_LIMIT
+    conn.reply_bytes = (conn.reply_bytes if conn.link.out.bytes else 0) + n
     out = outq_reserve(&worker.reactor.chunks, &conn.link.out, n)
     if out == NULL:
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
@@ -50,6 +51,7 @@ cdef void send_ack(Worker *worker, Conn *conn, uint8_t packet_type, uint16_t pac
     if conn.phase == CONN_DONE:         # nothing follows our DISCONNECT [MQTT-3.14.4-1]
         return
     n = encode_ack(conn.dialect, packet_type, packet_id, reason, scratch)
+    conn.reply_bytes = (conn.reply_bytes if conn.link.out.bytes else 0) + n
     out = outq_reserve(&worker.reactor.chunks, &conn.link.out, n)
     if out == NULL:
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
@@ -161,7 +163,14 @@ cdef void conn_fail(Worker *worker, Conn *conn, uint8_t reason, Span detail) noe
 cdef void conn_disconnect(Worker *worker, Conn *conn, uint8_t reason) noexcept nogil:
     if conn.phase == CONN_DONE:
         return
-    if conn.phase != CONN_UP:
-        refuse_connect(worker, conn, conn.dialect.level if conn.dialect != NULL else 0, reason, span_make(NULL, 0), span_make(NULL, 0))
+    if conn.dialect == NULL:            # no CONNECT came yet, so there is nothing to answer
+        conn.disconnect_reason = reason
+        conn.phase = CONN_DONE
+        link_close(worker.reactor, &conn.link, END_FAILED)
+        return
+    if conn.phase != CONN_UP:           # CONNACK has no 0x8B
+        refuse_connect(
+            worker, conn, conn.dialect.level, RC_SERVER_UNAVAILABLE if reason == RC_SERVER_SHUTTING_DOWN else reason, span_make(NULL, 0), span_make(NULL, 0),
+        )
         return
     conn_end(worker, conn, reason, span_make(NULL, 0))

@@ -65,4 +65,5 @@ cdef uint16_t group_home(uint64_t group) noexcept nogil
 # The session's client went off line or left: gives what the group may send to another back to it. only: 0 all groups, else that member index.
 # with_inflight: also QoS 1 messages that were sent but whose connection broke.
 cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint with_inflight) noexcept nogil
+cdef void handout_end(Session *session, uint32_t index) noexcept nogil                                # the last one takes its place
 cdef void handouts_clear(Session *session) noexcept nogil

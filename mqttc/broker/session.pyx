@@ -13,7 +13,7 @@ from mqttc.broker.mail cimport post_group
 from mqttc.broker.retain cimport retain_cursor_free
 from mqttc.broker.routes cimport subscription_ids_drop
 from mqttc.broker.state cimport (
-    GROUP_LEAVE, GROUP_RETURN, OUT_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, SESSION_CREDIT_DIRTY, SESSION_SPARSE, TIMER_SESSION, GroupMail, Handout, Membership, QueueEntry, Session,
+    GROUP_LEAVE, GROUP_RETURN, OUT_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, SESSION_CREDIT_DIRTY, SESSION_QOS0_QUEUED, SESSION_SPARSE, TIMER_SESSION, GroupMail, Handout, Membership, QueueEntry, Session,
     Subscription, Worker,
 )
 from mqttc.broker.stats cimport (
@@ -170,7 +170,6 @@ cdef void session_end(Worker *worker, Session *session) noexcept nogil:
     cdef Span filter, group, plain
     cdef uint64_t handle = session_handle(worker, session)
     wheel_cancel(worker.reactor.wheel, &session.timer)
-    credit_forget(worker, session)
     if session.memberships != NULL:
         groups_take_back(worker, session, 0, True)
         for i in range(session.memberships.count):
@@ -181,6 +180,7 @@ cdef void session_end(Worker *worker, Session *session) noexcept nogil:
                     mail.group = membership.group
                     mail.session = handle
                 membership.group = 0    # what is still outstanding (QoS 2) ends with the session and owes nobody
+    credit_forget(worker, session)      # after all that may owe credit
     if session.subscriptions != NULL:
         for i in range(session.subscriptions.count):
             subscription = <Subscription *> vec_at(session.subscriptions, i)
@@ -302,6 +302,10 @@ cdef int queue_push(Worker *worker, Session *session, const QueueEntry *entry) n
     if place == NULL:
         return ST_NO_MEMORY
     place[0] = entry[0]
+    if session.queue.count == 1:
+        session.flags &= ~SESSION_QOS0_QUEUED
+    if entry.qos == 0:
+        session.flags |= SESSION_QOS0_QUEUED
     session.queued_bytes += entry_bytes(entry)
     stat(&worker.stats, C_QUEUED)
     stat_add(&worker.stats, C_QUEUED_BYTES, entry_bytes(entry))
@@ -573,6 +577,17 @@ cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint
             if not give_back(worker, session, entry):
                 stat(&worker.stats, C_DROPPED_SESSION_END)
             inflight_done(worker, session, entry)
+
+
+cdef void handout_end(Session *session, uint32_t index) noexcept nogil:
+    cdef Handout *handout = <Handout *> vec_at(session.handouts, index)
+    retain_cursor_free(&handout.cursor)
+    subscription_ids_drop(handout.subscription_ids)
+    vec_swap_remove(session.handouts, index)
+    if session.handouts.count == 0:
+        vec_free(session.handouts)
+        mem_free(session.handouts)
+        session.handouts = NULL
 
 
 cdef void handouts_clear(Session *session) noexcept nogil:

@@ -143,6 +143,7 @@ cdef struct Will:
 cdef enum SessionFlag:
     SESSION_CREDIT_DIRTY = 1           # in worker.credit_dirty
     SESSION_HANDOUT_TURN = 2           # whose turn it is: queue or hand-out
+    SESSION_QOS0_QUEUED = 8            # since the queue was empty last, a QoS 0 message came into it: later ones go behind it
     SESSION_SPARSE = 4                 # the packet ids of the in-flight ring are not consecutive (a client acknowledges out of order)
 
 cdef enum:
@@ -242,6 +243,7 @@ cdef struct Conn:
     uint32_t maximum_packet_size       # what the client takes, bytes; 0: no limit
     uint32_t keep_alive_ms             # 1.5 x keep alive; 0: none
     uint32_t question                  # number of the last question; answers to others are stale
+    uint32_t reply_bytes               # acknowledgements and other replies, since the output was empty last
     uint16_t auth_method_bytes
     uint8_t phase
     uint8_t flags
@@ -258,6 +260,7 @@ cdef struct Member:
     uint32_t in_flight                 # sent and not yet credited back
     uint32_t subscription_id
     uint8_t qos
+    uint8_t retain_as_published
     bint online
 
 cdef struct Group:
@@ -304,13 +307,13 @@ cdef struct BlocksMail:
     Msg *chain
 
 cdef enum GroupVerb:
-    GROUP_JOIN = 1                     # session, qos, subscription_id, credit, online
+    GROUP_JOIN = 1                     # session, qos, subscription_id, retain_as_published, credit, online
     GROUP_LEAVE = 2                    # session
     GROUP_ONLINE = 3                   # session, credit
     GROUP_OFFLINE = 4                  # session
     GROUP_CREDIT = 5                   # session, credit
     GROUP_RETURN = 6                   # msg: not sent, or its member broke off; to the front of the backlog
-    GROUP_DELIVER = 7                  # home to member: session, msg, qos, subscription_id
+    GROUP_DELIVER = 7                  # home to member: session, msg, qos, subscription_id, retain_as_published
 
 cdef struct GroupMail:
     Mail mail
@@ -322,6 +325,7 @@ cdef struct GroupMail:
     uint8_t verb
     uint8_t qos
     uint8_t online
+    uint8_t retain_as_published
 
 cdef struct AnswerMail:                # of the gate
     Mail mail
