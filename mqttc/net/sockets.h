@@ -10,12 +10,14 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #ifdef MSG_NOSIGNAL
@@ -142,6 +144,66 @@ static inline uint32_t socket_text(const uint8_t *address, uint16_t port, uint8_
         length = (int)n;
     memcpy(out, text, (size_t)length);
     return (uint32_t)length;
+}
+
+/* A socket on its way to an address (family 4 or 6) or to a Unix socket's path (family 1; a leading NUL: abstract), from `source` where source_family is
+ * not 0. Non-blocking, close-on-exec; it may still be connecting. -1: errno. */
+static inline int socket_dial(const uint8_t *address, uint16_t port, uint8_t family, const uint8_t *path, uint32_t path_bytes, const uint8_t *source,
+                              uint8_t source_family)
+{
+    struct sockaddr_storage to, from;
+    socklen_t bytes;
+    int fd, error;
+    memset(&to, 0, sizeof to);
+    memset(&from, 0, sizeof from);
+    if (family == 1) {
+        struct sockaddr_un *un = (struct sockaddr_un *)&to;
+        if (path_bytes > sizeof un->sun_path) {
+            errno = ENAMETOOLONG;
+            return -1;
+        }
+        un->sun_family = AF_UNIX;
+        memcpy(un->sun_path, path, path_bytes);
+        bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + path_bytes);
+    } else if (family == 4) {
+        struct sockaddr_in *in4 = (struct sockaddr_in *)&to;
+        in4->sin_family = AF_INET;
+        in4->sin_port = htons(port);
+        memcpy(&in4->sin_addr, address + 12, 4);
+        memcpy(&((struct sockaddr_in *)&from)->sin_addr, source + 12, 4);
+        bytes = sizeof *in4;
+    } else {
+        struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)&to;
+        in6->sin6_family = AF_INET6;
+        in6->sin6_port = htons(port);
+        memcpy(&in6->sin6_addr, address, 16);
+        memcpy(&((struct sockaddr_in6 *)&from)->sin6_addr, source, 16);
+        bytes = sizeof *in6;
+    }
+    fd = socket(to.ss_family, SOCK_STREAM, 0);
+    if (fd < 0)
+        return -1;
+    if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+        goto failed;
+#if defined(SO_NOSIGPIPE)
+    socket_set(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
+#endif
+    if (source_family != 0 && source_family == family) {
+        from.ss_family = to.ss_family;
+#if defined(IP_BIND_ADDRESS_NO_PORT)
+        socket_set(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1); /* the port is chosen by connect: 28 000 for each source and target, not for all */
+#endif
+        if (bind(fd, (struct sockaddr *)&from, bytes) < 0)
+            goto failed;
+    }
+    if (connect(fd, (struct sockaddr *)&to, bytes) < 0 && errno != EINPROGRESS)
+        goto failed;
+    return fd;
+failed:
+    error = errno;
+    close(fd);
+    errno = error;
+    return -1;
 }
 
 /* The socket's pending error (0: none), which reading it clears. */

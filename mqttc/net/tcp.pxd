@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
+from mqttc.base.types cimport Span
 from mqttc.net.transport cimport Transport, TransportOps
 
 cdef struct PeerAddress:       # compact; v4 is held v4-mapped
@@ -12,6 +13,8 @@ cdef struct PeerAddress:       # compact; v4 is held v4-mapped
 cdef const TransportOps *tcp_ops() noexcept nogil
 # Accepts one: the descriptor (non-blocking, close-on-exec) or -1 with errno.
 cdef int tcp_accept(int listen_fd, PeerAddress *peer) noexcept nogil
+# A socket on its way to an address, or to a Unix socket's path (target.family 1); source: NULL, or where to connect from. -1: errno.
+cdef int tcp_dial(const PeerAddress *target, Span path, const PeerAddress *source) noexcept nogil
 # TCP_NODELAY; SO_KEEPALIVE with idle seconds and TCP_USER_TIMEOUT where > 0. Errors are ignored on purpose: the options are advice (Unix sockets have none).
 cdef void tcp_tune(int fd, const PeerAddress *peer) noexcept nogil
 cdef void tcp_keep_alive(int fd, uint32_t idle_s, uint32_t user_timeout_ms) noexcept nogil

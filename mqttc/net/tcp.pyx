@@ -4,6 +4,7 @@ from libc.errno cimport EAGAIN, EINTR, ENOTCONN, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp
 
+from mqttc.base.types cimport Span
 from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_FAILED, Transport, TransportOps, iovec
 
 cdef extern from "<sys/types.h>" nogil:
@@ -20,6 +21,9 @@ cdef extern from "mqttc/net/sockets.h" nogil:
     int shutdown(int fd, int how)
     const int SHUT_WR
     int socket_accept(int listen_fd, uint8_t *address, uint16_t *port, uint8_t *family)
+    int socket_dial(
+        const uint8_t *address, uint16_t port, uint8_t family, const uint8_t *path, uint32_t path_bytes, const uint8_t *source, uint8_t source_family
+    )
     ssize_t socket_send(int fd, const iovec *parts, int count)
     void socket_no_delay(int fd)
     void socket_keep_alive(int fd, uint32_t idle_s, uint32_t user_timeout_ms)
@@ -70,6 +74,12 @@ cdef void tcp_close(Transport *transport) noexcept nogil:
 
 cdef int tcp_accept(int listen_fd, PeerAddress *peer) noexcept nogil:
     return socket_accept(listen_fd, peer.address, &peer.port, &peer.family)
+
+
+cdef int tcp_dial(const PeerAddress *target, Span path, const PeerAddress *source) noexcept nogil:
+    return socket_dial(
+        target.address, target.port, target.family, path.p, path.n, source.address if source != NULL else target.address, source.family if source != NULL else 0
+    )
 
 
 cdef void tcp_tune(int fd, const PeerAddress *peer) noexcept nogil:

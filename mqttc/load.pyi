@@ -1,0 +1,95 @@
+"""The load generator's engine (floor F5): MQTT clients as state machines on own threads without the GIL.
+
+A ``Load`` holds clients in the order they were added; ranges of them are told what to do. Nothing here blocks: commands are mailed
+to the threads, and ``counters`` shows what became of them. Client ``i`` lives on thread ``i % threads``, or where ``thread`` says.
+"""
+
+from typing import Final
+
+HEADER_BYTES: Final[int]
+"""Bytes at the start of every payload: publisher, sequence, time. No payload is shorter."""
+
+class Load:
+    def __init__(self, address: str, port: int, *, threads: int = 1, version: int = 4, connect_batch: int = 200) -> None:
+        """Clients of a broker at an IPv4 or IPv6 address, or a Unix socket's path (``port`` 0, ``address`` starting with / or @).
+
+        ``version``: 4 or 5. ``connect_batch``: connections being made at the same time, per thread.
+        """
+
+    def add_client(
+        self,
+        client_id: str,
+        *,
+        username: str | None = None,
+        password: bytes | None = None,
+        clean: bool = True,
+        session_expiry: int = 0,
+        keep_alive: int = 0,
+        source: str | None = None,
+        verify: bool = True,
+        thread: int | None = None,
+        again: bool = False,
+    ) -> int:
+        """One more client, not connected; its index.
+
+        ``source``: local address to connect from. ``verify``: its deliveries are checked one by one, else by
+        count and last sequence. ``again``: connect, DISCONNECT, and connect again for as long as it is told to connect (connect rate).
+        """
+
+    def subscribe_to(self, client: int, topic_filter: str, qos: int) -> None:
+        """One more filter; sent with the others, as many as fit in a SUBSCRIBE of 60 000 bytes, after CONNACK."""
+
+    def publish_to(
+        self,
+        client: int,
+        topics: list[str],
+        *,
+        qos: int = 0,
+        retain: bool = False,
+        payload_least: int = 64,
+        payload_most: int = 64,
+        window: int = 10,
+        burst: int = 1,
+        rate: float = 0.0,
+        copies: float = 1.0,
+        loop: bool = True,
+    ) -> None:
+        """Makes the client a publisher: message n goes to topic n modulo their number.
+
+        ``window``: messages under way at most; a message is through when it is acknowledged (QoS > 0) and
+        delivered ``copies`` times (``loop``; without it the acknowledgement, or writing at QoS 0, is enough).
+        ``burst``: messages of one write: sending waits until the window has room for that many. ``rate``: messages
+        a second, sent when due whatever is under way (open loop), each stamped with the time it was due; 0: closed loop.
+        """
+
+    def start(self) -> None: ...
+    def connect(self, first: int = 0, count: int | None = None) -> None: ...
+    def disconnect(self, first: int = 0, count: int | None = None, *, abrupt: bool = False) -> None:
+        """DISCONNECT and close; ``abrupt``: close without a word."""
+
+    def publish(self, first: int = 0, count: int | None = None, *, messages: int = 0) -> None:
+        """Publishers of the range start; each stops after ``messages`` more (0: when told)."""
+
+    def stop_publishing(self) -> None: ...
+    def reset(self) -> None:
+        """End of the warm-up: the latency histogram starts anew. Sequences and totals go on."""
+
+    def counters(self) -> dict[str, int]:
+        """connected, subscribed (filters acknowledged), connects, refused, lost_connections, published, acknowledged, received,
+        bytes_received, duplicates, reordered, foreign (not our payload), finished (publishers that sent all they were told to),
+        errors, cpu_ns (of the threads)."""
+
+    def delivered(self) -> list[int]:
+        """Deliveries of each client's publications, duplicates not counted."""
+
+    def published(self) -> list[int]:
+        """Messages each client has published."""
+
+    def received(self) -> list[int]:
+        """Deliveries to each client, duplicates not counted."""
+
+    def latency(self) -> dict[int, int]:
+        """Histogram since ``reset``: upper bound of a bucket in ns (within 1 %) to its count, empty buckets left out."""
+
+    def close(self) -> None:
+        """Stops the threads and frees everything. Idempotent."""
