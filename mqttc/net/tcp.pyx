@@ -77,9 +77,9 @@ cdef int tcp_accept(int listen_fd, PeerAddress *peer) noexcept nogil:
 
 
 cdef int tcp_dial(const PeerAddress *target, Span path, const PeerAddress *source) noexcept nogil:
-    return socket_dial(
-        target.address, target.port, target.family, path.p, path.n, source.address if source != NULL else target.address, source.family if source != NULL else 0
-    )
+    if source == NULL:
+        return socket_dial(target.address, target.port, target.family, path.p, path.n, target.address, 0)
+    return socket_dial(target.address, target.port, target.family, path.p, path.n, source.address, source.family)
 
 
 cdef void tcp_tune(int fd, const PeerAddress *peer) noexcept nogil:
