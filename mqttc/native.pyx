@@ -321,7 +321,8 @@ cdef class Engine:
         cdef NativeEngine *engine = self.alive()
         if milliseconds < 0:
             raise ValueError("the monotonic clock does not go back")
-        engine_advance(engine, milliseconds, wall_milliseconds)
+        with nogil:
+            engine_advance(engine, milliseconds, wall_milliseconds)
 
     @property
     def event_fd(self):

@@ -2,14 +2,14 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_free
-from mqttc.base.inbox cimport Mail
+from mqttc.base.inbox cimport Mail, inbox_post, inbox_wake
 from mqttc.base.map cimport hash_bytes
 from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_payload, msg_properties, msg_share, msg_topic
 from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.group cimport (
-    backlog_pop, backlog_push, backlog_push_front, group_credit, group_find, group_join, group_leave, group_offline, group_online, group_pick,
+    backlog_pop, backlog_push, backlog_push_front, group_close, group_credit, group_find, group_join, group_leave, group_offline, group_online, group_pick,
 )
 from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.mail cimport post, post_group, post_publish
@@ -24,8 +24,9 @@ from mqttc.broker.session cimport (
     group_home, handout_end, inflight_done, inflight_push, membership_find, membership_release, queue_pop, queue_push, queue_remove, session_handle, session_of, window_free,
 )
 from mqttc.broker.state cimport (
-    CONN_UP, DISCONNECT_SLOW, DROP_NEWEST, DROP_QOS0_FIRST, GROUP_CREDIT, GROUP_DELIVER, GROUP_JOIN, GROUP_LEAVE, GROUP_OFFLINE, GROUP_ONLINE, GROUP_RETURN, OUT_DONE, OUT_RELEASED,
-    OUT_SENT, QE_COUNTED, QE_RETAIN, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, SESSION_QOS0_QUEUED, AliasesOut, AliasOut, Conn, Group, GroupMail, Handout, Member, Membership, QueueEntry, Run,
+    CONN_UP, DISCONNECT_SLOW, DROP_NEWEST, DROP_QOS0_FIRST, GROUP_CLOSE, GROUP_CREDIT, GROUP_DELIVER, GROUP_JOIN, GROUP_LEAVE, GROUP_OFFER, GROUP_OFFLINE, GROUP_ONLINE,
+    GROUP_RETURN, MAIL_GROUP, OUT_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, QE_RETAIN, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, SESSION_QOS0_QUEUED, AliasesOut, AliasOut,
+    Conn, Group, GroupMail, Handout, Member, Membership, QueueEntry, Run,
     Session, Worker,
 )
 from mqttc.broker.stats cimport (
@@ -709,25 +710,56 @@ cdef void tell_group(Worker *worker, GroupMail *mail, uint64_t group) noexcept n
     posted.retain_as_published = mail.retain_as_published
 
 
-cdef void group_offer(Worker *worker, Publication *pub, uint64_t id) noexcept nogil:
-    """At the group's home: to a member with credit, else to the backlog. QoS 0 for a group that nobody of is on line is not kept."""
-    cdef Group *group
+cdef bint group_is_deserted(const Group *group, uint8_t qos) noexcept nogil:
+    return group == NULL or (qos == 0 and group.online_count == 0)
+
+
+cdef bint look_again(Worker *worker, uint8_t verb, uint64_t group, Msg *msg) noexcept nogil:
+    """Mail to the worker itself, behind all that other workers posted before."""
+    cdef GroupMail *mail = <GroupMail *> mem_alloc(sizeof(GroupMail))
+    if mail == NULL:
+        return False
+    memset(mail, 0, sizeof(GroupMail))
+    mail.mail.kind = MAIL_GROUP
+    mail.verb = verb
+    mail.group = group
+    mail.msg = msg
+    if inbox_post(&worker.reactor.inbox, &mail.mail, &mail.mail):
+        inbox_wake(&worker.reactor.inbox)
+    return True
+
+
+cdef void group_take(Worker *worker, Group *group, Msg *msg) noexcept nogil:
+    """Takes the reference over."""
     cdef Member *member
-    cdef Msg *msg
-    own_mail(worker)
-    group = group_find(worker, id)
-    if group == NULL or (pub.qos == 0 and group.online_count == 0):
-        return
-    msg = publication_msg(worker, pub)
-    if msg == NULL:
-        return
-    msg_share(msg, 1)
     if group.backlog.count == 0:
         member = group_pick(worker, group)
         if member != NULL:
             group_send(worker, group, member, msg)
             return
     backlog_push(worker, group, msg)
+
+
+cdef void group_offer(Worker *worker, Publication *pub, uint64_t id) noexcept nogil:
+    """At the group's home: to a member with credit, else to the backlog. QoS 0 for a group that nobody of is on line is not kept.
+
+    A member's SUBACK can be read, and this PUBLISH be its consequence, while its JOIN still lies in our inbox: before a message is
+    given up for want of members it goes behind that mail once.
+    """
+    cdef Group *group
+    cdef Msg *msg
+    own_mail(worker)
+    group = group_find(worker, id)
+    msg = publication_msg(worker, pub)
+    if msg == NULL:
+        return
+    msg_share(msg, 1)
+    if group_is_deserted(group, pub.qos):
+        if not look_again(worker, GROUP_OFFER, id, msg):
+            stat(&worker.stats, C_DROPPED_NO_MEMORY)
+            msg_drop(&worker.msgs, msg)
+        return
+    group_take(worker, group, msg)
     if group.online_count and group.backlog.count >= worker.engine.settings.max_group_backlog // 4 * 3 + 1:
         pub.pressure = True
 
@@ -819,12 +851,26 @@ cdef void on_group_mail(Worker *worker, GroupMail *mail) noexcept nogil:
             stat(&worker.stats, C_DROPPED_NO_MEMORY)
     elif mail.verb == GROUP_LEAVE:
         group_leave(worker, mail.group, mail.session)
+        group = group_find(worker, mail.group)
+        if group != NULL and group.members.count == 0 and not look_again(worker, GROUP_CLOSE, mail.group, NULL):
+            group_close(worker, group)
+            return
     else:
         group = group_find(worker, mail.group)
+        if mail.verb == GROUP_OFFER:
+            if group_is_deserted(group, mail.msg.qos):
+                msg_drop(&worker.msgs, mail.msg)
+            else:
+                group_take(worker, group, mail.msg)
+            return
         if group == NULL:
             if mail.verb == GROUP_RETURN:
                 stat(&worker.stats, C_DROPPED_GROUP_END)
                 msg_drop(&worker.msgs, mail.msg)
+            return
+        if mail.verb == GROUP_CLOSE:
+            if group.members.count == 0:
+                group_close(worker, group)
             return
         if mail.verb == GROUP_ONLINE:
             group_online(group, mail.session, mail.credit)

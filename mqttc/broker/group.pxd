@@ -10,7 +10,8 @@ from mqttc.broker.state cimport Group, GroupMail, Member, Worker
 
 cdef Group *group_find(Worker *worker, uint64_t group) noexcept nogil
 cdef int group_join(Worker *worker, const GroupMail *mail) noexcept nogil              # makes the group with its first member; ST_NO_MEMORY
-cdef void group_leave(Worker *worker, uint64_t group, uint64_t session) noexcept nogil # the last one ends the group and its backlog
+cdef void group_leave(Worker *worker, uint64_t group, uint64_t session) noexcept nogil # the last one ends the group, unless it has a backlog
+cdef void group_close(Worker *worker, Group *group) noexcept nogil                     # its members are gone
 cdef void group_online(Group *group, uint64_t session, uint32_t credit) noexcept nogil
 cdef void group_offline(Group *group, uint64_t session) noexcept nogil
 cdef void group_credit(Group *group, uint64_t session, uint32_t n) noexcept nogil

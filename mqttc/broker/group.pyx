@@ -73,9 +73,14 @@ cdef void group_leave(Worker *worker, uint64_t id, uint64_t session) noexcept no
         return
     group_offline(group, session)
     vec_swap_remove(&group.members, <uint32_t> (member - <Member *> group.members.items))
-    if group.members.count == 0:
-        map_remove(&worker.groups, group_hash(id), &id, NULL)
-        group_free(worker, group)
+    if group.members.count == 0 and group.backlog.count == 0:
+        group_close(worker, group)
+
+
+cdef void group_close(Worker *worker, Group *group) noexcept nogil:
+    cdef uint64_t id = group.id
+    map_remove(&worker.groups, group_hash(id), &id, NULL)
+    group_free(worker, group)
 
 
 cdef void group_free(Worker *worker, Group *group) noexcept nogil:

@@ -10,7 +10,7 @@ from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, ato
 from mqttc.broker.deliver cimport session_pump
 from mqttc.broker.gate cimport gate_ask
 from mqttc.broker.mail cimport post
-from mqttc.broker.presence cimport session_finish, session_offline, session_online, session_rejoin, will_free
+from mqttc.broker.presence cimport session_finish, session_offline, session_online, session_rejoin, session_timer, will_free
 from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse_connect, send_packet
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle
@@ -366,6 +366,9 @@ cdef Session *session_claim(Worker *worker, const Packet *packet, Span client_id
     cdef Session *session = session_find(worker, client_id, hash)
     cdef Conn *loser
     cdef bint ending
+    if session != NULL and session.conn == NULL:
+        session_timer(worker, session)  # its end or its will may be due, and the wheel not have turned yet [MQTT-4.1.0-2]
+        session = session_find(worker, client_id, hash)
     if session != NULL and session.conn != NULL:
         loser = session.conn
         ending = packet.clean_start or session.expiry_s == 0

@@ -314,6 +314,8 @@ cdef enum GroupVerb:
     GROUP_CREDIT = 5                   # session, credit
     GROUP_RETURN = 6                   # msg: not sent, or its member broke off; to the front of the backlog
     GROUP_DELIVER = 7                  # home to member: session, msg, qos, subscription_id, retain_as_published
+    GROUP_OFFER = 8                    # home to itself: msg, for a group without members; their JOIN or ONLINE may lie before it in the inbox
+    GROUP_CLOSE = 9                    # home to itself, behind what lies in the inbox: the group ends if it still has no members
 
 cdef struct GroupMail:
     Mail mail

@@ -1,7 +1,7 @@
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset, strlen
-from posix.unistd cimport close
+from posix.unistd cimport close, usleep
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport Mail, inbox_post, inbox_take, inbox_wake
@@ -58,6 +58,7 @@ cdef extern from "<string.h>" nogil:
 cdef enum:
     LOG_RECORDS = 4096
     OPEN_QUESTIONS = 65536             # bound of the gate's list
+    ADVANCE_ATTEMPTS = 20000           # of 0.1 ms, until every worker has seen the moved clock
     SWEEP_MS = 2000
     SWEEP_TOPICS = 20000               # retained messages looked at for expiry per sweep
     SHUTDOWN_TICK_MS = 50
@@ -441,11 +442,20 @@ cdef void engine_abandon(Engine *engine) noexcept nogil:
 
 
 cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms) noexcept nogil:
-    cdef uint32_t i
+    """Returns when no worker is still in a turn that read the clock before."""
+    cdef uint32_t i, attempt
+    cdef uint64_t *turns
+    cdef uint64_t before
     atomic_add_i64_relaxed(&engine.clock.mono_offset_ms, mono_ms)
     atomic_add_i64_relaxed(&engine.clock.wall_offset_ms, wall_ms)
     for i in range(engine.settings.workers):
-        inbox_wake(&engine.workers[i].reactor.inbox)
+        turns = &engine.workers[i].reactor.stats.turns
+        before = atomic_load_u64_relaxed(turns)
+        for attempt in range(ADVANCE_ATTEMPTS):         # a worker that has stopped makes no turns
+            inbox_wake(&engine.workers[i].reactor.inbox)
+            if atomic_load_u64_relaxed(turns) - before >= 2:
+                break
+            usleep(100)
 
 
 cdef uint64_t engine_counter(const Engine *engine, int counter) noexcept nogil:
