@@ -4,6 +4,8 @@ from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 
 from mqttc.base.types cimport ST_ERROR, ST_OK
+# Its own contract, named so that the build sees what this file depends on: Cython pairs a .pyx with a .pxd of the same name.
+from mqttc.net.poller cimport READY_HANGUP, READY_IN, READY_OUT, READY_SHARED, PollEvent, Poller
 
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd)

@@ -11,6 +11,8 @@ from libc.stdint cimport int64_t, intptr_t, uint16_t, uint32_t, uint64_t
 from posix.time cimport timespec
 
 from mqttc.base.types cimport ST_ERROR, ST_OK
+# Its own contract, named so that the build sees what this file depends on: Cython pairs a .pyx with a .pxd of the same name.
+from mqttc.net.poller cimport READY_HANGUP, READY_IN, READY_OUT, PollEvent, Poller
 
 cdef extern from "<fcntl.h>" nogil:
     int fcntl(int fd, int command, ...)

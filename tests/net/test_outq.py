@@ -130,7 +130,7 @@ def test_turns_in_steady_state_make_no_new_chunks(pool: Pool, queue: Queue) -> N
         assert queue.append(b"x" * 20)
         queue.flush()
         queue.sent()
-    assert pool.made == 1000        # taken from the free list, which holds one
+    assert pool.made == 1000  # taken from the free list, which holds one
     assert pool.kept == 1 and pool.rings_kept == [1, 0, 0]
 
 

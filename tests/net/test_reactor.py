@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import random
 import resource
 import select
@@ -140,7 +141,7 @@ def test_accept_and_echo(bed: Bed) -> None:
     state = bed.reactor.state(handle)
     assert state["listener"] == 3 and state["loopback"]
     if bed.family == "tcp":
-        assert state["peer"] == "127.0.0.1:%d" % client.getsockname()[1]
+        assert state["peer"] == f"127.0.0.1:{client.getsockname()[1]}"
         with socket.socket(fileno=socket.dup(state["fd"])) as ours:
             assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             bed.reactor.keep_alive(handle, 30, 9000)
@@ -166,7 +167,7 @@ def test_ipv6_and_mapped_peers(make: Callable[..., Bed]) -> None:
                 state = reactor.state(handle)
                 assert state["loopback"]
                 seen.add(state["peer"])
-            assert seen == {"[::1]:%d" % six.getsockname()[1], "127.0.0.1:%d" % four.getsockname()[1]}
+            assert seen == {f"[::1]:{six.getsockname()[1]}", f"127.0.0.1:{four.getsockname()[1]}"}
         reactor.free()
 
 
@@ -591,7 +592,7 @@ def test_queued_output_leaves_before_the_stream_ends(bed: Bed) -> None:
 
 
 def test_output_that_nobody_takes_does_not_hold_a_closing_link(tcp: Bed) -> None:
-    client, handle = tcp.open()
+    _, handle = tcp.open()
     fd = tcp.reactor.state(handle)["fd"]
     tcp.reactor.send_pattern(handle, 9_000_000)
     tcp.reactor.close(handle)
@@ -705,7 +706,7 @@ TOO_MANY_FILES = """
     while not reactor.links():
         reactor.turn(100)
     waiting = [socket.create_connection(server.getsockname()) for _ in range(3)]
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    highest = max(int(name) for name in os.listdir("/dev/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest - 0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     full = []
     while True:
@@ -742,7 +743,7 @@ def test_too_many_open_files_is_survived_and_counted() -> None:
         text=True,
         timeout=60,
         cwd=Path(__file__).parents[2],
-        env={**__import__("os").environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.stdout.strip() == "survived", done.stderr
 
