@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mqttc import codec
@@ -211,6 +211,9 @@ def test_publish_parts() -> None:
 
 
 @given(st.binary(max_size=300), st.binary(max_size=20000), st.integers(1, 2), st.sampled_from([4, 5]))
+@example(b"x" * 130, b"", 1, 4)
+@example(b"topic", b"x" * 20000, 2, 5)
+@example(b"topic", b"x" * 2097152, 1, 4)
 def test_the_place_of_the_packet_id(topic: bytes, payload: bytes, qos: int, version: int) -> None:
     data, offset = proto.encode_publish_parts(version, topic, payload, qos=qos, packet_id=0xBEEF)
     assert data[offset : offset + 2] == b"\xbe\xef"

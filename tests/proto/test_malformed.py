@@ -166,7 +166,7 @@ def others() -> list[Row]:
                 (version, "3.2.2.3", "connack-code-6", h("20020006"), PROTOCOL),
                 (version, "3.2", "connack-trailing", h("2003000000"), MALFORMED),
                 (version, "3.11", "unsuback-trailing", h("B003000100"), MALFORMED),
-                (version, "3.9.3-2", "suback-code-81", h("9003000181"), PROTOCOL),
+                (version, "3.9.3-2", "suback-code-of-5", h("9003000187"), PROTOCOL),
                 (version, "3.14", "disconnect-with-body", h("E00100"), MALFORMED),
                 (version, "2.2.1", "auth", h("F000"), MALFORMED),
             ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mqttc import codec
@@ -39,7 +39,12 @@ def matches_levels(wanted: list[str], levels: list[str]) -> bool:
     return wanted[0] in ("+", levels[0]) and matches_levels(wanted[1:], levels[1:])
 
 
+@settings(max_examples=1000)
 @given(filters, topics)
+@example("+", "$SYS")
+@example("+/a", "$SYS/a")
+@example("+/#", "$SYS/a")
+@example("$SYS/+", "$SYS/a")
 @example("a/#", "a")
 @example("+/#", "a")
 @example("#", "/")
