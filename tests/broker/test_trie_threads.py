@@ -61,8 +61,8 @@ def test_generations_tell_what_a_match_saw(filter: bytes) -> None:
         tree.subscribe(b"/".join(b"+" if number >> i & 1 else b"a" for i in range(depth)), number + 1)
     topic = b"/".join([b"a"] * depth)
     assert together(
-        lambda: tree.watch_generations(topic, 1500),
-        lambda: tree.churn_slowly(filter, FAR, 200, 1000),
+        lambda: tree.watch_generations(topic, 500),
+        lambda: tree.churn_slowly(filter, FAR, 150, 1000),
     ) == [0] * 2
 
 
