@@ -1,6 +1,7 @@
 """The border between the data plane and Python: see native.pyi for what is promised. Above it Python, below it no GIL."""
 
 import os
+import time
 import weakref
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -132,6 +133,7 @@ cdef class Engine:
     cdef object process
     cdef bint started
     cdef bint stopped
+    cdef double started_at              # time.monotonic
     cdef object __weakref__
 
     def __init__(self, *, str response_information="", **settings):
@@ -255,6 +257,7 @@ cdef class Engine:
         if self.started:
             raise RuntimeError("the engine was started already")
         self.started = True
+        self.started_at = time.monotonic()
         with nogil:
             status = engine_start(engine)
         if status != 0:
@@ -314,6 +317,7 @@ cdef class Engine:
         stats["retained_bytes"] = atomic_load_u64_relaxed(&engine.retain.bytes)
         stats["tree_nodes"] = atomic_load_u64_relaxed(&engine.trie.node_count)
         stats["tree_lock_waits"] = atomic_load_u64_relaxed(&engine.trie.lock_waits)
+        stats["uptime_seconds"] = int(time.monotonic() - self.started_at) if self.started else 0
         stats["log_records_dropped"] = logring_dropped(engine.log)
         return stats
 
