@@ -394,7 +394,7 @@ def test_a_reset_while_paused_closes_at_once_and_costs_no_turns(tcp: Bed, with_i
         start = time.monotonic()
         reset(client)
         wait_for(lambda: tcp.reactor.stats["ended"] == 1)
-        assert time.monotonic() - start < 0.5
+        assert time.monotonic() - start < 1.5
         time.sleep(0.05)
         turns = tcp.reactor.stats["turns"]
         time.sleep(0.3)
@@ -878,7 +878,7 @@ def test_timers_end_the_wait(tcp: Bed) -> None:
         tcp.reactor.turn(5000)
         turns += 1
         assert turns < 20
-    assert 0.14 <= time.monotonic() - start < 1.5
+    assert 0.14 <= time.monotonic() - start < 4
 
 
 def test_a_timer_dies_with_its_link(tcp: Bed) -> None:
