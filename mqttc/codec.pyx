@@ -13,7 +13,7 @@ import enum
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, likely, span_make, unlikely
 from mqttc.proto cimport topic as native_topic
@@ -37,7 +37,7 @@ from mqttc.proto.props cimport (
     PROPERTY_SERVER_KEEP_ALIVE, PROPERTY_SERVER_REFERENCE, PROPERTY_SESSION_EXPIRY, PROPERTY_SHARED_AVAILABLE,
     PROPERTY_SUBSCRIPTION_ID, PROPERTY_SUBSCRIPTION_ID_AVAILABLE, PROPERTY_TOPIC_ALIAS, PROPERTY_TOPIC_ALIAS_MAXIMUM,
     PROPERTY_USER_PROPERTY, PROPERTY_WILDCARD_AVAILABLE, PROPERTY_WILL_DELAY, property_bit, property_check, property_next,
-    props_allowed, props_clear,
+    props_allowed,
 )
 from mqttc.proto.wire cimport (
     STRING_MAXIMUM, VARINT_MAXIMUM, Cursor, put_u8, put_u16, put_u32, put_varint, take_binary, take_u16, take_u32, take_varint,

@@ -1,6 +1,6 @@
 """Every packet of every version, in both directions. One function a packet; what differs between versions is asked of the dialect."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
 from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, likely, span_make, unlikely
