@@ -224,16 +224,26 @@ cdef inline bint qos0_waits(const Session *session) noexcept nogil:
     return session.queue.count != 0 and session.flags & SESSION_QOS0_QUEUED
 
 
-cdef bint may_send_now(const Session *session, const Conn *conn) noexcept nogil:
-    return (session.queue.count == 0 and session.resend == session.inflight.count and conn.link.out.bytes < OUT_HIGH and window_free(session) > 0)
+cdef inline Conn *conn_at(const Session *session) noexcept nogil:
+    """The session's connection if packets may still go to it: after DISCONNECT nothing may, though its end comes only with the turn's. [MQTT-3.14.4-1]"""
+    cdef Conn *conn = session.conn
+    return conn if conn != NULL and conn.phase == CONN_UP else NULL
+
+
+cdef inline uint32_t out_high(const Worker *worker) noexcept nogil:
+    return OUT_HIGH if worker.engine.settings.max_output_bytes > OUT_HIGH else worker.engine.settings.max_output_bytes
+
+
+cdef inline bint may_send_now(const Worker *worker, const Session *session, const Conn *conn) noexcept nogil:
+    return (session.queue.count == 0 and session.resend == session.inflight.count and conn.link.out.bytes < out_high(worker) and window_free(session) > 0)
 
 
 cdef void offer_entry(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
     """Sends or queues; takes the entry's references over. Any QoS, any flags: the general way, which the fan-out loop shortens."""
-    cdef Conn *conn = session.conn
+    cdef Conn *conn = conn_at(session)
     cdef PublishParts parts
     cdef QueueEntry *place
-    if conn != NULL and conn.phase == CONN_UP:
+    if conn != NULL:
         parts_of_entry(worker, entry, &parts)
         if not fits(conn, &parts):
             session_drop(worker, session, C_DROPPED_TOO_LARGE)
@@ -246,7 +256,7 @@ cdef void offer_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
                 session_drop(worker, session, C_DROPPED_OUTPUT_FULL)
             entry_drop(worker, session, entry)
             return
-        if entry.qos and may_send_now(session, conn):
+        if entry.qos and may_send_now(worker, session, conn):
             place = inflight_push(worker, session)
             if place != NULL:
                 parts.packet_id = place.packet_id
@@ -274,6 +284,10 @@ cdef void queue_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
     cdef uint32_t policy = worker.engine.settings.queue_policy
     cdef uint32_t i
     cdef uint64_t n = 32 + entry.msg.topic_bytes + entry.msg.properties_bytes + entry.msg.payload_bytes
+    if entry.member == 0 and n > worker.engine.settings.max_queued_bytes:      # would not fit if it were alone: nothing gives way to it
+        session_drop(worker, session, C_DROPPED_QUEUE_FULL)
+        entry_drop(worker, session, entry)
+        return
     while session.queue.count and entry.member == 0 and (
         session.queue.count >= worker.engine.settings.max_queued_messages or session.queued_bytes + n > worker.engine.settings.max_queued_bytes
     ):
@@ -313,7 +327,7 @@ cdef uint32_t droppable(const Session *session) noexcept nogil:
 
 cdef bint under_pressure(const Worker *worker, const Session *session) noexcept nogil:
     """Three quarters of a bound of an on-line session: its publishers are slowed before anything is lost."""
-    cdef const Conn *conn = session.conn
+    cdef const Conn *conn = conn_at(session)
     if conn == NULL:
         return False
     return (session.queue.count >= worker.engine.settings.max_queued_messages // 4 * 3 + 1
@@ -448,16 +462,14 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
             if route_entry.flags & ENTRY_RETAIN_AS_PUBLISHED:
                 retain = pub.retain     # [MQTT-3.3.1-12, MQTT-3.3.1-13]
         qos = route_entry.qos if route_entry.qos < pub.qos else pub.qos
-        conn = session.conn
-        if conn != NULL and unlikely(conn.phase != CONN_UP):
-            conn = NULL                 # closing: its DISCONNECT was the last it hears [MQTT-3.14.4-1]
+        conn = conn_at(session)
         if likely(conn != NULL and conn.aliases_out == NULL and (route_entry.subscription_ids == NULL or conn.layout == 0)):
             if qos == 0 and not qos0_waits(session):
                 sent += send_qos0(worker, pub, session, conn, conn.layout * 2 + retain)
                 if unlikely(conn.link.out.bytes >= worker.engine.settings.max_output_bytes // 4 * 3):
                     pub.pressure = True
                 continue
-            if likely(qos and may_send_now(session, conn)):
+            if likely(qos and may_send_now(worker, session, conn)):
                 if send_qos(worker, pub, session, conn, qos, retain):
                     shares -= 1
                     sent += 1
@@ -615,15 +627,15 @@ cdef bint resend_step(Worker *worker, Session *session) noexcept nogil:
 
 
 cdef void session_pump(Worker *worker, Session *session) noexcept nogil:
-    cdef Conn *conn = session.conn
+    cdef Conn *conn = conn_at(session)
     cdef QueueEntry entry
     cdef QueueEntry *front
-    if conn == NULL or conn.phase != CONN_UP:
+    if conn == NULL:
         return
     while True:
         if session.resend == session.inflight.count and session.queue.count == 0 and session.handouts == NULL:
             return
-        if conn.link.out.bytes >= OUT_HIGH:
+        if conn.link.out.bytes >= out_high(worker):
             conn.link.flags |= LINK_NOTIFY
             return
         if session.resend < session.inflight.count:
@@ -816,7 +828,7 @@ cdef void member_deliver(Worker *worker, const GroupMail *mail) noexcept nogil:
     cdef Membership *membership
     cdef QueueEntry entry
     cdef GroupMail back
-    if member == 0 or session.conn == NULL:
+    if member == 0 or conn_at(session) == NULL:
         memset(&back, 0, sizeof(GroupMail))
         back.verb = GROUP_RETURN        # it left or broke off meanwhile: another one gets it
         back.session = mail.session
@@ -897,7 +909,7 @@ cdef void credits_grant(Worker *worker) noexcept nogil:
         worker.credit_dirty = NULL
         while session != NULL:
             next = session.credit_next
-            if session.conn != NULL and session.conn.link.out.bytes >= OUT_HIGH:
+            if session.conn != NULL and session.conn.link.out.bytes >= out_high(worker):
                 session.conn.link.flags |= LINK_NOTIFY      # a slow reader gets no new credit until it has drained
                 session.credit_next = waiting
                 waiting = session

@@ -15,7 +15,7 @@ from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle
 from mqttc.broker.state cimport (
-    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COUNTED, CONN_NEW, CONN_QUIET, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
+    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COUNTED, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
     AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, Will, Worker,
 )
 from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, stat
@@ -92,6 +92,8 @@ cdef bint ask(Worker *worker, Conn *conn, uint8_t kind, const Packet *packet) no
     conn.question += 1
     status = gate_ask(worker, conn, kind, conn.question, packet)
     if status == ST_OK:
+        conn.flags |= CONN_QUESTION_OPEN
+        conn.question_due_ms = worker.reactor.now_ms + worker.engine.settings.auth_timeout_ms
         return True
     if conn.phase == CONN_UP:
         conn_fail(worker, conn, RC_SERVER_BUSY, text("too many open questions"))
@@ -103,7 +105,7 @@ cdef bint ask(Worker *worker, Conn *conn, uint8_t kind, const Packet *packet) no
 cdef void park(Worker *worker, Conn *conn) noexcept nogil:
     conn.phase = CONN_ASKED
     link_pause(worker.reactor, &conn.link)
-    wheel_add(worker.reactor.wheel, &conn.link.timer, worker.reactor.now_ms + worker.engine.settings.auth_timeout_ms)
+    wheel_add(worker.reactor.wheel, &conn.link.timer, conn.question_due_ms)
 
 
 cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8_t *packet_start, const uint8_t *rest, uint32_t rest_bytes) noexcept nogil:
@@ -181,9 +183,14 @@ cdef void on_auth(Worker *worker, Conn *conn, const Packet *packet) noexcept nog
         if ask(worker, conn, QUESTION_AUTH, packet):
             park(worker, conn)
         return
+    if conn.flags & CONN_QUESTION_OPEN:                         # one question at a time, so that nobody can pile them up
+        conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("AUTH before the last one was answered"))
+        return
     if conn.phase == CONN_UP and (packet.reason == RC_REAUTHENTICATE or (packet.reason == RC_CONTINUE_AUTHENTICATION and conn.flags & CONN_ASKED_AGAIN)):
         if ask(worker, conn, QUESTION_AUTH, packet):
             conn.flags |= CONN_ASKED_AGAIN
+            if conn.keep_alive_ms == 0 or conn.question_due_ms < conn.last_packet_ms + conn.keep_alive_ms:
+                wheel_add(worker.reactor.wheel, &conn.link.timer, conn.question_due_ms)
         return
     conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("AUTH out of place"))
 
@@ -197,6 +204,7 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
     cdef bint moved
     if conn == NULL or conn.question != mail.question:
         return                          # it is gone, or answered by its deadline
+    conn.flags &= ~CONN_QUESTION_OPEN
     if conn.phase == CONN_UP and conn.flags & CONN_ASKED_AGAIN:
         if mail.reason == RC_SUCCESS or mail.reason == RC_CONTINUE_AUTHENTICATION:
             send_auth(worker, conn, mail.reason, data)

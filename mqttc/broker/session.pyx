@@ -6,7 +6,7 @@ from mqttc.base.map cimport Map, hash_bytes, map_find, map_free, map_init, map_i
 from mqttc.base.msg cimport Msg, msg_drop
 from mqttc.base.ring cimport Ring, ring_at, ring_free, ring_init, ring_pop_front, ring_push, ring_remove, ring_trim
 from mqttc.base.timer cimport wheel_cancel
-from mqttc.base.types cimport ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u32_relaxed, span_equal, span_make
+from mqttc.base.types cimport ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, span_equal, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push, vec_swap_remove
 from mqttc.broker.handle cimport handle_make
 from mqttc.broker.mail cimport post_group
@@ -70,16 +70,19 @@ cdef Session *session_build(Worker *worker, Span client_id, uint32_t hash) noexc
     cdef uint32_t slot, generation
     cdef uint8_t *copy
     cdef uint32_t limit = worker.engine.settings.max_sessions
-    if limit and atomic_load_u32_relaxed(&worker.engine.sessions) >= limit:
-        return NULL
     if worker.session_free.count == 0 and page_add(worker) != ST_OK:
         return NULL
     copy = <uint8_t *> mem_alloc(client_id.n if client_id.n else 1)
     if copy == NULL:
         return NULL
+    if atomic_add_u32_relaxed(&worker.engine.sessions, 1) >= limit and limit:       # other workers count at the same time
+        atomic_add_u32_relaxed(&worker.engine.sessions, <uint32_t> -1)
+        mem_free(copy)
+        return NULL
     slot = (<uint32_t *> vec_at(&worker.session_free, worker.session_free.count - 1))[0]
     session = (<Session **> worker.session_pages.items)[slot // SESSION_PAGE] + (slot % SESSION_PAGE)
     if map_insert(&worker.clients, hash, <uint64_t> session) != ST_OK:
+        atomic_add_u32_relaxed(&worker.engine.sessions, <uint32_t> -1)
         mem_free(copy)
         return NULL
     worker.session_free.count -= 1
@@ -96,7 +99,6 @@ cdef Session *session_build(Worker *worker, Span client_id, uint32_t hash) noexc
     ring_init(&session.inflight, sizeof(QueueEntry))
     ring_init(&session.queue, sizeof(QueueEntry))
     worker.session_count += 1
-    atomic_add_u32_relaxed(&worker.engine.sessions, 1)
     return session
 
 

@@ -195,6 +195,7 @@ cdef enum ConnFlag:
     CONN_QUIET = 4                     # Request Problem Information 0: no reason strings
     CONN_ASKED_AGAIN = 8               # re-authentication question open
     CONN_COUNTED = 16                  # in engine.connections and the listener's gauge
+    CONN_QUESTION_OPEN = 32            # the gate has not answered yet: one question at a time
 
 cdef struct AliasIn:
     uint8_t *topic                     # owned; NULL: not set
@@ -240,6 +241,7 @@ cdef struct Conn:
     Ring *held_acks                    # HeldAck; NULL: none
     int64_t brake_until_ms
     int64_t last_packet_ms
+    int64_t question_due_ms            # where CONN_QUESTION_OPEN
     uint32_t maximum_packet_size       # what the client takes, bytes; 0: no limit
     uint32_t keep_alive_ms             # 1.5 x keep alive; 0: none
     uint32_t question                  # number of the last question; answers to others are stale

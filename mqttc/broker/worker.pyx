@@ -10,7 +10,7 @@ from mqttc.base.map cimport map_free, map_init, map_next
 from mqttc.base.msg cimport msg_come_home, msg_take_strays, pool_free, pool_init
 from mqttc.base.timer cimport TimerNode, wheel_add
 from mqttc.base.types cimport (
-    ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_i64_relaxed, atomic_add_u32_relaxed, atomic_load_u32_acquire, atomic_load_u32_relaxed,
+    ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_i64_relaxed, atomic_add_u32_relaxed, atomic_load_u32_acquire,
     atomic_load_u64_relaxed, atomic_store_u32_release, span_equal, span_make,
 )
 from mqttc.base.vec cimport vec_at, vec_free, vec_init
@@ -67,19 +67,27 @@ cdef enum:
 
 # ---- hooks of the reactor
 
+cdef bint gauge_take(uint32_t *gauge, uint32_t limit) noexcept nogil:
+    """Counts one more unless that is past the limit (0: none), however many workers count at once."""
+    if atomic_add_u32_relaxed(gauge, 1) < limit or limit == 0:
+        return True
+    atomic_add_u32_relaxed(gauge, <uint32_t> -1)
+    return False
+
+
 cdef int on_open(void *context, Link *link) noexcept nogil:
     cdef Worker *worker = <Worker *> context
     cdef Conn *conn = conn_of(link)
     cdef Engine *engine = worker.engine
     cdef Listener *listener = engine.listeners[link.listener]
     conn_init(worker, conn)
-    if (engine.settings.max_connections and atomic_load_u32_relaxed(&engine.connections) >= engine.settings.max_connections) or (
-        listener.max_connections and atomic_load_u32_relaxed(&listener.open_count) >= listener.max_connections
-    ):
+    if not gauge_take(&engine.connections, engine.settings.max_connections):
         report(worker, LOG_WARNING, EV_CONNECTION_LIMIT, RC_QUOTA_EXCEEDED, conn, NULL, text("too many connections"))
         return ST_LIMIT
-    atomic_add_u32_relaxed(&engine.connections, 1)
-    atomic_add_u32_relaxed(&listener.open_count, 1)
+    if not gauge_take(&listener.open_count, listener.max_connections):
+        atomic_add_u32_relaxed(&engine.connections, <uint32_t> -1)
+        report(worker, LOG_WARNING, EV_CONNECTION_LIMIT, RC_QUOTA_EXCEEDED, conn, NULL, text("too many connections on this listener"))
+        return ST_LIMIT
     conn.flags |= CONN_COUNTED
     wheel_add(worker.reactor.wheel, &link.timer, worker.reactor.now_ms + engine.settings.connect_timeout_ms)
     return ST_OK
