@@ -5,7 +5,7 @@ from mqttc.base.ring cimport ring_free
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, likely, span_make, unlikely
 from mqttc.broker.on_connect cimport on_auth, on_connect
-from mqttc.broker.on_publish cimport aliases_in_free, conn_brake, on_ack, on_publish
+from mqttc.broker.on_publish cimport aliases_in_free, on_ack, on_publish
 from mqttc.broker.on_subscribe cimport on_subscribe, on_unsubscribe
 from mqttc.broker.presence cimport session_offline
 from mqttc.broker.reply cimport END_DISCONNECT, conn_fail, packet_clear, refuse_connect, send_packet
@@ -103,8 +103,6 @@ cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32
                 on_ack(worker, conn, &frame)
             else:
                 on_other(worker, conn, &frame)
-            if unlikely(conn.link.out.bytes > worker.engine.settings.max_output_bytes):
-                conn_brake(worker, conn, True)                                  # it asks but does not read: no more questions until it has read
         elif frame.type == CONNECT:
             if on_connect(worker, conn, &frame, p, p + frame.total_bytes, <uint32_t> (end - p) - frame.total_bytes):
                 return 0                                                        # it lives on another worker now
@@ -126,8 +124,7 @@ cdef int64_t conn_deadline(Worker *worker, Conn *conn) noexcept nogil:
     cdef int64_t deadline = 0
     if conn.keep_alive_ms:
         deadline = conn.last_packet_ms + conn.keep_alive_ms
-        # We do not read, so the client cannot be late; but one that leaves more than its bound unread for so long is gone.
-        if conn.flags & CONN_BRAKE_PAUSED and conn.link.out.bytes <= worker.engine.settings.max_output_bytes:
+        if conn.flags & CONN_BRAKE_PAUSED:                                      # we do not read, so the client cannot be late
             deadline = worker.reactor.now_ms + conn.keep_alive_ms
     if conn.flags & CONN_QUESTION_OPEN and (deadline == 0 or conn.question_due_ms < deadline):
         deadline = conn.question_due_ms

@@ -27,7 +27,7 @@ from mqttc.broker.state cimport (
     CONN_UP, DISCONNECT_SLOW, DROP_NEWEST, DROP_QOS0_FIRST, GROUP_CLOSE, GROUP_CREDIT, GROUP_DELIVER, GROUP_JOIN, GROUP_LEAVE, GROUP_OFFER, GROUP_OFFLINE, GROUP_ONLINE,
     GROUP_RETURN, MAIL_GROUP, OUT_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, QE_RETAIN, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, SESSION_QOS0_QUEUED, AliasesOut, AliasOut,
     Conn, Group, GroupMail, Handout, Member, Membership, QueueEntry, Run,
-    Session, Worker,
+    Session, Settings, Worker,
 )
 from mqttc.broker.stats cimport (
     C_DROPPED_EXPIRED, C_DROPPED_GROUP_END, C_DROPPED_NO_MEMORY, C_DROPPED_OUTPUT_FULL, C_DROPPED_QUEUE_FULL, C_DROPPED_RETAINED_LIMIT, C_DROPPED_TOO_LARGE, C_MESSAGES_OUT, C_MESSAGES_RESENT,
@@ -42,6 +42,7 @@ from mqttc.proto.packet cimport PUBLISH, PUBREL, RC_QUOTA_EXCEEDED, RC_SUCCESS
 cdef enum:
     RUN_CHUNK = 65536
     HANDOUT_BATCH = 32                 # retained messages read under one lock hold
+    PATIENCE_MS = 1000                 # for how long a receiver that stands still slows its publishers
     HANDOUT_BUDGET = 4096              # topics looked at for them in one turn
 
 
@@ -325,14 +326,21 @@ cdef uint32_t droppable(const Session *session) noexcept nogil:
     return i
 
 
-cdef bint under_pressure(const Worker *worker, const Session *session) noexcept nogil:
-    """Three quarters of a bound of an on-line session: its publishers are slowed before anything is lost."""
+cdef bint under_pressure(Worker *worker, Session *session, uint8_t qos) noexcept nogil:
+    """Three quarters of a bound of an on-line session: its publishers are slowed before anything is lost. For PATIENCE_MS, and with QoS > 0 for as long
+    as its client goes on acknowledging; a client that stands still stops nobody else for longer, and the queue's policy acts."""
     cdef const Conn *conn = conn_at(session)
+    cdef Settings *settings = &worker.engine.settings
     if conn == NULL:
         return False
-    return (session.queue.count >= worker.engine.settings.max_queued_messages // 4 * 3 + 1
-            or session.queued_bytes >= worker.engine.settings.max_queued_bytes // 4 * 3
-            or conn.link.out.bytes >= worker.engine.settings.max_output_bytes // 4 * 3)
+    if (session.queue.count < settings.max_queued_messages // 4 * 3 + 1 and session.queued_bytes < settings.max_queued_bytes // 4 * 3
+            and conn.link.out.bytes < settings.max_output_bytes // 4 * 3):
+        session.pressure_since_ms = 0
+        return False
+    if session.pressure_since_ms == 0 or (qos and session.pressure_id != session.next_packet_id):
+        session.pressure_since_ms = worker.reactor.now_ms
+    session.pressure_id = session.next_packet_id
+    return worker.reactor.now_ms - session.pressure_since_ms < PATIENCE_MS
 
 
 # ---- fan-out
@@ -375,7 +383,6 @@ cdef bint send_qos0(Worker *worker, Publication *pub, Session *session, Conn *co
         session_drop(worker, session, C_DROPPED_TOO_LARGE)
         return False
     if unlikely(conn.link.out.bytes + n > worker.engine.settings.max_output_bytes):
-        pub.pressure = True
         session_drop(worker, session, C_DROPPED_OUTPUT_FULL)
         return False
     if unlikely(outq_share(&conn.link.out, pub.run_chunk[variant], pub.run_offset[variant], n) != ST_OK):
@@ -466,8 +473,8 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
         if likely(conn != NULL and conn.aliases_out == NULL and (route_entry.subscription_ids == NULL or conn.layout == 0)):
             if qos == 0 and not qos0_waits(session):
                 sent += send_qos0(worker, pub, session, conn, conn.layout * 2 + retain)
-                if unlikely(conn.link.out.bytes >= worker.engine.settings.max_output_bytes // 4 * 3):
-                    pub.pressure = True
+                if unlikely(conn.link.out.bytes >= worker.engine.settings.max_output_bytes // 4 * 3 or session.pressure_since_ms != 0):
+                    pub.pressure |= under_pressure(worker, session, 0)
                 continue
             if likely(qos and may_send_now(worker, session, conn)):
                 if send_qos(worker, pub, session, conn, qos, retain):
@@ -490,8 +497,7 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
         entry.qos = qos
         entry.state = QE_RETAIN << 4 if retain else 0
         offer_entry(worker, session, &entry)
-        if under_pressure(worker, session):
-            pub.pressure = True
+        pub.pressure |= under_pressure(worker, session, qos)
     while shares:                       # unused ones: the publication's own reference keeps the count above 0
         msg_drop(&worker.msgs, pub.msg)
         shares -= 1
@@ -555,7 +561,7 @@ cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
             room = HANDOUT_BATCH
         if room == 0:
             return False
-    if conn.link.out.bytes > OUT_HIGH // 4:
+    if conn.link.out.bytes > out_high(worker) // 4:
         room = 1                        # large messages: look after each
     count = retain_step(worker.engine.retain, &handout.cursor, &worker.msgs, worker.reactor.now_ms, batch, <int> room, HANDOUT_BUDGET)
     if count < 0:
@@ -772,8 +778,15 @@ cdef void group_offer(Worker *worker, Publication *pub, uint64_t id) noexcept no
             msg_drop(&worker.msgs, msg)
         return
     group_take(worker, group, msg)
-    if group.online_count and group.backlog.count >= worker.engine.settings.max_group_backlog // 4 * 3 + 1:
-        pub.pressure = True
+    group = group_find(worker, id)      # handing out may have ended it
+    if group == NULL:
+        return
+    if group.online_count == 0 or group.backlog.count < worker.engine.settings.max_group_backlog // 4 * 3 + 1:
+        group.pressure_since_ms = 0
+        return
+    if group.pressure_since_ms == 0:
+        group.pressure_since_ms = worker.reactor.now_ms
+    pub.pressure |= worker.reactor.now_ms - group.pressure_since_ms < PATIENCE_MS       # see under_pressure; handing out begins it anew
 
 
 cdef void group_send(Worker *worker, Group *group, Member *member, Msg *msg) noexcept nogil:
@@ -817,6 +830,7 @@ cdef void group_dispatch(Worker *worker, uint64_t id) noexcept nogil:
         if member == NULL:
             backlog_push_front(worker, group, msg)
             return
+        group.pressure_since_ms = 0
         group_send(worker, group, member, msg)
         group = group_find(worker, id)
 

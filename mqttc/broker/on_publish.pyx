@@ -340,9 +340,6 @@ cdef void brakes_release(Worker *worker) noexcept nogil:
         if conn != NULL and conn.flags & CONN_BRAKED and conn.brake_until_ms > worker.reactor.now_ms:
             i += 1
             continue
-        if conn != NULL and conn.flags & CONN_BRAKE_PAUSED and conn.phase != CONN_DONE and conn.link.out.bytes > worker.engine.settings.max_output_bytes:
-            i += 1                      # what it was sent before is still unread
-            continue
         vec_swap_remove(&worker.braked, i)
         if conn == NULL or not conn.flags & CONN_BRAKED:
             continue

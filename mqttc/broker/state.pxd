@@ -168,7 +168,9 @@ cdef struct Session:
     uint32_t resend                    # in-flight entries before this index were sent on this connection
     uint32_t dropped                   # messages dropped, all reasons
     uint8_t flags
+    uint16_t pressure_id               # next_packet_id when it was last looked at
     int64_t offline_since_ms
+    int64_t pressure_since_ms          # its publishers are slowed since then; 0: they are not
     uint64_t queued_bytes
     Ring inflight                      # QueueEntry; packet ids are consecutive (0 skipped), so look-up is by subtraction (but see SESSION_SPARSE)
     Ring queue                         # QueueEntry not yet sent
@@ -272,6 +274,7 @@ cdef struct Group:
     uint32_t next                      # round robin
     uint32_t credit_total              # of all members on line
     uint32_t online_count
+    int64_t pressure_since_ms          # its publishers are slowed since then; 0: they are not
 
 # ---- mail between workers
 
