@@ -4,7 +4,7 @@ import os
 import time
 import weakref
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free, mem_freed, mem_made

@@ -3,15 +3,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from mqttc.base.alloc cimport mem_free
 from mqttc.base.ring cimport ring_free
 from mqttc.base.timer cimport wheel_add
-from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, likely, span_make, unlikely
+from mqttc.base.types cimport ST_NEED_MORE, ST_OK, atomic_add_u32_relaxed, likely, span_make, unlikely
 from mqttc.broker.on_connect cimport on_auth, on_connect
 from mqttc.broker.on_publish cimport aliases_in_free, on_ack, on_publish
 from mqttc.broker.on_subscribe cimport on_subscribe, on_unsubscribe
 from mqttc.broker.presence cimport session_offline
 from mqttc.broker.reply cimport END_DISCONNECT, conn_fail, packet_clear, refuse_connect, send_packet
-from mqttc.broker.report cimport (
-    EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, LOG_INFO, LOG_WARNING, report, text,
-)
+from mqttc.broker.report cimport EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, LOG_INFO, report, text
 from mqttc.broker.routes cimport route_drop
 from mqttc.broker.state cimport (
     CONN_ASKED, CONN_AUTHENTICATING, CONN_BRAKE_PAUSED, CONN_COUNTED, CONN_DONE, CONN_NEW, CONN_QUESTION_OPEN, CONN_UP, Conn, Session, Worker,
@@ -22,8 +20,8 @@ from mqttc.broker.stats cimport (
 from mqttc.net.reactor cimport LINK_PAUSED, link_close
 from mqttc.proto.decode cimport decode_packet, frame_next
 from mqttc.proto.packet cimport (
-    AUTH, CONNECT, DISCONNECT, HAS_SESSION_EXPIRY, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, RC_DISCONNECT_WITH_WILL, RC_KEEP_ALIVE_TIMEOUT, RC_MALFORMED_PACKET,
-    RC_NOT_AUTHORIZED, RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED, RC_SUCCESS, SUBSCRIBE, UNSUBSCRIBE, Frame, Packet,
+    AUTH, CONNECT, DISCONNECT, HAS_SESSION_EXPIRY, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, RC_KEEP_ALIVE_TIMEOUT, RC_NOT_AUTHORIZED,
+    RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED, RC_SUCCESS, SUBSCRIBE, UNSUBSCRIBE, Frame, Packet,
 )
 
 cdef void on_disconnect(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:

@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from mqttc.base.msg cimport Msg
 from mqttc.base.types cimport Span
 from mqttc.broker.routes cimport Route
-from mqttc.broker.state cimport Conn, GroupMail, Session, Worker
+from mqttc.broker.state cimport GroupMail, Session, Worker
 from mqttc.net.outq cimport Chunk
 
 cdef enum:
@@ -24,7 +24,6 @@ cdef struct Publication:
     int64_t expires_at_ms              # monotonic; 0: never
     uint64_t publisher                 # session handle; 0: none
     uint32_t message_expiry            # seconds remaining, where has_expiry
-    uint32_t receivers                 # sessions and groups that the route named
     bint has_expiry
     bint pressure                      # a receiver's queue is nearly full: brake the publisher
     uint8_t qos

@@ -12,12 +12,12 @@ from mqttc.broker.group cimport (
     backlog_pop, backlog_push, backlog_push_front, group_close, group_credit, group_find, group_join, group_leave, group_offline, group_online, group_pick,
 )
 from mqttc.broker.handle cimport handle_worker
-from mqttc.broker.mail cimport post, post_group, post_publish
-from mqttc.broker.reply cimport END_FAILED, conn_disconnect, send_ack
+from mqttc.broker.mail cimport post_group, post_publish
+from mqttc.broker.reply cimport conn_disconnect, send_ack
 from mqttc.broker.report cimport EV_MESSAGES_DROPPED, EV_RETAINED_LIMIT, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_done, retain_set, retain_step
 from mqttc.broker.routes cimport (
-    ENTRY_NOT_OWN, ENTRY_OWN_ONLY, ENTRY_RETAIN_AS_PUBLISHED, Route, RouteEntry, RouteSlice, SubscriptionIds, route_lookup, subscription_ids_build,
+    ENTRY_NOT_OWN, ENTRY_OWN_ONLY, ENTRY_RETAIN_AS_PUBLISHED, Route, RouteEntry, RouteSlice, route_lookup, subscription_ids_build,
     subscription_ids_drop, subscription_ids_share,
 )
 from mqttc.broker.session cimport (
@@ -511,7 +511,6 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
 cdef void fan_out(Worker *worker, Publication *pub, Route *route) noexcept nogil:
     cdef uint32_t peer
     cdef RouteSlice *slice
-    pub.receivers = route.entry_count + route.group_count
     if route.slices[worker.index].count or route.slices[worker.index].group_count:
         fan_out_slice(worker, pub, route)
     if worker.engine.settings.workers == 1:
@@ -524,6 +523,8 @@ cdef void fan_out(Worker *worker, Publication *pub, Route *route) noexcept nogil
             return
         if post_publish(worker, <uint16_t> peer, pub.msg, route) != ST_OK:
             stat(&worker.stats, C_DROPPED_NO_MEMORY)
+        if unlikely(worker.crowded[peer]):
+            pub.pressure = True
 
 
 cdef void publish_message(Worker *worker, Msg *msg) noexcept nogil:
@@ -842,7 +843,7 @@ cdef void member_deliver(Worker *worker, const GroupMail *mail) noexcept nogil:
     cdef Membership *membership
     cdef QueueEntry entry
     cdef GroupMail back
-    if member == 0 or conn_at(session) == NULL:
+    if member == 0 or session.conn == NULL:     # one that is closing queues it, and gives it back when it goes off line: no member after member from here
         memset(&back, 0, sizeof(GroupMail))
         back.verb = GROUP_RETURN        # it left or broke off meanwhile: another one gets it
         back.session = mail.session

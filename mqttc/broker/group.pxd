@@ -3,7 +3,7 @@
 A message goes only to a member with credit; what no member can take waits here, so that no member's queue strands it. [MQTT-4.8.2-4..6]
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from mqttc.base.msg cimport Msg
 from mqttc.broker.state cimport Group, GroupMail, Member, Worker

@@ -50,6 +50,9 @@ cdef int group_join(Worker *worker, const GroupMail *mail) noexcept nogil:
     if member == NULL:
         member = <Member *> vec_push(&group.members)
         if member == NULL:
+            if group.members.count == 0:
+                map_remove(&worker.groups, group_hash(mail.group), &mail.group, NULL)
+                group_free(worker, group)
             return ST_NO_MEMORY
         member.session = mail.session
         member.credit = 0

@@ -1,9 +1,9 @@
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport Mail, inbox_post, inbox_wake
 from mqttc.base.msg cimport Msg, msg_drop, msg_share
-from mqttc.base.types cimport ST_NO_MEMORY, ST_OK
+from mqttc.base.types cimport ST_NO_MEMORY, ST_OK, atomic_add_u64_relaxed, atomic_load_u64_relaxed
 from mqttc.broker.routes cimport Route, route_drop, route_share
 from mqttc.broker.state cimport (
     MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_GROUP, MAIL_PUBLISH, MAIL_SHUTDOWN, PUBLISH_MAIL_ITEMS, AdoptMail, AnswerMail, BlocksMail, GroupMail, PublishMail, Worker,
@@ -12,6 +12,8 @@ from mqttc.broker.stats cimport C_MAIL_SENT, stat
 
 cdef enum:
     STRAYS_WORTH_A_MAIL = 64
+    CROWDED_BYTES = 64 << 20           # of publications on their way to a worker, from which those who publish to it are braked
+    ITEM_BYTES = 64                    # counted per publication beside its body
 
 
 cdef void post(Worker *worker, uint16_t to, Mail *mail) noexcept nogil:
@@ -31,13 +33,20 @@ cdef int post_publish(Worker *worker, uint16_t to, Msg *msg, Route *route) noexc
             return ST_NO_MEMORY
         batch.mail.kind = MAIL_PUBLISH
         batch.count = 0
+        batch.bytes = 0
         post(worker, to, &batch.mail)
     msg_share(msg, 1)
     route_share(route, 1)
     batch.items[batch.count].msg = msg
     batch.items[batch.count].route = route
     batch.count += 1
+    batch.bytes += ITEM_BYTES + msg.capacity
+    worker.post_bytes[to] += ITEM_BYTES + msg.capacity
     return ST_OK
+
+
+cdef void publish_mail_done(Worker *worker, const PublishMail *mail) noexcept nogil:
+    atomic_add_u64_relaxed(&worker.mail_bytes, <uint64_t> 0 - mail.bytes)
 
 
 cdef GroupMail *post_group(Worker *worker, uint16_t to, uint8_t verb) noexcept nogil:
@@ -68,15 +77,21 @@ cdef void post_strays(Worker *worker, uint16_t to) noexcept nogil:
 cdef void post_all(Worker *worker) noexcept nogil:
     cdef uint32_t to
     cdef Mail *first
+    cdef Worker *peer
     for to in range(worker.engine.settings.workers):
         if to == worker.index:
             continue
+        peer = worker.engine.workers[to]
         post_strays(worker, <uint16_t> to)
+        if worker.post_bytes[to] or worker.crowded[to]:
+            atomic_add_u64_relaxed(&peer.mail_bytes, worker.post_bytes[to])
+            worker.post_bytes[to] = 0
+            worker.crowded[to] = atomic_load_u64_relaxed(&peer.mail_bytes) > <uint64_t> CROWDED_BYTES
         first = worker.post_first[to]
         if first != NULL:
             stat(&worker.stats, C_MAIL_SENT)
-            if inbox_post(&worker.engine.workers[to].reactor.inbox, first, worker.post_last[to]):
-                inbox_wake(&worker.engine.workers[to].reactor.inbox)
+            if inbox_post(&peer.reactor.inbox, first, worker.post_last[to]):
+                inbox_wake(&peer.reactor.inbox)
             worker.post_first[to] = NULL
             worker.post_last[to] = NULL
 

@@ -1,9 +1,9 @@
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.map cimport random_bytes
-from mqttc.base.msg cimport Msg, msg_alloc, msg_data
+from mqttc.base.msg cimport msg_alloc, msg_data
 from mqttc.base.ring cimport ring_free
 from mqttc.base.timer cimport wheel_add, wheel_cancel
 from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u32_acquire, span_equal, span_make
@@ -19,8 +19,7 @@ from mqttc.broker.state cimport (
     AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, Will, Worker,
 )
 from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, stat
-from mqttc.net.outq cimport outq_clear
-from mqttc.net.reactor cimport END_NO_MEMORY, Link, LinkParcel, link_adopt, link_close, link_detach, link_pause, link_resume, reactor_link
+from mqttc.net.reactor cimport END_NO_MEMORY, Link, link_adopt, link_close, link_detach, link_pause, link_resume, reactor_link
 from mqttc.net.tcp cimport peer_is_loopback, tcp_keep_alive
 from mqttc.proto.decode cimport decode_connect, forward_size, frame_next, publish_forward
 from mqttc.proto.dialect cimport dialect_for
@@ -205,6 +204,8 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
     if conn == NULL or conn.question != mail.question:
         return                          # it is gone, or answered by its deadline
     conn.flags &= ~CONN_QUESTION_OPEN
+    if mail.reason < 0x80 and mail.reason != RC_SUCCESS and mail.reason != RC_CONTINUE_AUTHENTICATION:
+        mail.reason = RC_NOT_AUTHORIZED # not a verdict
     if conn.phase == CONN_UP and conn.flags & CONN_ASKED_AGAIN:
         if mail.reason == RC_SUCCESS or mail.reason == RC_CONTINUE_AUTHENTICATION:
             send_auth(worker, conn, mail.reason, data)
@@ -215,7 +216,9 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
         return
     if conn.phase != CONN_ASKED:
         return
-    if mail.reason == RC_CONTINUE_AUTHENTICATION and conn.auth_method != NULL:
+    if mail.reason == RC_CONTINUE_AUTHENTICATION and conn.auth_method == NULL:
+        mail.reason = RC_NOT_AUTHORIZED # there is no exchange to go on with
+    if mail.reason == RC_CONTINUE_AUTHENTICATION:
         conn.phase = CONN_AUTHENTICATING
         send_auth(worker, conn, RC_CONTINUE_AUTHENTICATION, data)
         link_resume(worker.reactor, &conn.link)

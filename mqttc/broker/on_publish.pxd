@@ -1,9 +1,8 @@
 """PUBLISH and its acknowledgements, both directions."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from mqttc.broker.state cimport Conn, Worker
-from mqttc.proto.packet cimport Frame, Packet
+from mqttc.proto.packet cimport Frame
 
 cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil
 cdef void on_ack(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil        # PUBACK, PUBREC, PUBREL, PUBCOMP

@@ -7,14 +7,14 @@ from mqttc.base.ring cimport ring_at
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
-from mqttc.broker.deliver cimport Publication, fan_out, publication_clear, publication_init, publication_msg, session_pump
+from mqttc.broker.deliver cimport Publication, fan_out, publication_clear, publication_init, session_pump
 from mqttc.broker.reply cimport acknowledge, acks_held, acks_release, conn_fail, send_ack
 from mqttc.broker.report cimport EV_RETAINED_LIMIT, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport Route, route_drop, route_fresh, route_lookup, route_share
 from mqttc.broker.session cimport entry_release, inbound_add, inbound_count, inbound_has, inbound_remove, inflight_done, inflight_find, session_handle, session_of
 from mqttc.broker.state cimport (
-    CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry, Session, Settings, Worker,
+    CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, OUT_RELEASED, QE_COUNTED, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry, Session, Settings, Worker,
 )
 from mqttc.broker.stats cimport (
     C_BRAKED, C_DROPPED_NO_MEMORY, C_DROPPED_RETAINED_LIMIT, C_MESSAGES_IN, C_REJECTED_BY_CLIENT, stat,

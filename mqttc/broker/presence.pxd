@@ -3,7 +3,6 @@
 Off line a session has one timer, for whichever is first: the will delay's end or the session's expiry. A session with expiry 0 ends with its connection.
 """
 
-from libc.stdint cimport uint32_t
 
 from mqttc.broker.state cimport Conn, Session, Will, Worker
 

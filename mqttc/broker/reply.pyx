@@ -4,7 +4,7 @@ from libc.string cimport memset
 from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.ring cimport Ring, ring_at, ring_free, ring_init, ring_push
 from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
-from mqttc.broker.report cimport EV_PROTOCOL_ERROR, EV_REFUSED, LOG_INFO, LOG_WARNING, report
+from mqttc.broker.report cimport EV_PROTOCOL_ERROR, EV_REFUSED, LOG_WARNING, report
 from mqttc.broker.state cimport CONN_BRAKED, CONN_DONE, CONN_QUIET, CONN_UP, Conn, HeldAck, Worker
 from mqttc.broker.stats cimport C_CONNECTS_REFUSED, C_PROTOCOL_ERRORS, C_SENT, stat
 from mqttc.net.outq cimport outq_reserve

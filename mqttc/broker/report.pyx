@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memset, strlen
 
 from mqttc.base.logring cimport LogRecord, log_text, logring_push

@@ -3,14 +3,11 @@
 All of it belongs to the worker that the client id hashes to. This module holds the data operations; sending is deliver's.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from mqttc.base.msg cimport Msg
-from mqttc.base.ring cimport Ring, ring_at
 from mqttc.base.types cimport Span
 from mqttc.broker.handle cimport handle_generation, handle_make, handle_slot
-from mqttc.broker.routes cimport SubscriptionIds
-from mqttc.broker.state cimport Handout, Membership, QueueEntry, Session, Subscription, Worker
+from mqttc.broker.state cimport QueueEntry, Session, Subscription, Worker
 
 cdef enum:
     SESSION_PAGE = 64

@@ -1,20 +1,19 @@
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.map cimport Map, hash_bytes, map_find, map_free, map_init, map_insert, map_remove, map_replace
-from mqttc.base.msg cimport Msg, msg_drop
+from mqttc.base.msg cimport msg_drop
 from mqttc.base.ring cimport Ring, ring_at, ring_free, ring_init, ring_pop_front, ring_push, ring_remove, ring_trim
 from mqttc.base.timer cimport wheel_cancel
 from mqttc.base.types cimport ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, span_equal, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push, vec_swap_remove
-from mqttc.broker.handle cimport handle_make
 from mqttc.broker.mail cimport post_group
 from mqttc.broker.retain cimport retain_cursor_free
 from mqttc.broker.routes cimport subscription_ids_drop
 from mqttc.broker.state cimport (
-    GROUP_LEAVE, GROUP_RETURN, OUT_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, SESSION_CREDIT_DIRTY, SESSION_QOS0_QUEUED, SESSION_SPARSE, TIMER_SESSION, GroupMail, Handout, Membership, QueueEntry, Session,
-    Subscription, Worker,
+    GROUP_LEAVE, GROUP_RETURN, OUT_DONE, OUT_SENT, QE_COUNTED, SESSION_CREDIT_DIRTY, SESSION_QOS0_QUEUED, SESSION_SPARSE, TIMER_SESSION, GroupMail,
+    Handout, Membership, QueueEntry, Session, Subscription, Worker,
 )
 from mqttc.broker.stats cimport (
     C_DROPPED_SESSION_END, C_INFLIGHT, C_QUEUED, C_QUEUED_BYTES, C_SUBSCRIPTIONS, stat, stat_add, stat_sub,

@@ -297,6 +297,7 @@ cdef struct PublishItem:               # one reference each
 cdef struct PublishMail:
     Mail mail
     uint32_t count
+    uint64_t bytes                     # of the messages, and a share of the mail for each
     PublishItem items[62]
 
 cdef struct AdoptMail:
@@ -414,9 +415,13 @@ cdef struct Worker:
     TimerNode shutdown_timer
     Mail *post_first[256]              # mail of this turn, per worker
     Mail *post_last[256]
-    uint64_t last_brake                # publisher braked by mail this turn
+    uint64_t post_bytes[256]           # of the publications among it
+    uint8_t crowded[256]               # that worker is behind with its mail: publishers to it are braked
     pthread_t thread
     Stats stats
+    uint8_t apart[64]                  # what others write stands on a cache line of its own
+    uint64_t mail_bytes                # atomic: publications on their way to this worker [any worker adds, this one subtracts]
+    uint8_t apart_too[64]
 
 cdef struct Engine:
     Settings settings
@@ -430,7 +435,6 @@ cdef struct Engine:
     uint32_t connections               # atomic gauge
     uint32_t sessions                  # atomic gauge
     uint32_t stopping                  # atomic: graceful shutdown has begun
-    uint32_t running                   # atomic: workers not yet out of their loop
     uint8_t *response_information      # owned; NULL: none
     uint32_t response_information_bytes
     Worker *workers[256]

@@ -1,6 +1,5 @@
-from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset, strlen
+from libc.string cimport strlen
 from posix.unistd cimport close, usleep
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
@@ -10,8 +9,8 @@ from mqttc.base.map cimport map_free, map_init, map_next
 from mqttc.base.msg cimport msg_come_home, msg_take_strays, pool_free, pool_init
 from mqttc.base.timer cimport TimerNode, wheel_add
 from mqttc.base.types cimport (
-    ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_i64_relaxed, atomic_add_u32_relaxed, atomic_load_u32_acquire,
-    atomic_load_u64_relaxed, atomic_store_u32_release, span_equal, span_make,
+    ST_ERROR, ST_LIMIT, ST_OK, Span, atomic_add_i64_relaxed, atomic_add_u32_relaxed, atomic_load_u64_relaxed, atomic_store_u32_release, span_equal,
+    span_make,
 )
 from mqttc.base.vec cimport vec_at, vec_free, vec_init
 from mqttc.broker.conn cimport conn_data, conn_ended, conn_release, conn_timer
@@ -19,20 +18,19 @@ from mqttc.broker.deliver cimport Publication, credits_grant, fan_out_slice, on_
 from mqttc.broker.gate cimport gate_free, gate_init
 from mqttc.broker.group cimport group_free
 from mqttc.broker.handle cimport handle_worker
-from mqttc.broker.mail cimport mail_discard, post, post_all
+from mqttc.broker.mail cimport mail_discard, post, post_all, publish_mail_done
 from mqttc.broker.on_connect cimport conn_init, connect_adopt, on_answer
 from mqttc.broker.on_publish cimport brakes_release, conn_brake
 from mqttc.broker.presence cimport session_timer
 from mqttc.broker.reply cimport conn_disconnect, conn_of
 from mqttc.broker.report cimport EV_ACCEPT_ERROR, EV_CONNECTION_LIMIT, EV_SHUTTING_DOWN, LOG_INFO, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_build, retain_free, retain_sweep
-from mqttc.broker.routes cimport Route, route_drop, routes_free, routes_init
+from mqttc.broker.routes cimport route_drop, routes_free, routes_init
 from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
 from mqttc.broker.state cimport (
     CONN_COUNTED, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BRAKE, MAIL_GROUP, MAIL_PUBLISH, MAIL_SHUTDOWN, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN,
     TIMER_SWEEP, AdoptMail, AnswerMail, BlocksMail, BrakeMail, Conn, Engine, Group, GroupMail, Listener, PlainMail, PublishMail, Session, Settings, Worker,
 )
-from mqttc.broker.stats cimport C_DROPPED_NO_MEMORY, stat
 from mqttc.broker.trie cimport trie_build, trie_free
 from mqttc.net.outq cimport chunk_drop
 from mqttc.net.reactor cimport (
@@ -155,6 +153,7 @@ cdef void on_publish_mail(Worker *worker, PublishMail *mail) noexcept nogil:
                 post(worker, handle_worker(pub.publisher), &brake.mail)
         publication_clear(worker, &pub)
         route_drop(mail.items[i].route)
+    publish_mail_done(worker, mail)
 
 
 cdef void on_brake_mail(Worker *worker, BrakeMail *mail) noexcept nogil:
