@@ -381,57 +381,34 @@ cdef struct Batch:                     # deliveries of one publisher in a row
     uint32_t publisher
 
 
-cdef bint on_delivery(Actor *actor, const Frame *frame, Batch *batch, bint look) noexcept nogil:
-    """One PUBLISH; look: its payload is read. False: it cannot be read."""
+cdef const uint8_t *properties_skip(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """Behind the properties; NULL: they do not end in the packet."""
+    cdef uint32_t n = 0
+    cdef uint32_t shift = 0
+    while p < end:
+        n |= <uint32_t> (p[0] & 127) << shift
+        shift += 7
+        p += 1
+        if p[-1] < 128:
+            return p + n if <uint32_t> (end - p) >= n else NULL
+    return NULL
+
+
+cdef bint delivery_note(Actor *actor, const uint8_t *payload, uint32_t n, Batch *batch, bint look) noexcept nogil:
+    """Counts a delivery; look: its sequence and time are read."""
     cdef Crew *crew = actor.crew
-    cdef const uint8_t *p = frame.body
-    cdef const uint8_t *end = frame.body + frame.body_bytes
-    cdef const uint8_t *id = NULL
-    cdef uint8_t qos = (frame.flags >> 1) & 3
-    cdef uint32_t n, shift
     cdef uint32_t tag[2]
     cdef uint64_t sequence, stamp
-    cdef uint8_t *out
-    if end - p < 2:
-        return False
-    n = (<uint32_t> p[0] << 8 | p[1]) + 2
-    if <uint32_t> (end - p) < n + (2 if qos else 0):
-        return False
-    p += n
-    if qos:
-        id = p
-        p += 2
-    if crew.field.dialect.properties:
-        n = 0
-        shift = 0
-        while p < end:
-            n |= <uint32_t> (p[0] & 127) << shift
-            shift += 7
-            p += 1
-            if p[-1] < 128:
-                break
-        if <uint32_t> (end - p) < n:
-            return False
-        p += n
-    if qos:
-        out = outq_reserve(&crew.reactor.chunks, &actor.link.out, 4)
-        if out == NULL:
-            return False
-        out[0] = PUBACK << 4 if qos == 1 else PUBREC << 4
-        out[1] = 2
-        out[2] = id[0]
-        out[3] = id[1]
-        link_dirty(crew.reactor, actor.link)
-    if end - p < PAYLOAD_HEADER:
+    if n < PAYLOAD_HEADER:
         total(crew, T_FOREIGN, 1)
         return True
-    memcpy(tag, p, 8)
+    memcpy(tag, payload, 8)
     if tag[0] != PAYLOAD_MAGIC or tag[1] >= crew.field.actor_count:
         total(crew, T_FOREIGN, 1)
         return True
     if look:
-        memcpy(&sequence, p + 8, 8)
-        memcpy(&stamp, p + 16, 8)
+        memcpy(&sequence, payload + 8, 8)
+        memcpy(&stamp, payload + 16, 8)
         if seen_before(actor, tag[1], sequence):
             return True
         hist_add(crew.latency, crew.now_ns - stamp if crew.now_ns > stamp else 0, 1)
@@ -442,8 +419,41 @@ cdef bint on_delivery(Actor *actor, const Frame *frame, Batch *batch, bint look)
         batch.publisher = tag[1]
     batch.run += 1
     batch.count += 1
-    batch.bytes += <uint64_t> (end - p)
+    batch.bytes += n
     return True
+
+
+cdef bint on_delivery(Actor *actor, const Frame *frame, Batch *batch, bint look) noexcept nogil:
+    """One PUBLISH; False: it cannot be read. Only lengths are checked: the broker under load is not on trial for its UTF-8."""
+    cdef const uint8_t *p = frame.body
+    cdef const uint8_t *end = frame.body + frame.body_bytes
+    cdef const uint8_t *id = NULL
+    cdef uint8_t qos = (frame.flags >> 1) & 3
+    cdef uint32_t n
+    cdef uint8_t *out
+    if end - p < 2:
+        return False
+    n = (<uint32_t> p[0] << 8 | p[1]) + 2
+    if <uint32_t> (end - p) < n + (2 if qos else 0):
+        return False
+    p += n
+    if qos:
+        id = p
+        p += 2
+    if actor.crew.field.dialect.properties:
+        p = properties_skip(p, end)
+        if p == NULL:
+            return False
+    if qos:
+        out = outq_reserve(&actor.crew.reactor.chunks, &actor.link.out, 4)
+        if out == NULL:
+            return False
+        out[0] = PUBACK << 4 if qos == 1 else PUBREC << 4
+        out[1] = 2
+        out[2] = id[0]
+        out[3] = id[1]
+        link_dirty(actor.crew.reactor, actor.link)
+    return delivery_note(actor, p, <uint32_t> (end - p), batch, look)
 
 
 cdef bint on_control(Actor *actor, const Frame *frame) noexcept nogil:

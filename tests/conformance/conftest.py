@@ -109,7 +109,7 @@ def broker_config(**sections: Any) -> dict[str, Any]:
 MakeBroker = Callable[..., TestBroker]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_broker() -> Iterator[TestBroker]:
     broker = TestBroker(None if EXTERNAL else broker_config())
     yield broker
