@@ -82,7 +82,10 @@ class Engine:
         """
 
     def close(self) -> None:
-        """Free everything. May be called again; stops first if that was not done."""
+        """Free everything. May be called again; stops first if that was not done.
+
+        RuntimeError while another thread is in `start`, `stop` or `advance_clock`.
+        """
 
     def stats(self) -> dict[str, int]:
         """Counters and gauges. Usable from ``__init__`` to ``close``."""

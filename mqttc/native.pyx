@@ -133,6 +133,7 @@ cdef class Engine:
     cdef object process
     cdef bint started
     cdef bint stopped
+    cdef int inside                    # threads that are in the engine without the GIL
     cdef double started_at              # time.monotonic
     cdef object __weakref__
 
@@ -258,8 +259,10 @@ cdef class Engine:
             raise RuntimeError("the engine was started already")
         self.started = True
         self.started_at = time.monotonic()
+        self.inside += 1
         with nogil:
             status = engine_start(engine)
+        self.inside -= 1
         if status != 0:
             self.stop(0)
             raise OSError("the workers could not be started")
@@ -270,8 +273,10 @@ cdef class Engine:
         if self.stopped:
             return True
         self.stopped = True
+        self.inside += 1
         with nogil:
             flushed = engine_stop(engine, timeout_ms)
+        self.inside -= 1
         return flushed
 
     def close(self):
@@ -281,6 +286,8 @@ cdef class Engine:
         self.alive()
         if not self.stopped:
             self.stop(0)
+        if self.inside:
+            raise RuntimeError("another thread is still starting or stopping the engine, or moving its clock")
         self.engine = NULL
         with nogil:
             engine_free(engine)
@@ -325,8 +332,10 @@ cdef class Engine:
         cdef NativeEngine *engine = self.alive()
         if milliseconds < 0:
             raise ValueError("the monotonic clock does not go back")
+        self.inside += 1
         with nogil:
             engine_advance(engine, milliseconds, wall_milliseconds)
+        self.inside -= 1
 
     @property
     def event_fd(self):
