@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -53,6 +54,38 @@ def test_all_settings_are_known() -> None:
     engine.close()
     with pytest.raises(TypeError, match="nonsense"):
         native.Engine(nonsense=1)
+
+
+def test_close_waits_for_nobody(request: pytest.FixtureRequest) -> None:
+    """While one thread stops the engine, another one cannot free it."""
+    engine = native.Engine(response_information="", **Config().engine_settings())
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setblocking(False)
+    address = listening.getsockname()
+    engine.add_listener(
+        listening.detach(),
+        name="",
+        family=0,
+        maximum_qos=2,
+        max_connections=0,
+        anonymous=1,
+        auth=0,
+        tcp_user_timeout_ms=0,
+        keepalive_idle_s=0,
+        server_reference="",
+    )
+    engine.start()
+    client = Peer(address, 5)
+    request.addfinalizer(client.close)
+    client.connect("stays")  # and does not close its side, so that stopping takes a moment
+    stopping = threading.Thread(target=engine.stop, args=(5000,))
+    stopping.start()
+    while not any(isinstance(event, native.LogEvent) and native.EVENT_NAMES[event.event] == "shutting down" for event in engine.events()):
+        assert stopping.is_alive()
+    with pytest.raises(RuntimeError, match="another thread"):
+        engine.close()
+    stopping.join()
+    engine.close()
 
 
 def test_stats_before_and_after(broker_factory: BrokerFactory, peer: Callable[..., Peer]) -> None:
