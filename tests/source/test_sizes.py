@@ -22,6 +22,8 @@ LONG_FILES = {
     "mqttc/broker/deliver.pyx": "one noun: a message on its way to one receiver, in every state of the session",
     "mqttc/broker/retain.pyx": "one noun: a topic tree, its cursor and its sweep share the node's layout and the stripe's lock",
     "mqttc/broker/trie.pyx": "one noun: insertion, removal and matching of one tree under one lock",
+    "mqttc/broker/session.pyx": "one noun: a session's whole life, and its window, queue and packet ids",
+    "mqttc/loadgen/actor.pyx": "one state machine per generated client, and the crew of threads that drives it",
     "mqttc/codec.pyx": "one class per packet type, each with its construction, fields and representation; nothing else",
     "mqttc/config.py": "the models and the three sources, which need the models to say where an error stands",
     "mqttc/net/reactor.pyx": "one turn: registration, events, timers, brakes and flush of one loop over the same connection state",
