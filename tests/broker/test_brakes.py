@@ -147,9 +147,7 @@ def test_two_clients_that_publish_to_each_other(make: Make, qos: int, workers: i
     a.subscribe("to/a", qos)
     b.subscribe("to/b", qos)
     total, window = 60, 8
-    state = {
-        peer: {"next": 1, "open": 0, "done": 0, "got": [], "topic": topic} for peer, topic in ((a, "to/b"), (b, "to/a"))
-    }
+    state = {peer: {"next": 1, "open": 0, "done": 0, "got": [], "topic": topic} for peer, topic in ((a, "to/b"), (b, "to/a"))}
 
     def push(peer: Peer) -> None:
         mine = state[peer]

@@ -142,7 +142,13 @@ def test_fork(make: Make) -> None:
         code = 1
         try:
             raised = 0
-            for call in (bench.native.stats, bench.native.stop, bench.native.start, lambda: bench.native.advance_clock(1), lambda: bench.native.urls):
+            for call in (
+                bench.native.stats,
+                bench.native.stop,
+                bench.native.start,
+                lambda: bench.native.advance_clock(1),
+                lambda: bench.native.urls,
+            ):
                 try:
                     call()
                 except BrokerError:
@@ -213,7 +219,12 @@ print(broker.stop(), broker.stats()["accept_errors"] > 0, len(waiting) > 0)
 def test_out_of_descriptors(workers: int) -> None:
     """Those that are connected go on; the others wait, without a spinning loop, and are served as soon as there is room."""
     done = subprocess.run(
-        [sys.executable, "-c", EMFILE, str(workers)], capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        [sys.executable, "-c", EMFILE, str(workers)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.strip() == "True True True", done.stderr
     assert "accept failed" in done.stderr or "accept_failed" in done.stderr
@@ -274,7 +285,6 @@ def test_objects_are_freed_while_the_broker_runs(make: Make) -> None:
     assert after["routes"] <= before["routes"] + 10
     for counter in ("messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog", "subscriptions"):
         assert bench.stat(counter) == 0, counter
-
 
 
 def test_every_limit_of_the_configuration_has_a_test() -> None:
