@@ -27,13 +27,15 @@ class Load:
         keep_alive: int = 0,
         source: str | None = None,
         verify: bool = True,
+        ordered: bool = True,
         thread: int | None = None,
         again: bool = False,
     ) -> int:
         """One more client, not connected; its index.
 
         ``source``: local address to connect from. ``verify``: its deliveries are checked one by one, else by
-        count and last sequence. ``again``: connect, DISCONNECT, and connect again for as long as it is told to connect (connect rate).
+        count and last sequence. ``ordered``: a publisher's messages come in the order in which they were sent; False: in any order, as
+        retained messages do. ``again``: connect, DISCONNECT, and connect again for as long as it is told to connect (connect rate).
         """
 
     def subscribe_to(self, client: int, topic_filter: str, qos: int) -> None:
@@ -75,9 +77,12 @@ class Load:
         """End of the warm-up: the latency histogram starts anew. Sequences and totals go on."""
 
     def counters(self) -> dict[str, int]:
-        """connected, subscribed (filters acknowledged), connects, refused, lost_connections, published, acknowledged, received,
-        bytes_received, duplicates, reordered, foreign (not our payload), finished (publishers that sent all they were told to),
-        errors, cpu_ns (of the threads)."""
+        """connected, subscribed (filters acknowledged), connects, refused (connections that did not come about), lost_connections,
+        published, acknowledged, received, bytes_received, duplicates, reordered, foreign (not our payload),
+        finished (publishers that sent all they were told to), errors, cpu_ns (of the threads)."""
+
+    def thread_cpu_ns(self) -> list[int]:
+        """Processor time of each thread so far."""
 
     def delivered(self) -> list[int]:
         """Deliveries of each client's publications, duplicates not counted."""

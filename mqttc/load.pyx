@@ -118,7 +118,7 @@ cdef class Load:
 
     def add_client(
         self, str client_id, *, username=None, password=None, bint clean=True, uint32_t session_expiry=0, uint16_t keep_alive=0, source=None,
-        bint verify=True, thread=None, bint again=False,
+        bint verify=True, bint ordered=True, thread=None, bint again=False,
     ):
         cdef Actor *actor
         cdef bytes data
@@ -135,6 +135,7 @@ cdef class Load:
             actor.thread = <uint32_t> (index % self.threads if thread is None else thread)
             actor.clean = clean
             actor.verify = verify
+            actor.unordered = not ordered
             actor.again = again
             actor.keep_alive = keep_alive
             actor.session_expiry = session_expiry
@@ -274,22 +275,28 @@ cdef class Load:
     def counters(self):
         cdef Field *field = self.running()
         cdef dict counters = {}
-        cdef uint64_t sum
+        cdef uint64_t total
         cdef uint32_t i
         cdef int which
+        for which in range(T_COUNT):
+            total = 0
+            for i in range(field.thread_count):
+                total += atomic_load_u64_relaxed(&field.crews[i].totals[which])
+            counters[TOTALS[which]] = total
+        counters["cpu_ns"] = sum(self.thread_cpu_ns())
+        return counters
+
+    def thread_cpu_ns(self):
+        cdef Field *field = self.running()
+        cdef uint32_t i
         cdef clockid_t clock
         cdef timespec spent
-        for which in range(T_COUNT):
-            sum = 0
-            for i in range(field.thread_count):
-                sum += atomic_load_u64_relaxed(&field.crews[i].totals[which])
-            counters[TOTALS[which]] = sum
-        sum = 0
+        cdef list threads = []
         for i in range(field.thread_count):
-            if pthread_getcpuclockid(field.crews[i].thread, &clock) == 0 and clock_gettime(clock, &spent) == 0:
-                sum += <uint64_t> spent.tv_sec * 1000000000 + <uint64_t> spent.tv_nsec
-        counters["cpu_ns"] = sum
-        return counters
+            if pthread_getcpuclockid(field.crews[i].thread, &clock) != 0 or clock_gettime(clock, &spent) != 0:
+                raise OSError("the threads' processor time cannot be read")
+            threads.append(<uint64_t> spent.tv_sec * 1000000000 + <uint64_t> spent.tv_nsec)
+        return threads
 
     def delivered(self):
         cdef Field *field = self.running()
@@ -311,12 +318,12 @@ cdef class Load:
     def latency(self):
         cdef Field *field = self.running()
         cdef dict buckets = {}
-        cdef uint64_t sum
+        cdef uint64_t total
         cdef uint32_t i, k
         for k in range(HIST_BUCKETS):
-            sum = 0
+            total = 0
             for i in range(field.thread_count):
-                sum += atomic_load_u64_relaxed(&field.crews[i].latency.counts[k])
-            if sum:
-                buckets[hist_bound(k)] = sum
+                total += atomic_load_u64_relaxed(&field.crews[i].latency.counts[k])
+            if total:
+                buckets[hist_bound(k)] = total
         return buckets

@@ -12,12 +12,17 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Scenario = Literal[
-    "fanout", "fanin", "p2p", "wild", "shared", "conn", "hold", "latency", "retain", "offline", "publish", "publish_receive", "subscribe_publish_receive"
+    "fanout", "fanin", "p2p", "wild", "shared", "conn", "hold", "latency", "retain", "offline",
+    "publish", "publish_receive", "subscribe_publish_receive",
 ]
 
 
 class ProfileError(ValueError):
     """A profile that does not exist or cannot be run."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot be made: no broker, no permission, something is not installed."""
 
 
 class Profile(BaseModel):
@@ -34,7 +39,7 @@ class Profile(BaseModel):
     filters: int = Field(100_000, ge=1, description="wild: distinct filters")
     matches: int = Field(5, ge=1, le=8, description="wild: filters that each message matches")
     connections: int = Field(1000, ge=1, description="hold: idle connections; conn: clients that connect again and again")
-    messages: int = Field(0, ge=0, description="messages of each publisher; 0: until the duration is over. retain, offline: messages in all")
+    messages: int = Field(0, ge=0, description="messages of each publisher; 0: until the duration is over. retain, offline: in all")
     qos: Literal[0, 1, 2] = 0
     subscribe_qos: Literal[0, 1, 2] | None = Field(None, description="None: the same as qos")
     payload: int = Field(64, ge=24, description="bytes; the first 24 carry publisher, sequence and time")
@@ -45,11 +50,13 @@ class Profile(BaseModel):
     warmup: float = Field(1.0, ge=0, description="seconds before measuring")
     duration: float = Field(5.0, gt=0, description="seconds of measuring")
     drain: float = Field(5.0, gt=0, description="seconds without any delivery after which what is missing counts as lost")
+    patience: float = Field(10.0, gt=0, description="seconds without progress after which connecting, subscribing and filling end")
+    repeats: int = Field(1, ge=1, le=1000, description="retain, offline: how often what is measured is done")
     clean: bool = Field(True, description="clean sessions; offline keeps its session in any case")
     threads: int = Field(1, ge=1, le=64)
     verify: int = Field(0, ge=0, description="subscribers checked message by message, the others by count and last sequence; 0: all")
     connect_batch: int = Field(200, ge=1, description="connections being made at the same time, per thread")
-    sources: int = Field(0, ge=0, description="local addresses 127.0.0.x to connect from; 0: as many as 20 000 connections each need")
+    sources: int = Field(0, ge=0, description="local addresses 127.0.x.y to connect from; 0: as needed, for a broker at such an address")
     username: str | None = None
     password: str | None = None
 
@@ -61,6 +68,8 @@ class Profile(BaseModel):
             raise ValueError("latency needs a rate")
         if self.scenario in ("retain", "offline") and not self.messages:
             raise ValueError(f"{self.scenario} needs a number of messages")
+        if self.scenario == "offline" and not (self.qos and self.subscribe_qos != 0):
+            raise ValueError("offline needs QoS 1 or 2: brokers need not keep QoS 0 messages")
         if self.scenario == "wild" and self.subscribers < self.matches:
             raise ValueError("wild needs at least as many subscribers as matches")
         if self.scenario == "shared" and self.subscribers < self.groups:
@@ -78,6 +87,15 @@ class Profile(BaseModel):
         if not parts.hostname:
             raise ValueError(f"{self.url}: names no host")
         return parts.hostname, parts.port or 1883
+
+    def shown_url(self) -> str:
+        """The URL without credentials."""
+        parts = urlsplit(self.url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.scheme != "unix" else self.url
+
+    def record(self) -> dict[str, Any]:
+        """All values, credentials left out: what may be written to a file."""
+        return {**self.model_dump(exclude={"username", "password"}), "url": self.shown_url()}
 
     def credentials(self) -> tuple[str | None, bytes | None]:
         parts = urlsplit(self.url)
@@ -108,5 +126,5 @@ def load_profile(name: str, overrides: Mapping[str, Any], file: Path | None = No
     except ValidationError as error:
         if name not in profiles and any(part["loc"] == ("scenario",) for part in error.errors()):
             raise ProfileError(f"there is no profile or scenario {name!r}; known: {', '.join(sorted(profiles))}") from None
-        problems = "; ".join(f"{'.'.join(map(str, part['loc'])) or name}: {part['msg']}" for part in error.errors())
+        problems = "; ".join(f"{'.'.join(map(str, part['loc'])) or name}: {part['msg'].removeprefix('Value error, ')}" for part in error.errors())
         raise ProfileError(f"{name}: {problems}") from None

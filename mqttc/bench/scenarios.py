@@ -1,4 +1,4 @@
-"""Scenarios: a profile as clients of a ``Load``. Each says who publishes, how many copies a message has, and in which phases the run goes."""
+"""Scenarios: a profile as clients of a ``Load``. Each says who publishes, who receives, and how many copies a message has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 import socket
 from dataclasses import dataclass, field
 
-from mqttc.bench.profile import Profile, ProfileError
+from mqttc.bench.profile import Profile, RunError
 from mqttc.load import Load
 
 # Filters that all match w/G/x/y/z, each in another way.
@@ -18,12 +18,24 @@ class Plan:
     """The clients of a run: index ranges into the load, and what is expected of them."""
 
     load: Load
-    clients: int = 0
+    client_ids: list[str] = field(default_factory=list)
+    persistent: list[str] = field(default_factory=list)
+    """Client ids whose sessions outlive their connections."""
+    retained: list[str] = field(default_factory=list)
+    """Topics that have a retained message after the run."""
+    window: int = 0
+    """Messages under way at most, over all publishers."""
     subscriptions: int = 0
     copies: dict[int, float] = field(default_factory=dict)
     """Deliveries of each message, by publisher."""
     receivers: list[int] = field(default_factory=list)
     publishers: list[int] = field(default_factory=list)
+    hears: dict[int, list[int]] = field(default_factory=dict)
+    """Receivers that get everything of these publishers, once; not those that get a part (shared, wild)."""
+
+    @property
+    def clients(self) -> int:
+        return len(self.client_ids)
 
 
 def resolve(profile: Profile) -> tuple[str, int]:
@@ -34,25 +46,32 @@ def resolve(profile: Profile) -> tuple[str, int]:
     try:
         return str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]), port
     except OSError as error:
-        raise ProfileError(f"{profile.url}: {error}") from error
+        raise RunError(f"{profile.shown_url()}: {error.strerror or error}") from error
 
 
-def build(profile: Profile) -> Plan:
-    """The clients that the profile's scenario needs, not connected."""
+def build(profile: Profile, receive_maximum: int = 65535) -> Plan:
+    """The clients that the profile's scenario needs, not connected. ``receive_maximum``: the broker's, no publisher's window is larger."""
     address, port = resolve(profile)
     load = Load(address, port, threads=profile.threads, version=profile.version, connect_batch=profile.connect_batch)
-    return _Builder(profile, Plan(load)).build()
+    return _Builder(profile, Plan(load), address, receive_maximum).build()
 
 
 class _Builder:
-    def __init__(self, profile: Profile, plan: Plan) -> None:
+    def __init__(self, profile: Profile, plan: Plan, address: str, receive_maximum: int) -> None:
         self.profile = profile
         self.plan = plan
         self.run = secrets.token_hex(4)
         self.user, self.password = profile.credentials()
         self.subscribe_qos = profile.qos if profile.subscribe_qos is None else profile.subscribe_qos
-        connections = profile.connections if profile.scenario in ("hold", "conn") else profile.publishers + profile.subscribers
-        self.sources = profile.sources or 1 + connections // 20000
+        self.receive_maximum = receive_maximum
+        self.sources = profile.sources or 1
+        if not profile.sources and address.startswith("127."):
+            # A source address has 28 000 ports, and one that was closed rests for a second or a minute.
+            if profile.scenario == "conn":
+                self.sources = 64
+            else:
+                clients = profile.publishers + profile.subscribers * profile.repeats
+                self.sources = 1 + (profile.connections if profile.scenario == "hold" else clients) // 20000
 
     def build(self) -> Plan:
         getattr(self, f"_{self.profile.scenario}")()
@@ -62,23 +81,29 @@ class _Builder:
 
     def _client(self, *, verify: bool = True, clean: bool | None = None, thread: int | None = None, again: bool = False) -> int:
         index = self.plan.clients
+        client_id = f"bench-{self.run}-{index:05d}"
         keep = not self.profile.clean if clean is None else not clean
         source = None if self.sources == 1 else f"127.0.{index % self.sources // 250}.{index % self.sources % 250 + 1}"
         made = self.plan.load.add_client(
-            f"bench-{self.run}-{index:05d}",
+            client_id,
             username=self.user,
             password=self.password,
             clean=not keep,
             session_expiry=300 if keep else 0,
             source=source,
             verify=verify,
+            ordered=self.profile.scenario != "retain",
             thread=thread,
             again=again,
         )
-        self.plan.clients += 1
+        self.plan.client_ids.append(client_id)
+        if keep:
+            self.plan.persistent.append(client_id)
         return made
 
-    def _receiver(self, filters: list[str], number: int, *, client: int | None = None, clean: bool | None = None, thread: int | None = None) -> int:
+    def _receiver(
+        self, filters: list[str], number: int, *, client: int | None = None, clean: bool | None = None, thread: int | None = None
+    ) -> int:
         verify = self.profile.verify == 0 or number < self.profile.verify
         if client is None:
             client = self._client(verify=verify, clean=clean, thread=thread)
@@ -88,30 +113,49 @@ class _Builder:
         self.plan.receivers.append(client)
         return client
 
-    def _publisher(
-        self, topics: list[str], copies: float, *, client: int | None = None, loop: bool = True, retain: bool = False, share: int | None = None, thread: int | None = None
-    ) -> int:
-        profile = self.profile
+    def _publisher(self, topics: list[str], copies: float, *, client: int | None = None, thread: int | None = None) -> int:
+        """A publisher of the run: closed loop with its part of the window, or open loop with its part of the rate."""
         if client is None:
             client = self._client(thread=thread)
-        window = min(max(profile.window // (share or profile.publishers), 1), 65000)
-        burst = min(profile.burst or max(1, min(window // 2, 100)), window)
+        share = self._window(self.profile.publishers, self.profile.qos)
+        self._publish_to(client, topics, self.profile.qos, share, copies, rate=self.profile.rate / self.profile.publishers, loop=copies > 0)
+        return client
+
+    def _filler(self, topics: list[str], copies: float, *, retain: bool) -> int:
+        """The one publisher whose messages are to wait for somebody, acknowledged."""
+        client = self._client(clean=True)
+        qos = max(self.profile.qos, 1)
+        self._publish_to(client, topics, qos, self._window(1, qos), copies, retain=retain, loop=False)
+        return client
+
+    def _window(self, publishers: int, qos: int) -> int:
+        window = min(max(self.profile.window // publishers, 1), 65000, self.receive_maximum if qos else 65000)
+        self.plan.window = window * publishers
+        return window
+
+    def _publish_to(
+        self, client: int, topics: list[str], qos: int, window: int, copies: float, *, rate: float = 0.0, loop: bool, retain: bool = False
+    ) -> None:
+        profile = self.profile
         self.plan.load.publish_to(
             client,
             topics,
-            qos=profile.qos,
+            qos=qos,
             retain=retain,
             payload_least=profile.payload,
             payload_most=profile.payload if profile.payload_most is None else profile.payload_most,
             window=window,
-            burst=burst,
-            rate=profile.rate / profile.publishers,
+            burst=min(profile.burst or max(1, min(window // 2, 100)), window),
+            rate=rate,
             copies=copies or 1.0,
-            loop=loop and copies > 0,
+            loop=loop,
         )
         self.plan.publishers.append(client)
         self.plan.copies[client] = copies
-        return client
+
+    def _all_hear_all(self) -> None:
+        for receiver in self.plan.receivers:
+            self.plan.hears[receiver] = self.plan.publishers
 
     def _topic(self, number: int = 0) -> str:
         return f"bench/{self.run}/{number}"
@@ -123,14 +167,15 @@ class _Builder:
             self._receiver([self._topic()], number)
         for _ in range(self.profile.publishers):
             self._publisher([self._topic()], self.profile.subscribers)
+        self._all_hear_all()
 
     _fanin = _publish_receive = _fanout
 
     def _p2p(self) -> None:
         for number in range(self.profile.publishers):
             thread = number % self.profile.threads
-            self._receiver([self._topic(number)], number, thread=thread)
-            self._publisher([self._topic(number)], 1, thread=thread)
+            receiver = self._receiver([self._topic(number)], number, thread=thread)
+            self.plan.hears[receiver] = [self._publisher([self._topic(number)], 1, thread=thread)]
 
     def _latency(self) -> None:
         if self.profile.subscribers != self.profile.publishers:
@@ -141,7 +186,7 @@ class _Builder:
     def _subscribe_publish_receive(self) -> None:
         for number in range(self.profile.publishers):
             client = self._receiver([self._topic(number)], number)
-            self._publisher([self._topic(number)], 1, client=client)
+            self.plan.hears[client] = [self._publisher([self._topic(number)], 1, client=client)]
 
     def _publish(self) -> None:
         for number in range(self.profile.publishers):
@@ -176,12 +221,15 @@ class _Builder:
             self._client(clean=False)
 
     def _retain(self) -> None:
-        topics = [self._topic(number) for number in range(self.profile.messages)]
-        self._publisher(topics, self.profile.subscribers, loop=False, retain=True, share=1)
-        for number in range(self.profile.subscribers):
+        count = self.profile.subscribers * self.profile.repeats
+        self.plan.retained = [self._topic(number) for number in range(self.profile.messages)]
+        self._filler(self.plan.retained, count, retain=True)
+        for number in range(count):
             self._receiver([f"bench/{self.run}/#"], number)
+        self._all_hear_all()
 
     def _offline(self) -> None:
-        self._publisher([self._topic()], self.profile.subscribers, loop=False, share=1)
+        self._filler([self._topic()], self.profile.subscribers, retain=False)
         for number in range(self.profile.subscribers):
             self._receiver([self._topic()], number, clean=False)
+        self._all_hear_all()

@@ -83,7 +83,9 @@ cdef struct Publishing:                # of a publisher; immutable but for the l
 
 cdef struct Seen:                      # of one publisher by one subscriber
     uint64_t last                      # highest sequence
-    uint64_t window                    # bit i: sequence last - i was seen
+    uint64_t window                    # ordered: bit i: sequence last - i was seen
+    uint64_t *bits                     # not ordered: bit i: sequence i was seen; owned, NULL until the first delivery
+    uint64_t bit_words
 
 cdef struct Actor:
     Link *link                         # NULL: no connection
@@ -93,6 +95,7 @@ cdef struct Actor:
     uint8_t state
     bint clean
     bint verify
+    bint unordered                     # deliveries come in any order (retained messages): repeats are found by a bit per message
     bint again
     bint quitting                      # said DISCONNECT
     uint16_t keep_alive
@@ -107,6 +110,7 @@ cdef struct Actor:
     Vec filters                        # ActorFilter
     Publishing *publishing             # NULL: does not publish
     Seen *seen                         # per publisher (index), made at the first delivery; NULL: none yet
+    uint32_t seen_count
     uint64_t received                  # deliveries, duplicates not counted [read by others]
     Actor *next_waiting
 

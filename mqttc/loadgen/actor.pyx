@@ -31,7 +31,6 @@ cdef extern from "<signal.h>" nogil:
     const int SIG_SETMASK
 
 cdef extern from "<pthread.h>" nogil:
-    ctypedef unsigned long pthread_t
     int pthread_create(pthread_t *thread, const void *attributes, void *(*start)(void *) noexcept nogil, void *argument)
     int pthread_join(pthread_t thread, void **result)
 
@@ -75,6 +74,8 @@ cdef void actor_free(Actor *actor) noexcept nogil:
         mem_free(actor.publishing.topics)
         mem_free(actor.publishing.topic_ends)
         mem_free(actor.publishing)
+    for i in range(actor.seen_count):
+        mem_free(actor.seen[i].bits)
     mem_free(actor.seen)
     mem_free(actor.client_id)
     mem_free(actor.username)
@@ -141,7 +142,7 @@ cdef void connect_more(Crew *crew) noexcept nogil:
         source = &actor.source if actor.source.family else NULL
         fd = tcp_dial(&crew.field.target, span_make(crew.field.unix_path, crew.field.unix_path_bytes), source)
         if fd < 0:
-            total(crew, T_ERRORS, 1)
+            total(crew, T_REFUSED, 1)
             continue
         tcp_tune(fd, &crew.field.target)
         transport.ops = tcp_ops()
@@ -150,7 +151,7 @@ cdef void connect_more(Crew *crew) noexcept nogil:
         link = link_open(crew.reactor, &transport, &crew.field.target, 0)
         if link == NULL:
             transport.ops.close(&transport)
-            total(crew, T_ERRORS, 1)
+            total(crew, T_REFUSED, 1)
             continue
         (<ActorLink *> link).actor = actor
         actor.link = link
@@ -338,6 +339,30 @@ cdef void publisher_start(Actor *actor, uint64_t messages) noexcept nogil:
 
 # ---- receiving
 
+cdef bint bit_before(Actor *actor, Seen *seen, uint64_t sequence) noexcept nogil:
+    """seen_before for deliveries in any order. The caller has checked that the sequence is one that was published."""
+    cdef uint64_t word = sequence >> 6
+    cdef uint64_t bit = <uint64_t> 1 << (sequence & 63)
+    cdef uint64_t words
+    cdef uint64_t *bits
+    if word >= seen.bit_words:
+        words = 2 * word + 16
+        bits = <uint64_t *> mem_alloc_zeroed(words, sizeof(uint64_t))
+        if bits == NULL:
+            total(actor.crew, T_ERRORS, 1)
+            return False
+        if seen.bits != NULL:
+            memcpy(bits, seen.bits, seen.bit_words * sizeof(uint64_t))
+            mem_free(seen.bits)
+        seen.bits = bits
+        seen.bit_words = words
+    if seen.bits[word] & bit:
+        total(actor.crew, T_DUPLICATES, 1)
+        return True
+    seen.bits[word] |= bit
+    return False
+
+
 cdef bint seen_before(Actor *actor, uint32_t publisher, uint64_t sequence) noexcept nogil:
     """Notes a delivery: counts repeats (true) and those out of order."""
     cdef Seen *seen
@@ -347,7 +372,10 @@ cdef bint seen_before(Actor *actor, uint32_t publisher, uint64_t sequence) noexc
         if actor.seen == NULL:
             total(actor.crew, T_ERRORS, 1)
             return False
+        actor.seen_count = actor.crew.field.actor_count
     seen = &actor.seen[publisher]
+    if unlikely(actor.unordered):
+        return bit_before(actor, seen, sequence)
     if likely(sequence > seen.last):
         back = sequence - seen.last
         seen.window = seen.window << back | 1 if back < 64 else 1
@@ -389,7 +417,7 @@ cdef const uint8_t *properties_skip(const uint8_t *p, const uint8_t *end) noexce
         n |= <uint32_t> (p[0] & 127) << shift
         shift += 7
         p += 1
-        if p[-1] < 128:
+        if (p - 1)[0] < 128:
             return p + n if <uint32_t> (end - p) >= n else NULL
     return NULL
 
@@ -399,6 +427,7 @@ cdef bint delivery_note(Actor *actor, const uint8_t *payload, uint32_t n, Batch 
     cdef Crew *crew = actor.crew
     cdef uint32_t tag[2]
     cdef uint64_t sequence, stamp
+    cdef const Publishing *sender
     if n < PAYLOAD_HEADER:
         total(crew, T_FOREIGN, 1)
         return True
@@ -409,6 +438,10 @@ cdef bint delivery_note(Actor *actor, const uint8_t *payload, uint32_t n, Batch 
     if look:
         memcpy(&sequence, payload + 8, 8)
         memcpy(&stamp, payload + 16, 8)
+        sender = crew.field.actors[tag[1]].publishing
+        if unlikely(sender == NULL or sequence == 0 or (actor.unordered and sequence > atomic_load_u64_relaxed(&sender.sequence))):
+            total(crew, T_FOREIGN, 1)
+            return True
         if seen_before(actor, tag[1], sequence):
             return True
         hist_add(crew.latency, crew.now_ns - stamp if crew.now_ns > stamp else 0, 1)
