@@ -102,7 +102,7 @@ def test_a_receiver_that_stands_still_does_not_brake_for_ever(make: Make) -> Non
     other.messages(55)
     receiver.answer(receiver.message(answer=False))  # it goes on: so does the care for it
     receiver.messages(4)
-    for i in range(1, 6):
+    for _ in range(5):
         publisher.send(publish_packet(topic, b"z", 5, qos=0))
         receiver.message()
     publisher.ping()
@@ -203,3 +203,23 @@ def test_a_braked_publisher_may_leave(make: Make) -> None:
         receiver.answer(receiver.message(answer=False))
         assert [p.payload for p in receiver.messages(8)] == [b"%d" % i for i in range(2, 10)]
         bench.close()
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_group_that_stands_still_does_not_brake_for_ever(make: Make, workers: int) -> None:
+    """Near the bound of its backlog a group slows its publishers, for a while; then the oldest messages give way."""
+    bench = make(limits={"max_group_backlog": 8}, workers=workers)
+    topic = name()
+    member, publisher = bench(5, props=((RECEIVE_MAXIMUM, 1),)), bench(5)
+    member.subscribe(f"$share/g/{topic}", 1)
+    publisher.send(*(publish_packet(topic, b"%d" % i, 5, qos=1, packet_id=i) for i in range(1, 10)))
+    bench.until("publishers_braked", 1)
+    bench.until("group_backlog", 8)
+    bench.native.advance_clock(PATIENCE_S)
+    for i in range(1, 10):
+        publisher.await_packet(PUBACK, i)
+    for i in range(10, 40):
+        publisher.publish(topic, b"%d" % i, 1)
+    bench.until("dropped_group_full", 30)
+    assert bench.stat("publishers_braked") == 1
+    assert [int(p.payload) for p in member.messages(9)] == [1, *range(32, 40)]

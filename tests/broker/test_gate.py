@@ -30,7 +30,7 @@ from .conftest import Bench, Make, eventually, name
 
 
 class Judge:
-    """User "slow" waits for `go`, "never" waits for ever, "broken" is a failing authenticator; method M asks for as many steps as its data says."""
+    """User "slow" waits for `go`, "never" for ever, "broken" fails; method M takes as many steps as its data says."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -41,8 +41,7 @@ class Judge:
         who = request.username or (request.auth_data or b"").decode()
         self.asked.append(who)
         if who == "slow":
-            while not self.go.is_set():
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(self.go.wait, 20)
         elif who == "never":
             try:
                 await asyncio.Event().wait()

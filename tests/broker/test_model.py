@@ -1,6 +1,6 @@
 """Clients that do anything, against a broker of a page: sessions, QoS, retained messages, wills, shared groups.
 
-`MQTTC_TEST_EXAMPLES` is the number of runs (40, always the same ones; with a number, different ones each time). After each step the
+`MQTTC_TEST_EXAMPLES` is the number of runs (80, always the same ones; with a number, different ones each time). After each step the
 broker's gauges must be the model's.
 """
 
@@ -377,7 +377,7 @@ def test_clients_against_the_model(workers: int) -> None:
         run_state_machine_as_test(
             ForWorkers,
             settings=settings(
-                max_examples=int(wanted or 40),
+                max_examples=int(wanted or 80),
                 derandomize=wanted is None,
                 database=None,
                 stateful_step_count=50,
