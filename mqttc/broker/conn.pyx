@@ -17,7 +17,7 @@ from mqttc.broker.state cimport (
 from mqttc.broker.stats cimport (
     C_CONNECT_TIMEOUTS, C_DISCONNECTS_ABRUPT, C_DISCONNECTS_CLEAN, C_GATE_TIMEOUTS, C_KEEP_ALIVE_TIMEOUTS, C_RECEIVED, stat,
 )
-from mqttc.net.reactor cimport LINK_PAUSED, link_close
+from mqttc.net.reactor cimport LINK_NO_LINGER, LINK_PAUSED, link_close
 from mqttc.proto.decode cimport decode_packet, frame_next
 from mqttc.proto.packet cimport (
     AUTH, CONNECT, DISCONNECT, HAS_SESSION_EXPIRY, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, RC_KEEP_ALIVE_TIMEOUT, RC_NOT_AUTHORIZED,
@@ -36,6 +36,7 @@ cdef void on_disconnect(Worker *worker, Conn *conn, const Packet *packet) noexce
     conn.keep_will = packet.reason != RC_SUCCESS                                # [MQTT-3.14.4-3]; 0x04 and every failure keep it
     conn.disconnect_reason = packet.reason
     conn.phase = CONN_DONE
+    conn.link.flags |= LINK_NO_LINGER
     link_close(worker.reactor, &conn.link, END_DISCONNECT)
 
 

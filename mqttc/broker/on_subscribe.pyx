@@ -11,7 +11,7 @@ from mqttc.broker.report cimport EV_SUBSCRIBED, EV_UNSUBSCRIBED, LOG_DEBUG, repo
 from mqttc.broker.retain cimport retain_cursor_init
 from mqttc.broker.routes cimport subscription_ids_build
 from mqttc.broker.session cimport (
-    groups_take_back, handout_end, membership_add, session_handle, subscription_add, subscription_find, subscription_remove, window_free,
+    group_credit_of, groups_take_back, handout_end, membership_add, session_handle, subscription_add, subscription_find, subscription_remove,
 )
 from mqttc.broker.state cimport GROUP_JOIN, GROUP_LEAVE, Conn, GroupMail, Handout, Membership, Session, Settings, Subscription, Worker
 from mqttc.broker.trie cimport trie_group_join, trie_group_leave, trie_subscribe, trie_unsubscribe
@@ -64,9 +64,7 @@ cdef uint8_t group_join_tree(Worker *worker, Session *session, Subscription *sub
     mail.qos = subscription.options & OPT_QOS_MASK
     mail.subscription_id = subscription.id
     mail.retain_as_published = subscription.options & OPT_RETAIN_AS_PUBLISHED != 0
-    mail.credit = window_free(session)
-    if mail.credit == 0:
-        mail.credit = 1
+    mail.credit = group_credit_of(session, membership)
     mail.online = 1
     tell_group(worker, &mail, membership.group)
     return RC_SUCCESS

@@ -9,7 +9,7 @@ from mqttc.base.types cimport span_make
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.deliver cimport publish_message, tell_group
 from mqttc.broker.report cimport EV_SESSION_EXPIRED, LOG_INFO, report
-from mqttc.broker.session cimport groups_take_back, session_end, session_handle
+from mqttc.broker.session cimport group_credit_of, groups_take_back, session_end, session_handle
 from mqttc.broker.state cimport (
     GROUP_OFFLINE, GROUP_ONLINE, NEVER, OUT_DONE, QE_COUNTED, Conn, GroupMail, Membership, QueueEntry, Session, Will, Worker,
 )
@@ -37,7 +37,8 @@ cdef void will_publish(Worker *worker, Session *session) noexcept nogil:
     will_free(worker, will)
 
 
-cdef void groups_tell(Worker *worker, Session *session, int verb, uint32_t credit) noexcept nogil:
+cdef void groups_tell(Worker *worker, Session *session, int verb) noexcept nogil:
+    """ONLINE grants the whole window less what each group has in it still (QoS 2), which gives its credit back when it is through."""
     cdef uint32_t i
     cdef Membership *membership
     cdef GroupMail mail
@@ -51,7 +52,7 @@ cdef void groups_tell(Worker *worker, Session *session, int verb, uint32_t credi
         memset(&mail, 0, sizeof(GroupMail))
         mail.verb = <unsigned char> verb
         mail.session = session_handle(worker, session)
-        mail.credit = credit
+        mail.credit = group_credit_of(session, membership)
         tell_group(worker, &mail, membership.group)
 
 
@@ -91,9 +92,9 @@ cdef void session_offline(Worker *worker, Conn *conn, bint ending, bint cancel_d
     session.window_used = 0
     session.resend = 0
     if session.memberships != NULL:
-        groups_tell(worker, session, GROUP_OFFLINE, 0)
+        groups_tell(worker, session, GROUP_OFFLINE)
         groups_take_back(worker, session, 0, True)
-        groups_tell(worker, session, GROUP_OFFLINE, 0)
+        groups_tell(worker, session, GROUP_OFFLINE)
     if session.expiry_s == 0:
         ending = True
     if session.will != NULL:
@@ -123,16 +124,7 @@ cdef void session_online(Worker *worker, Session *session, Conn *conn) noexcept 
 
 
 cdef void session_rejoin(Worker *worker, Session *session) noexcept nogil:
-    cdef uint32_t i
-    cdef uint32_t held = 0
-    cdef QueueEntry *entry
-    if session.memberships == NULL:
-        return
-    for i in range(session.inflight.count):
-        entry = <QueueEntry *> ring_at(&session.inflight, i)
-        if entry.state & 15 != OUT_DONE:
-            held += 1
-    groups_tell(worker, session, GROUP_ONLINE, session.receive_maximum - held if session.receive_maximum > held else 1)
+    groups_tell(worker, session, GROUP_ONLINE)
 
 
 cdef void session_timer(Worker *worker, Session *session) noexcept nogil:

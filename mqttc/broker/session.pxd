@@ -7,7 +7,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from mqttc.base.types cimport Span
 from mqttc.broker.handle cimport handle_generation, handle_make, handle_slot
-from mqttc.broker.state cimport QueueEntry, Session, Subscription, Worker
+from mqttc.broker.state cimport Membership, QueueEntry, Session, Subscription, Worker
 
 cdef enum:
     SESSION_PAGE = 64
@@ -59,6 +59,12 @@ cdef uint32_t membership_add(Session *session, uint64_t group) noexcept nogil   
 cdef uint32_t membership_find(const Session *session, uint64_t group) noexcept nogil                  # 1 + index; 0: none
 cdef void membership_release(Worker *worker, Session *session, uint32_t member) noexcept nogil        # one message of the group is through: credit is owed
 cdef uint16_t group_home(uint64_t group) noexcept nogil
+
+cdef inline uint32_t group_credit_of(const Session *session, const Membership *membership) noexcept nogil:
+    """What a group may send to this on-line session: its window, less what the group has in it. What other traffic fills waits in the queue, and goes
+    back to the group if the client leaves."""
+    return session.receive_maximum - membership.outstanding if session.receive_maximum > membership.outstanding else 1
+
 # The session's client went off line or left: gives what the group may send to another back to it. only: 0 all groups, else that member index.
 # with_inflight: also QoS 1 messages that were sent but whose connection broke.
 cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint with_inflight) noexcept nogil

@@ -34,6 +34,7 @@ cdef enum LinkFlag:
     LINK_NOTIFY = 64           # set by the upper floor: call on_drained once when the output queue has become empty (short write or not)
     LINK_UNPOLLED = 128        # paused, the peer hung up, and input still waits: out of the poller until link_resume
     LINK_END_SEEN = 256        # the peer's stream has ended: only output is left
+    LINK_NO_LINGER = 512       # set by the upper floor: the peer has said goodbye and reads no last words; closed as soon as nothing is left to send
 
 cdef enum TimerKind:
     TIMER_NET = 0              # the reactor's own; all other values go to on_timer

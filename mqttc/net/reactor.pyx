@@ -509,7 +509,7 @@ cdef void link_flush(Reactor *reactor, Link *link) noexcept nogil:
 cdef void link_finish(Reactor *reactor, Link *link) noexcept nogil:
     """All output of an ended link has left."""
     link.transport.ops.finish(&link.transport)
-    if link.flags & LINK_END_SEEN:
+    if link.flags & (LINK_END_SEEN | LINK_NO_LINGER):
         link_release(reactor, link)
         return
     link.state = LINK_LINGERING
@@ -527,7 +527,7 @@ cdef void link_end(Reactor *reactor, Link *link) noexcept nogil:
     wheel_cancel(reactor.wheel, &link.timer)
     link_drop_input(reactor, link)
     hard = link.end_reason in (END_PEER_RESET, END_WRITE_FAILED, END_NO_MEMORY)
-    if hard or (link.out.count == 0 and link.flags & LINK_END_SEEN):
+    if hard or (link.out.count == 0 and link.flags & (LINK_END_SEEN | LINK_NO_LINGER)):
         link_release(reactor, link)
         return
     link.timer.kind = TIMER_NET
