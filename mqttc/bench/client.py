@@ -28,6 +28,7 @@ class Probe:
         self._client_id = client_id
         self._version = profile.version
         self._decoder = codec.Decoder(profile.version)
+        self._answered = False
         self._socket: socket.socket | None = None
         self.connack = codec.Connack()
 
@@ -99,6 +100,9 @@ class Probe:
             data = self._socket.recv(65536)
             if not data:
                 raise ConnectionResetError("the broker closed the connection")
+            if not self._answered and data[0] >> 4 not in (codec.PacketType.CONNACK, codec.PacketType.AUTH):
+                raise ProbeError(f"{self._profile.shown_url()}: what answers there does not speak MQTT")
+            self._answered = True
             self._decoder.feed(data)
 
     def _close(self) -> None:
