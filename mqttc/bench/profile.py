@@ -126,5 +126,8 @@ def load_profile(name: str, overrides: Mapping[str, Any], file: Path | None = No
     except ValidationError as error:
         if name not in profiles and any(part["loc"] == ("scenario",) for part in error.errors()):
             raise ProfileError(f"there is no profile or scenario {name!r}; known: {', '.join(sorted(profiles))}") from None
-        problems = "; ".join(f"{'.'.join(map(str, part['loc'])) or name}: {part['msg'].removeprefix('Value error, ')}" for part in error.errors())
-        raise ProfileError(f"{name}: {problems}") from None
+        problems = [
+            f"{'.'.join((name, *map(str, part['loc'])))}: {part['msg'].removeprefix('Value error, ')}"
+            for part in error.errors()
+        ]
+        raise ProfileError("; ".join(problems)) from None

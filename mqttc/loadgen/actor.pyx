@@ -293,7 +293,7 @@ cdef void publisher_pace(Actor *actor, uint64_t now) noexcept nogil:
         return
     while True:
         due = publishing.first_due_ns + <uint64_t> (<double> publishing.due_count * publishing.interval_ns)
-        if due > now:
+        if due > now or actor.link.out.bytes > UNSENT_HIGH:     # what the socket does not take stays due, with its time
             break
         if publishing.until and publishing.sequence == publishing.until:
             publisher_finish(actor)

@@ -38,7 +38,14 @@ def bench(target: Target, scenario: str, **values: Any) -> Result:
     return run(scenario, Profile(scenario=scenario, **{**settings, **SCENARIOS.get(scenario, {}), **values}), pid=target.pid)
 
 
-EXACT = {"hold": 100, "retain": 2 * 2 * 2000, "offline": 2 * 2 * 2000, "publish": 1500, "publish_receive": 3000, "subscribe_publish_receive": 1500}
+EXACT = {
+    "hold": 100,
+    "retain": 2 * 2 * 2000,
+    "offline": 2 * 2 * 2000,
+    "publish": 1500,
+    "publish_receive": 3000,
+    "subscribe_publish_receive": 1500,
+}
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
