@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import dev
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "testing.md"
 MARKS = ("<!-- mutation table -->", "<!-- end of mutation table -->")
+KEPT = "mutation.kept"  # in the copy, while a mutant is tried: what stood there before
 TIMEOUT_S = 240
-ENOUGH = 10  # failing tests after which a run stops
+ENOUGH = 5  # failing tests after which only tests of statements not noticed yet are run
 
 Statement = tuple[str, str]
 
@@ -302,8 +304,9 @@ MUTANTS = (
     ),
     Mutant(
         "flow control", "the client's Receive Maximum is not looked at", SESSION,
-        "if session.window_used >= session.receive_maximum or session.inflight.count >= INFLIGHT_LIMIT:",
-        "if session.inflight.count >= INFLIGHT_LIMIT:",
+        "    if session.window_used >= session.receive_maximum or session.inflight.count >= INFLIGHT_LIMIT:\n        return 0\n"
+        "    return session.receive_maximum - session.window_used",
+        "    return 65535",
         "5:3.3.4-9 5:4.9.0-2",
     ),
     Mutant(
@@ -395,25 +398,39 @@ def named_statements(item: Any) -> set[str]:
     return {f"{version}:{name}" for version, *names in marks if level is None or (version == "5") == (level == 5) for name in names}
 
 
+def write_down(**entry: Any) -> None:
+    with open(os.environ["MQTTC_MUTATION_RESULTS"], "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+checks: dict[str, set[str]] = {}  # test to the statements in question that it names
+failed: list[str] = []
+
+
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     wanted = set(os.environ["MQTTC_MUTATION_STATEMENTS"].split())
     kept = [item for item in items if named_statements(item) & wanted]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
-    with open(os.environ["MQTTC_MUTATION_RESULTS"], "a", encoding="utf-8") as file:
-        for item in kept:
-            file.write(json.dumps({"test": item.nodeid, "statements": sorted(named_statements(item) & wanted)}) + "\n")
+    for item in kept:
+        checks[item.nodeid] = named_statements(item) & wanted
+        write_down(test=item.nodeid, statements=sorted(checks[item.nodeid]))
+
+
+def pytest_runtest_setup(item: Any) -> None:
+    if len(failed) >= ENOUGH and checks[item.nodeid] <= set().union(*(checks[test] for test in failed)):
+        pytest.skip("enough has failed")
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    with open(os.environ["MQTTC_MUTATION_RESULTS"], "a", encoding="utf-8") as file:
-        file.write(json.dumps({"test": nodeid, "outcome": "died"}) + "\n")
+    write_down(test=nodeid, outcome="died")  # unless the next line says otherwise
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    if report.when == "call" or report.failed:
-        with open(os.environ["MQTTC_MUTATION_RESULTS"], "a", encoding="utf-8") as file:
-            file.write(json.dumps({"test": report.nodeid, "outcome": report.outcome if report.when == "call" else report.when}) + "\n")
+    if report.when == "call" or report.outcome != "passed":
+        write_down(test=report.nodeid, outcome=report.outcome if report.when == "call" or report.skipped else report.when)
+    if report.when == "call" and report.failed:
+        failed.append(report.nodeid)
 
 
 # ---- outside
@@ -433,7 +450,7 @@ class Outcome:
         return wanted - {statement for test in self.noticed() for statement in self.statements[test]}
 
 
-def run_tests(tree: Path, statements: set[str], most: int) -> Outcome:
+def run_tests(tree: Path, statements: set[str]) -> Outcome:
     found = tree / "mutation.jsonl"
     found.unlink(missing_ok=True)
     environment = {
@@ -441,11 +458,10 @@ def run_tests(tree: Path, statements: set[str], most: int) -> Outcome:
         "PYTHONPATH": f"{tree}{os.pathsep}{ROOT / 'tools'}",
         "MQTTC_MUTATION_STATEMENTS": " ".join(sorted(statements)),
         "MQTTC_MUTATION_RESULTS": str(found),
-        "MQTTC_TEST_TIMEOUT": "3",
+        "MQTTC_TEST_TIMEOUT": "2",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "mutation_check", f"--maxfail={most}"]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "mutation_check", "tests/conformance"]
     with open(tree / "mutation.log", "wb") as log:
-        command.append("tests/conformance")
         process = subprocess.Popen(command, cwd=tree, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             code = process.wait(TIMEOUT_S)
@@ -473,9 +489,9 @@ def build(tree: Path, only: str) -> int:
 
 def built_files(tree: Path, source: str) -> list[Path]:
     """The source and what is made of it."""
-    path = tree / source
-    module = sorted(path.parent.glob(f"{path.stem}.*.so"))
-    return [path, tree / "build" / "c" / Path(source).with_suffix(".c"), *module]
+    path = Path(source)
+    modules = [*tree.glob(f"{path.parent}/{path.stem}.*.so"), *tree.glob(f"build/lib*/{path.parent}/{path.stem}.*.so")]
+    return [tree / path, tree / "build" / "c" / path.with_suffix(".c"), *sorted(modules)]
 
 
 def try_mutant(tree: Path, mutant: Mutant) -> tuple[Outcome | None, str]:
@@ -484,30 +500,32 @@ def try_mutant(tree: Path, mutant: Mutant) -> tuple[Outcome | None, str]:
     text = source.read_text("utf-8")
     if text.count(mutant.old) != 1:
         return None, f"the text to replace occurs {text.count(mutant.old)} times in {mutant.file}"
-    kept = tree / "mutation.kept"
-    shutil.rmtree(kept, ignore_errors=True)
+    kept = tree / KEPT
     kept.mkdir()
+    (kept / "source").write_text(mutant.file, "utf-8")
     files = built_files(tree, mutant.file)
-    for path in files:
-        shutil.copy2(path, kept / path.name)
+    for number, path in enumerate(files):
+        shutil.copy2(path, kept / str(number))
     try:
         source.write_text(text.replace(mutant.old, mutant.new), "utf-8")
         if build(tree, mutant.file.removesuffix(".pyx").replace("/", ".")):
             return None, "does not build:\n" + (tree / "mutation.log").read_text("utf-8", "replace")[-2000:]
-        # All tests of a statement might come first and pass, so a run that stops early is repeated to the end for those left.
-        wanted = {":".join(name) for name in mutant.names()}
-        outcome = run_tests(tree, wanted, ENOUGH)
-        left = outcome.unnoticed(wanted)
-        if left and len(left) < len(wanted):
-            again = run_tests(tree, left, ENOUGH)
-            outcome.statements |= {test: outcome.statements.get(test, set()) | names for test, names in again.statements.items()}
-            outcome.results |= {test: result for test, result in again.results.items() if outcome.results.get(test) != "failed"}
-            outcome.ended = outcome.ended or again.ended
-        return outcome, ""
+        return run_tests(tree, {":".join(name) for name in mutant.names()}), ""
     finally:
-        for path in files:
+        for number, path in enumerate(files):
             path.unlink(missing_ok=True)  # a new file, not the one that a process may still have mapped
-            shutil.copy2(kept / path.name, path)
+            shutil.copy2(kept / str(number), path)
+        shutil.rmtree(kept)
+
+
+def forget_interrupted(tree: Path) -> None:
+    """A run that was killed left a broken module, newer than its source: it is removed, so that it is built again."""
+    kept = tree / KEPT
+    if kept.is_dir():
+        if (kept / "source").is_file():
+            for path in built_files(tree, (kept / "source").read_text("utf-8")):
+                path.unlink(missing_ok=True)
+        shutil.rmtree(kept)
 
 
 def short(test: str) -> str:
@@ -536,12 +554,13 @@ def main() -> int:
     chosen = [m for m in MUTANTS if any(options.only in part for part in (m.area, m.statements, m.file))]
     if not chosen:
         parser.error("no such mutant")
+    forget_interrupted(dev.BUILD / "mutation")
     tree = dev.copy_tree("mutation")
     if build(tree, "mqttc"):
         print((tree / "mutation.log").read_text("utf-8", "replace"))
         return 1
     wanted = {":".join(name) for mutant in chosen for name in mutant.names()}
-    healthy = run_tests(tree, wanted, 1)
+    healthy = run_tests(tree, wanted)
     untested = wanted - {s for test, names in healthy.statements.items() if healthy.results.get(test) == "passed" for s in names}
     if healthy.ended or any(result not in ("passed", "skipped") for result in healthy.results.values()) or untested:
         print(f"the unbroken copy does not pass (tests missing for: {' '.join(sorted(untested)) or 'none'})")

@@ -25,7 +25,7 @@ from ..rawclient import (
     publish_packet,
     string,
 )
-from .conftest import Clients, TestBroker
+from .conftest import Clients, MakeBroker, TestBroker
 from .statements import each_version, spec
 
 SUCCESS = (0x00, 0x10)
@@ -239,6 +239,25 @@ def test_order_of_a_topic(clients: Clients, name: str, version: int, qos: int) -
             assert [publisher.expect(PUBCOMP).packet_id - 1 for _ in numbers] == numbers
         for peer in peers:
             assert [int(p.payload) for p in peer.messages(20)] == numbers
+
+
+@each_version
+@spec("3.1.1", "MQTT-4.6.0-5", "MQTT-4.6.0-6")
+@spec("5", "MQTT-4.6.0-5", "MQTT-4.6.0-6")
+@pytest.mark.parametrize("qos", [1, 2])
+def test_order_towards_a_slow_subscriber(clients: Clients, make_broker: MakeBroker, name: str, version: int, qos: int) -> None:
+    """What waits for room in the window keeps its order, and what comes while room is made stays behind it."""
+    broker = make_broker(limits={"max_inflight": 3})
+    peer, publisher = clients(version, broker=broker), clients(version, broker=broker)
+    peer.subscribe(name, qos)
+    for i in range(20):
+        publisher.publish(name, b"%d" % i, qos)
+    seen = []
+    for i in range(20, 40):
+        seen.append(int(peer.message().payload))
+        publisher.publish(name, b"%d" % i, qos)
+    seen += [int(p.payload) for p in peer.messages(20)]
+    assert seen == list(range(40))
 
 
 @each_version
