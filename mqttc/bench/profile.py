@@ -40,6 +40,7 @@ class Profile(BaseModel):
     matches: int = Field(5, ge=1, le=8, description="wild: filters that each message matches")
     connections: int = Field(1000, ge=1, description="hold: idle connections; conn: clients that connect again and again")
     messages: int = Field(0, ge=0, description="messages of each publisher; 0: until the duration is over. retain, offline: in all")
+    topic_levels: int = Field(3, ge=3, le=64, description="levels of a topic, not for wild")
     qos: Literal[0, 1, 2] = 0
     subscribe_qos: Literal[0, 1, 2] | None = Field(None, description="None: the same as qos")
     payload: int = Field(64, ge=24, description="bytes; the first 24 carry publisher, sequence and time")

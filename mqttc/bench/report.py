@@ -158,7 +158,7 @@ def rows_of(result: Result) -> Iterator[Row]:
 
 def show(result: Result, *, plain: bool = False, stream: TextIO | None = None) -> None:
     """The final table, notes, and what was wrong."""
-    _table(["", ""], list(rows_of(result)), plain=plain, stream=stream)
+    table(["", ""], list(rows_of(result)), plain=plain, stream=stream)
     out = stream or sys.stdout
     for note in result.notes:
         print(f"note: {note}", file=out)
@@ -166,7 +166,8 @@ def show(result: Result, *, plain: bool = False, stream: TextIO | None = None) -
         print(f"FAILED: {', '.join(result.problems)}", file=out)
 
 
-def _table(head: list[str], rows: list[Any], *, plain: bool, stream: TextIO | None) -> None:
+def table(head: list[str], rows: list[Any], *, plain: bool = False, stream: TextIO | None = None) -> None:
+    """Print a table: rich's where it is installed, columns of text elsewhere."""
     out = stream or sys.stdout
     if not plain:
         try:
@@ -175,10 +176,10 @@ def _table(head: list[str], rows: list[Any], *, plain: bool, stream: TextIO | No
         except ImportError:
             plain = True
         else:
-            table = Table(*head, show_header=any(head))
+            boxed = Table(*head, show_header=any(head))
             for row in rows:
-                table.add_row(*row)
-            Console(file=out, width=None if out.isatty() else 120).print(table)
+                boxed.add_row(*row)
+            Console(file=out, width=None if out.isatty() else 160).print(boxed)
     if plain:
         lines = [*([head] if any(head) else []), *(list(row) for row in rows)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
@@ -303,6 +304,6 @@ def differences(first: Result, second: Result) -> list[str]:
 
 
 def show_comparison(first: Result, second: Result, names: tuple[str, str], *, plain: bool = False, stream: TextIO | None = None) -> None:
-    _table(["", *names, "ratio"], compare_rows(first, second), plain=plain, stream=stream)
+    table(["", *names, "ratio"], compare_rows(first, second), plain=plain, stream=stream)
     for difference in differences(first, second):
         print(f"note: the runs differ in {difference}", file=stream or sys.stdout)

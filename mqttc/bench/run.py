@@ -8,7 +8,7 @@ import resource
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mqttc.bench.client import Probe
@@ -20,7 +20,7 @@ from mqttc.load import Load
 
 SAMPLE_S = 0.5
 _POLL_S = 0.002
-_SETTLE_S = 0.3  # for what comes late: repeats, acknowledgements
+_SETTLE_S = 0.2  # for what comes late: repeats, acknowledgements
 _TIDY_S = 30.0
 _BUSY = 0.9
 _SPARE_DESCRIPTORS = 64
@@ -122,6 +122,8 @@ class _Mark:
     """Everything that is counted, at a moment."""
 
     time: float
+    looked: float
+    """When processor times were read; later than ``time`` where what comes after the last message counts too."""
     counters: dict[str, int]
     threads_ns: list[int]
     usage: Usage | None
@@ -300,7 +302,7 @@ class _Run:
         arrived = time.monotonic()
         time.sleep(0.1)
         after = self._mark()
-        return before, _Mark(arrived, after.counters, after.threads_ns, after.usage, after.waited_ns)
+        return before, replace(after, time=arrived)
 
     def _wait_progress(self, what: str, progress: Callable[[dict[str, int]], int], target: int) -> None:
         best, since = -1, time.monotonic()
@@ -366,7 +368,8 @@ class _Run:
     def _mark(self) -> _Mark:
         waited = own_run_delay_ns()
         usage = self.watch.usage() if self.watch is not None else None
-        return _Mark(time.monotonic(), self.load.counters(), self.load.thread_cpu_ns(), usage, waited)
+        now = time.monotonic()
+        return _Mark(now, now, self.load.counters(), self.load.thread_cpu_ns(), usage, waited)
 
     def _sample_for(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -399,6 +402,7 @@ class _Run:
     def _figures(self, pairs: list[tuple[_Mark, _Mark]], counter: str) -> None:
         result = self.result
         seconds = sum(after.time - before.time for before, after in pairs)
+        looked_seconds = sum(after.looked - before.looked for before, after in pairs)
 
         def total(name: str) -> int:
             return sum(after.counters[name] - before.counters[name] for before, after in pairs)
@@ -409,21 +413,21 @@ class _Run:
         result.published_per_second = total("published") / seconds
         result.bytes_per_second = total("bytes_received") / seconds
         shares = [
-            sum(after.threads_ns[thread] - before.threads_ns[thread] for before, after in pairs) / 1e9 / seconds
+            sum(after.threads_ns[thread] - before.threads_ns[thread] for before, after in pairs) / 1e9 / looked_seconds
             for thread in range(self.profile.threads)
         ]
         result.generator_cpu_share = max(shares)
         waits = [(before.waited_ns, after.waited_ns) for before, after in pairs]
         waited = [end - start for start, end in waits if start is not None and end is not None]
-        result.generator_waited_share = sum(waited) / 1e9 / seconds if waited else None
+        result.generator_waited_share = sum(waited) / 1e9 / looked_seconds if waited else None
         broker_busiest: float | None = None
         looked = [(before.usage, after.usage) for before, after in pairs if before.usage is not None and after.usage is not None]
         if looked:
             spent = sum(after.cpu_ns - before.cpu_ns for before, after in looked)
-            result.broker_cpu_share = spent / 1e9 / seconds
+            result.broker_cpu_share = spent / 1e9 / looked_seconds
             result.broker_cpu_us = spent / 1e3 / result.count if result.count else None
             result.broker_rss_bytes = looked[-1][1].rss_bytes
-            broker_busiest = sum(after.busiest_ns(before) for before, after in looked) / 1e9 / seconds
+            broker_busiest = sum(after.busiest_ns(before) for before, after in looked) / 1e9 / looked_seconds
         self._judge_generator(broker_busiest)
 
     def _judge_generator(self, broker_busiest: float | None) -> None:

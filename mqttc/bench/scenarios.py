@@ -66,12 +66,13 @@ class _Builder:
         self.receive_maximum = receive_maximum
         self.sources = profile.sources or 1
         if not profile.sources and address.startswith("127."):
-            # A source address has 28 000 ports, and one that was closed rests for a second or a minute.
+            # A source address has 28 000 ports, and one that was closed rests for a second or a minute. Linux tries half of them first, one
+            # after the other, so that a connection costs ten times as much once that half is taken.
             if profile.scenario == "conn":
                 self.sources = 64
             else:
                 clients = profile.publishers + profile.subscribers * profile.repeats
-                self.sources = 1 + (profile.connections if profile.scenario == "hold" else clients) // 20000
+                self.sources = 1 + (profile.connections if profile.scenario == "hold" else clients) // 8000
 
     def build(self) -> Plan:
         getattr(self, f"_{self.profile.scenario}")()
@@ -158,7 +159,7 @@ class _Builder:
             self.plan.hears[receiver] = self.plan.publishers
 
     def _topic(self, number: int = 0) -> str:
-        return f"bench/{self.run}/{number}"
+        return f"bench/{self.run}/{number}" + "/level" * (self.profile.topic_levels - 3)
 
     # ---- scenarios
 

@@ -211,7 +211,7 @@ def test_every_key_is_an_option(mqttc_target: Target, tmp_path: Path, capsys: py
     options = {
         "publishers": "2", "subscribers": "3", "qos": "2", "subscribe-qos": "1", "payload": "30", "payload-most": "90", "messages": "50",
         "version": "5", "clean": "false", "threads": "2", "verify": "1", "window": "20", "burst": "2", "username": "u", "password": "p",
-        "rate": "0", "drain": "2.5", "sources": "3", "connect-batch": "1",
+        "rate": "0", "drain": "2.5", "sources": "3", "connect-batch": "1", "topic-levels": "9",
     }  # fmt: skip
     file = tmp_path / "a.json"
     pairs = [part for key, value in options.items() for part in (f"--{key}", value)]
@@ -220,7 +220,7 @@ def test_every_key_is_an_option(mqttc_target: Target, tmp_path: Path, capsys: py
     assert {key: profile[key.replace("-", "_")] for key in options if key not in ("username", "password")} == {
         "publishers": 2, "subscribers": 3, "qos": 2, "subscribe-qos": 1, "payload": 30, "payload-most": 90, "messages": 50,
         "version": 5, "clean": False, "threads": 2, "verify": 1, "window": 20, "burst": 2, "rate": 0.0, "drain": 2.5, "sources": 3,
-        "connect-batch": 1,
+        "connect-batch": 1, "topic-levels": 9,
     }  # fmt: skip
     captured = capsys.readouterr()
     assert "300 of 300 deliveries" in captured.out
