@@ -224,7 +224,7 @@ cdef bint publish_one(Actor *actor, uint64_t stamp_ns) noexcept nogil:
         publishing.random ^= publishing.random >> 7
         publishing.random ^= publishing.random << 17
         n += <uint32_t> (publishing.random % (publishing.payload_most - n + 1))
-    publishing.sequence += 1
+    counter_add(&publishing.sequence, 1)        # read by `published` of other threads
     tag[0] = PAYLOAD_MAGIC
     tag[1] = actor.index
     memcpy(crew.scratch, tag, 8)

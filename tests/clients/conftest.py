@@ -43,14 +43,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in other]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def loop_thread() -> Iterator[LoopThread]:
     loop = LoopThread()
     yield loop
     loop.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def node_bridge() -> Iterator[NodeBridge]:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
