@@ -1,13 +1,13 @@
 """How broker CPU per delivered message grows: `python bench/macro/growth.py --rounds 3`.
 
 subscribers   one publisher to 1, 10, 100, 1 000, 5 000 subscribers of its topic
-filters       10^2 .. 10^6 filters with + and #, 5 of them at different subscribers match each message; the topics come round, so that a route cache
-              serves them as far as it reaches
-levels        one publisher, one subscriber, topics of 1 .. 64 levels that come round: few (they stay in a route cache) and, as levels-many, more than
-              a cache holds, so that each message is matched in the tree
+filters       10^2 .. 10^6 filters with + and #, 5 of them at different subscribers match each message; the topics come round, so that
+              a route cache serves them as far as it reaches
+levels        one publisher, one subscriber, topics of 1 .. 64 levels that come round: few (they stay in a route cache) and, as
+              levels-many, more than a cache holds, so that each message is matched in the tree
 
-Brokers are started anew for each run, on one core, and loaded from another; rounds are interleaved. Exit codes: 0, 1 a run failed or lost messages,
-2 wrong usage.
+Brokers are started anew for each run, on one core, and loaded from another; rounds are interleaved. Exit codes: 0, 1 a run failed or lost
+messages, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -154,7 +154,8 @@ def rows_of(runs: Sequence[Run], cases: Sequence[Case], names: Sequence[str]) ->
                 costs = [made.broker_cpu_us for made in good]
                 rate = median(made.per_second for made in good)
                 memory = median(made.rss_bytes for made in good) / 1e6
-                row[3:] = [f"{median(costs):.3f}", f"{min(costs):.3f} .. {max(costs):.3f}", f"{rate:,.0f}" if rate else "-", f"{memory:.0f}"]
+                row[3:5] = [f"{median(costs):.3f}", f"{min(costs):.3f} .. {max(costs):.3f}"]
+                row[5:7] = [f"{rate:,.0f}" if rate else "-", f"{memory:.0f}"]
             rows.append([*row, "; ".join(sorted({problem for made in mine for problem in made.problems}))])
     return rows
 

@@ -1,9 +1,9 @@
 """What a second worker costs: `python bench/macro/workers.py --rounds 5`.
 
-The same load against brokers with 1, 2, ... workers, rounds interleaved, a broker anew for each run. Prints broker CPU per delivered message, how
-much more it is than with the first number of workers in the same round, and the counters of contention, each per 1 000 deliveries. Loss,
-repetition and reordering are looked for over each whole run. Exit codes: 0 all is within --most, 1 it is not, or messages were lost or out of
-order, 2 wrong usage.
+The same load against brokers with 1, 2, ... workers, rounds interleaved, a broker anew for each run. Prints broker CPU per delivered
+message, how much more it is than with the first number of workers in the same round, and the counters of contention, each per 1 000
+deliveries. Loss, repetition and reordering are looked for over each whole run. Exit codes: 0 all is within --most, 1 it is not, or
+messages were lost or out of order, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def rows_of(runs: Sequence[Run], options: argparse.Namespace) -> list[list[str]]
     return rows
 
 
-HEAD = ["load", "workers", "per second", "CPU µs each", "ratio", "rounds", "broker CPU", *[f"{name} / 1000" for name in PER_THOUSAND], "messages"]
+COUNTED = [f"{name} / 1000" for name in PER_THOUSAND]
+HEAD = ["load", "workers", "per second", "CPU µs each", "ratio", "rounds", "broker CPU", *COUNTED, "messages"]
 
 
 def parser() -> argparse.ArgumentParser:
