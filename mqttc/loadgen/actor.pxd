@@ -98,6 +98,7 @@ cdef struct Actor:
     bint unordered                     # deliveries come in any order (retained messages): repeats are found by a bit per message
     bint again
     bint quitting                      # said DISCONNECT
+    bint unwanted                      # told to leave while it waits for its turn to connect
     uint16_t keep_alive
     uint32_t session_expiry
     uint8_t *client_id                 # owned, as are the next four

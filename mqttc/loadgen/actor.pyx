@@ -118,6 +118,7 @@ cdef void send_connect(Actor *actor) noexcept nogil:
 cdef void actor_wait(Actor *actor) noexcept nogil:
     """Into the line of those who are to connect."""
     cdef Crew *crew = actor.crew
+    actor.unwanted = False
     if actor.state != ACTOR_IDLE or actor.link != NULL:
         return
     actor.state = ACTOR_WAITING
@@ -139,6 +140,8 @@ cdef void connect_more(Crew *crew) noexcept nogil:
         actor = crew.waiting
         crew.waiting = actor.next_waiting
         actor.state = ACTOR_IDLE
+        if actor.unwanted:
+            continue
         source = &actor.source if actor.source.family else NULL
         fd = tcp_dial(&crew.field.target, span_make(crew.field.unix_path, crew.field.unix_path_bytes), source)
         if fd < 0:
@@ -592,7 +595,8 @@ cdef void on_end(void *context, Link *link, int reason) noexcept nogil:
             total(crew, T_LOST_CONNECTIONS, 1)
     elif actor.state == ACTOR_CONNECTING:
         crew.connecting -= 1
-        total(crew, T_REFUSED, 1)
+        if not actor.quitting:          # else it was told to leave meanwhile
+            total(crew, T_REFUSED, 1)
     actor.link = NULL
     actor.state = ACTOR_IDLE
     if actor.again and actor.quitting:
@@ -652,12 +656,14 @@ cdef void command(Crew *crew, const Command *mail) noexcept nogil:
         if mail.verb == VERB_CONNECT:
             actor_wait(actor)
         elif mail.verb == VERB_DISCONNECT:
+            actor.again = False
+            actor.unwanted = True
             if actor.link != NULL:
-                actor.again = False
                 actor_leave(actor)
         elif mail.verb == VERB_ABORT:
+            actor.again = False
+            actor.unwanted = True
             if actor.link != NULL:
-                actor.again = False
                 actor.quitting = True
                 link_close(crew.reactor, actor.link, END_NO_MEMORY)     # at once, without flushing
         elif actor.publishing != NULL:
