@@ -139,7 +139,7 @@ def amqtt(port: int, folder: Path) -> Launch:
 
 
 def template(command: str) -> Callable[[int, Path], Launch]:
-    """Any broker by a command line with ``{port}`` and ``{folder}`` (its own) in it; ``sh -c '...; exec ...'`` may write a configuration."""
+    """Any broker by a command line with ``{port}`` and ``{folder}`` (its own) in it; ``sh -c '...; exec ...'`` may write a file."""
 
     def launch(port: int, folder: Path) -> Launch:
         filled = [part.replace("{port}", str(port)).replace("{folder}", str(folder)) for part in shlex.split(command)]

@@ -1,0 +1,1 @@
+"""The speed regression guard: instructions for fixed work, the same on every machine of an architecture."""
