@@ -5,8 +5,8 @@ takeover   a client id that comes again on another connection while the first is
 churn      10 000 clients, each: connect, subscribe to a topic of its own, publish to it, receive that, leave; again and again
 
 next to mosquitto, with one worker and with two of mqttc. Of mqttc the gauges have to be what they were before (connections, sessions,
-subscriptions, tree nodes, queued, in flight), and resident memory what it was after the first time. Exit codes: 0, 1 a run failed or something was
-left behind, 2 wrong usage.
+subscriptions, tree nodes, queued, in flight), and resident memory what it was after the first time. Exit codes: 0, 1 a run failed or
+something was left behind, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mqttc.load import Load  # noqa: E402
 
 SOURCES = 200  # local addresses: a port that was closed rests for a while
 GAUGES = (
-    "connections_open", "sessions", "subscriptions", "tree_nodes", "messages_queued", "messages_queued_bytes", "messages_inflight", "retained",
-    "group_backlog",
+    "connections_open", "sessions", "subscriptions", "tree_nodes",
+    "messages_queued", "messages_queued_bytes", "messages_inflight", "retained", "group_backlog",
 )  # fmt: skip
 SPARE_BYTES = 4_000_000  # of resident memory that may come and go between the first time and the last
 

@@ -4,7 +4,8 @@ subscription     100 000 filters over 100 clients: `exact` ones, and `wild` ones
 retained         1 000 000 topics with payloads of 64 bytes; the client that stored them has gone
 connection       idle, with a session, 16-byte client id (what tools/soak.py idle measures), MQTT 3.1.1 and 5.0
 
-next to mosquitto. A broker is started anew for each figure; what it took at start is not counted. Exit codes: 0, 1 a run failed, 2 wrong usage.
+next to mosquitto. A broker is started anew for each figure; what it took at start is not counted. Exit codes: 0, 1 a run failed, 2 wrong
+usage.
 """
 
 from __future__ import annotations
