@@ -22,8 +22,8 @@ Row = tuple[str, str]
 
 
 def number(value: float) -> str:
-    """Three or four significant digits, thousands apart."""
-    if abs(value) >= 1000:
+    """Three digits or more, thousands apart."""
+    if abs(value) >= 99.95:
         return f"{value:,.0f}".replace(",", " ")
     return f"{value:.3g}"
 

@@ -16,7 +16,7 @@ MESSAGES = 300
 
 def bench(url: str, file: Path, *options: str) -> tuple[int, Result]:
     clients = ["--publishers", "2", "--subscribers", "3", "--messages", str(MESSAGES), "--window", "100", "--burst", "10"]
-    code = main(["run", "fanout", *clients, "--drain", "0.5", "--url", url, "--quiet", "--plain", "--json", str(file), *options])
+    code = main(["run", "fanout", *clients, "--drain", "0.3", "--url", url, "--quiet", "--plain", "--json", str(file), *options])
     return code, Result.load(file)
 
 
@@ -76,7 +76,7 @@ def test_fault_among_retained_messages(faulty: Callable[[faults.Faults], str], t
     """Their order is free, repeats and gaps are not."""
     for make, lost, duplicated in ((faults.reorder, 0, 0), (faults.drop, 1, 0), (faults.repeat, 0, 1)):
         file = tmp_path / "result.json"
-        options = ["--url", faulty(make(500)), "--messages", "1000", "--drain", "0.5", "--quiet", "--plain", "--json", str(file)]
+        options = ["--url", faulty(make(500)), "--messages", "1000", "--drain", "0.3", "--quiet", "--plain", "--json", str(file)]
         code = main(["run", "retain", *options])
         result = Result.load(file)
         assert (code, result.lost, result.duplicated, result.reordered) == (1 if lost or duplicated else 0, lost, duplicated, 0)

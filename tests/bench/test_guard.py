@@ -75,12 +75,10 @@ def test_unknown_work_and_no_valgrind(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_callgrind_counts_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one round, an ack's decoding: more than its bytes, less than Python would need; and the same each time."""
+    """Of one round, an ack's decoding: more than its bytes, less than Python would need."""
     if shutil.which("valgrind") is None:
         pytest.skip("valgrind is not installed")
     if "MQTTC_SANITIZER" in os.environ:
         pytest.skip("a sanitizer's build does not run under valgrind")
     monkeypatch.setattr(guard, "COUNTS", (10_000, 60_000))
-    first = guard.measure("decode-puback")
-    assert 20 < first < 1000
-    assert guard.measure("decode-puback") == pytest.approx(first, rel=0.01)
+    assert 20 < guard.measure("decode-puback") < 1000

@@ -27,9 +27,8 @@ def runs_of(costs: dict[str, list[float]]) -> list[Run]:
     ]
 
 
-@pytest.mark.parametrize("file", [ROWS, ROWS.with_name("growth.toml")], ids=["rows", "growth"])
-def test_rows_name_profiles_that_can_run(file: Path) -> None:
-    rows = rows_of(file)
+def test_rows_name_profiles_that_can_run() -> None:
+    rows = rows_of(ROWS)
     assert len({row.name for row in rows}) == len(rows) > 10
     for row in rows:
         profile = load_profile(row.profile, row.keys)

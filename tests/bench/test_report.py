@@ -131,7 +131,7 @@ def test_table(plain: bool) -> None:
 
 
 def test_numbers() -> None:
-    assert [report.number(value) for value in (0.01234, 12.345, 999.9, 1234567.8)] == ["0.0123", "12.3", "1e+03", "1 234 568"]
+    assert [report.number(value) for value in (0.01234, 12.345, 999.9, 1234567.8)] == ["0.0123", "12.3", "1 000", "1 234 568"]
     assert [report.milliseconds(value) for value in (0.0151, 1.5, 1500.0)] == ["15 µs", "1.5 ms", "1.5 s"]
     assert [report.size(value) for value in (700, 2048, 3 << 20, 5 << 30)] == ["700 B", "2 KiB", "3 MiB", "5 GiB"]
 
