@@ -34,7 +34,7 @@ def tcp_address(url: str) -> tuple[str, int]:
 
 
 def check_live_objects(faces: bool = False) -> None:
-    """Fail if the data plane holds objects although no broker runs. With faces, blocks may be those of a face that a fixture still holds."""
+    """Fail if the data plane holds objects although no broker runs. With faces, blocks may be a face's that a fixture still holds."""
     native, server = sys.modules.get("mqttc.native"), sys.modules.get("mqttc.server")
     if native is None or server is None or server._running_brokers:
         return
