@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -255,12 +257,14 @@ def test_without_a_package(
 
 def test_interrupt(mqttc_target: Target) -> None:
     command = [sys.executable, "-m", "mqttc.cli.bench", "run", "fanout", "--url", mqttc_target.url, "--duration", "60"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    # A suite that runs in the background of a shell has SIGINT ignored, and so would its children.
+    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=default)
     assert process.stderr is not None
     for line in process.stderr:
         if b"warmup" in line:
             break
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 130
 
@@ -298,7 +302,7 @@ time.sleep(30)
         assert after.busiest_ns(before) == pytest.approx(after.cpu_ns - before.cpu_ns, rel=0.1)
         assert len({process_id for process_id, _ in after.threads}) == 2
         assert after.rss_bytes > 5 << 20
-        assert sys.executable in watch.command
+        assert "time.process_time()" in watch.command
     finally:
         os.killpg(process.pid, 9)
         process.wait()
