@@ -95,7 +95,13 @@ def _write(pair: Pair, certificate: x509.Certificate, key: EllipticCurvePrivateK
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey, issuer_key: EllipticCurvePrivateKey, days: float, *, authority: bool
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: EllipticCurvePrivateKey,
+    issuer_key: EllipticCurvePrivateKey,
+    days: float,
+    *,
+    authority: bool,
 ) -> x509.CertificateBuilder:
     from cryptography import x509
 

@@ -624,13 +624,15 @@ class _Sources:
         kind = detail["type"]
         if kind == "value_error" and len(path) == 2 and path[0] == "listeners":
             path = (*path, "url")  # where the listener as a whole stands
+        message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if kind == "value_error" and not path and (listener := re.match(r"listeners\.(\d+) ", message)):
+            return Problem(self._where(("listeners", int(listener[1]))), message)
         name = ".".join(map(str, path)) or "configuration"
         if kind == "extra_forbidden":
             known = _known_keys(path[:-1])
             return Problem(self._where(path), f"unknown key {name}{_suggestion(str(path[-1]), known)}")
         if kind == "missing":
             return Problem(self._where(path), f"{name} is missing")
-        message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
         value = detail["input"]
         got = "" if kind == "value_error" and isinstance(value, Mapping) else f" (got {_shown(value)})"
         where = self._where(path)

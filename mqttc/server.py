@@ -128,7 +128,8 @@ class Broker:
     def reload(self, config: Config | Mapping[str, Any]) -> Reload:
         """Take over what can change while clients are connected: ``log.*``, ``auth.allow``, ``deny``, ``delay``, and TLS.
 
-        The files of TLS listeners are read again; connections keep the certificates that they began with. Raises ``ConfigError`` for an invalid configuration; the old one then stays in force. What needs a
+        The files of TLS listeners are read again; connections keep the certificates that they began with.
+        Raises ``ConfigError`` for an invalid configuration; the old one then stays in force. What needs a
         restart is named in the answer and keeps its old value.
         """
         self._check_process()

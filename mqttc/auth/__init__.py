@@ -70,7 +70,12 @@ class PeerIdentity:
             names = self._parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except x509.ExtensionNotFound:
             return ()
-        kinds = {x509.DNSName: "DNS", x509.UniformResourceIdentifier: "URI", x509.IPAddress: "IP", x509.RFC822Name: "email"}
+        kinds: dict[type, str] = {
+            x509.DNSName: "DNS",
+            x509.UniformResourceIdentifier: "URI",
+            x509.IPAddress: "IP",
+            x509.RFC822Name: "email",
+        }
         return tuple(f"{kinds[type(name)]}:{name.value}" for name in names if type(name) in kinds)
 
 

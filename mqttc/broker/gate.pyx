@@ -59,7 +59,7 @@ cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, con
     cdef Question *question
     cdef uint8_t *room
     cdef Span client_id = packet.client_id
-    cdef uint32_t certificate_bytes, key_name_bytes
+    cdef uint32_t bytes, certificate_bytes, key_name_bytes
     cdef bint full, first
     if kind == QUESTION_AUTH:
         client_id = span_make(NULL, 0)
@@ -67,10 +67,8 @@ cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, con
             client_id = span_make(conn.session.client_id, conn.session.client_id_bytes)
     certificate_bytes = transport_proof(&conn.link.transport, PROOF_CERTIFICATE, NULL, 0)
     key_name_bytes = transport_proof(&conn.link.transport, PROOF_KEY_NAME, NULL, 0)
-    question = <Question *> mem_alloc_zeroed(
-        1, sizeof(Question) + client_id.n + packet.username.n + packet.password.n + packet.props.auth_method.n + packet.props.auth_data.n
-        + certificate_bytes + key_name_bytes
-    )
+    bytes = client_id.n + packet.username.n + packet.password.n + packet.props.auth_method.n + packet.props.auth_data.n + certificate_bytes + key_name_bytes
+    question = <Question *> mem_alloc_zeroed(1, sizeof(Question) + bytes)
     if question == NULL:
         return ST_NO_MEMORY
     room = <uint8_t *> (question + 1)

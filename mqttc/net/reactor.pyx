@@ -444,7 +444,7 @@ cdef void link_read(Reactor *reactor, Link *link, int64_t budget, bint hangup) n
             if link.transport.wants & WANTS_READ:
                 link_again(reactor, link)
             return
-    if link.transport.state != NULL:
+    if link.transport.wants & WANTS_READ:
         link_again(reactor, link)       # decrypted bytes raise no event
 
 
@@ -732,7 +732,7 @@ cdef void link_hangup_paused(Reactor *reactor, Link *link) noexcept nogil:
     """The peer of a paused link is gone. After an orderly end (Unix sockets report it so) input that still waits is kept for link_resume."""
     if socket_error(link.transport.fd) != 0:
         link_close(reactor, link, END_PEER_RESET)
-    elif link.partial_bytes == 0 and link.transport.state == NULL and socket_unread(link.transport.fd) == 0:
+    elif link.partial_bytes == 0 and not link.transport.wants & WANTS_READ and socket_unread(link.transport.fd) == 0:
         link_close(reactor, link, END_PEER_CLOSED)
     else:
         poller_remove(&reactor.poller, link.transport.fd)

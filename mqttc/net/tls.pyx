@@ -220,7 +220,9 @@ cdef enum:
     BYTE_CONNECT = 0x10        # the first byte of a plain client that we know best
 
 cdef const char *CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
-cdef const char *CIPHERS_WITH_KEYS = "ECDHE+AESGCM:ECDHE+CHACHA20:kECDHEPSK+CHACHA20:kECDHEPSK+AES:kPSK+AESGCM:kPSK+CHACHA20:kPSK+AES:!aNULL:!eNULL"
+# A client that offers ciphers of pre-shared keys has such a key: they come first. In TLS 1.3 a key goes with SHA-256 alone.
+cdef const char *CIPHERS_WITH_KEYS = "kECDHEPSK+CHACHA20:kECDHEPSK+AES:kPSK+AESGCM:kPSK+CHACHA20:kPSK+AES:ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!eNULL"
+cdef const char *SUITES_WITH_KEYS = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"
 
 cdef struct Identity:          # a certificate with its key
     X509 *certificate
@@ -483,6 +485,7 @@ cdef int context_rules(Context *context, const TlsSettings *settings, TlsFailure
     """Versions, ciphers, modes, tickets, ALPN: everything that is no certificate and no key."""
     cdef SSL_CTX *ssl = context.ssl
     cdef const char *ciphers = CIPHERS_WITH_KEYS if settings.key_count else CIPHERS
+    cdef const char *suites = settings.ciphersuites
     cdef int verify = 0
     SSL_CTX_set_options(
         ssl, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_IGNORE_UNEXPECTED_EOF | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA
@@ -493,7 +496,9 @@ cdef int context_rules(Context *context, const TlsSettings *settings, TlsFailure
         return fail(failure, "minimum_tls_version cannot be set")
     if SSL_CTX_set_cipher_list(ssl, settings.ciphers if settings.ciphers != NULL else ciphers) != 1:
         return fail(failure, "ciphers cannot be used")
-    if settings.ciphersuites != NULL and SSL_CTX_set_ciphersuites(ssl, settings.ciphersuites) != 1:
+    if settings.key_count and settings.ciphersuites == NULL:
+        suites = SUITES_WITH_KEYS
+    if suites != NULL and SSL_CTX_set_ciphersuites(ssl, suites) != 1:
         return fail(failure, "ciphersuites cannot be used")
     if settings.peer_certificate != PEER_CERTIFICATE_NONE:
         verify = SSL_VERIFY_PEER
@@ -903,7 +908,10 @@ cdef int64_t tls_read(Transport *transport, uint8_t *out, uint32_t n) noexcept n
         got = SSL_read(link.ssl, out + total, <int> (n - total))
         if got > 0:
             total += <uint32_t> got
-            if total == n or not SSL_has_pending(link.ssl):
+            if not SSL_has_pending(link.ssl):
+                return total
+            if total == n:
+                transport.wants |= WANTS_READ
                 return total
             continue
         error = SSL_get_error(link.ssl, got)
