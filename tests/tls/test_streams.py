@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import socket
+import ssl
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +97,45 @@ def test_connections_move_between_four_workers(start: Any, context: Any, peers: 
     got = [watcher.message() for _ in range(120)]
     assert {int(message.payload) for message in got if message.topic == "moved/a"} == numbers
     assert all(len(message.payload) > 30_000 for message in got if message.topic == "moved/b")
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_MAXSEG"), reason="segments cannot be made small")
+def test_handshake_waits_for_a_client_that_reads_late(start: Any, context: Any, peers: Peers, folder: Path, tmp_path: Path) -> None:
+    """The certificate message is larger than what the sockets hold: the handshake itself waits for room."""
+    chain = tmp_path / "chain.pem"
+    chain.write_text((folder / "server.pem").read_text() + (folder / "device.pem").read_text() * 180)
+    broker = start(certificate=str(chain))
+    plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+    plain.settimeout(20)
+    plain.connect(tcp_address(broker.urls[0]))
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    plain.sendall(outgoing.read())
+    waiting = broker.stats
+    eventually(lambda: waiting()["reads"] > 0)
+    turns = waiting()["turns"]
+    peers(broker, context())  # others go on
+    assert waiting()["tls_handshakes"] == 1 and waiting()["turns"] - turns < 100  # and nothing spins
+    while True:
+        try:
+            client.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            plain.sendall(outgoing.read())
+            incoming.write(plain.recv(4096))
+    client.write(connect_packet(name()))
+    plain.sendall(outgoing.read())
+    while True:
+        try:
+            assert client.read(4) == b"\x20\x02\x00\x00"
+            break
+        except ssl.SSLWantReadError:
+            incoming.write(plain.recv(4096))
+    plain.close()
 
 
 def test_stopping_the_broker_says_goodbye(start: Any, context: Any, peers: Peers) -> None:
