@@ -188,7 +188,8 @@ cdef class Tls:
             for i, (chain, key, password) in enumerate(kept):
                 items[i].chain = span_of(chain)
                 items[i].key = span_of(key)
-                items[i].password = NULL if password is None else <const char *> (<bytes> password)
+                if password is not None:
+                    items[i].password = <const char *> (<bytes> password)
             for i, (name, key) in enumerate(sorted_keys):
                 key_items[i].name = span_of(name)
                 key_items[i].key = span_of(key)

@@ -81,7 +81,7 @@ class ListenerTls:
     def __init__(self, config: Config, listener: Listener) -> None:
         """Load; raises ``ConfigError``."""
         self.native = native.Tls()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._identities: dict[str, _Identity] = {}
         self.apply(config, listener)
         self._rotated = time.monotonic()
@@ -116,8 +116,8 @@ class ListenerTls:
             if changed == self._identities or None in changed.values():
                 return False  # None: in the middle of being replaced
             self._identities = changed
-        self.apply(config, listener)
-        return True
+            self.apply(config, listener)
+            return True
 
     def _certificates(self, config: Config, listener: Listener) -> list[Certificate]:
         certificates = list(listener.certificates)
