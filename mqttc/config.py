@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -58,11 +58,12 @@ class TcpAddress:
 
     host: str
     port: int
+    tls: bool = False
 
     def url(self, port: int | None = None) -> str:
         """The URL in its normal form, with the actual port if the configured one was 0."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp://{host}:{self.port if port is None else port}"
+        return f"{'tls' if self.tls else 'tcp'}://{host}:{self.port if port is None else port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,9 @@ class UnixAddress:
 
 Address = TcpAddress | UnixAddress
 
-_NOT_BUILT_SCHEMES = ("tls", "mqtts", "ws", "wss", "quic")
-_SCHEMES = ("tcp", "mqtt", "unix", *_NOT_BUILT_SCHEMES)
+_NOT_BUILT_SCHEMES = ("ws", "wss", "quic")
+_TLS_SCHEMES = ("tls", "mqtts")
+_SCHEMES = ("tcp", "mqtt", *_TLS_SCHEMES, "unix", *_NOT_BUILT_SCHEMES)
 
 
 def parse_url(url: str) -> tuple[Address, dict[str, str]]:
@@ -93,14 +95,14 @@ def parse_url(url: str) -> tuple[Address, dict[str, str]]:
     if scheme in _NOT_BUILT_SCHEMES:
         raise ValueError(f"{scheme}:// is not available in this version")
     if scheme not in _SCHEMES:
-        raise ValueError(f"unknown scheme {scheme!r}{_suggestion(scheme, _SCHEMES)}; use tcp:// or unix://")
+        raise ValueError(f"unknown scheme {scheme!r}{_suggestion(scheme, _SCHEMES)}; use tcp://, tls:// or unix://")
     if scheme == "unix":
         rest, _, query = url[len("unix://") :].partition("?")
         address: Address = _unix_address(unquote(rest), url)
     else:
         parts = urlsplit(url)
         query = parts.query
-        address = _tcp_address(url)
+        address = _tcp_address(url, scheme in _TLS_SCHEMES)
     pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     options = dict(pairs)
     if len(options) != len(pairs):
@@ -118,7 +120,7 @@ def _unix_address(path: str, url: str) -> UnixAddress:
     return UnixAddress(name, abstract)
 
 
-def _tcp_address(url: str) -> TcpAddress:
+def _tcp_address(url: str, tls: bool) -> TcpAddress:
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise ValueError("a listener's URL has no user name or password")
@@ -130,7 +132,8 @@ def _tcp_address(url: str) -> TcpAddress:
         port = parts.port
     except ValueError:
         raise ValueError(f"{url!r}: the port is a number from 0 to 65535") from None
-    return TcpAddress(parts.hostname or "*", 1883 if port is None else port)
+    default = 8883 if tls else 1883
+    return TcpAddress(parts.hostname or "*", default if port is None else port, tls)
 
 
 # ------------------------------------------------------------------------------------- the models
@@ -160,16 +163,34 @@ QUEUE_POLICIES = ("drop_oldest", "drop_newest", "drop_qos0_first", "disconnect")
 GROUP_STRATEGIES = ("round_robin", "least_in_flight")
 
 
+TLS_KEYS = (
+    *("certificate", "key", "key_password", "certificates", "client_ca", "client_certificate", "crl", "ciphers", "ciphersuites"),
+    *("minimum_tls_version", "alpn", "psk_file", "psk_hint"),
+)
+"""Keys of a listener that only TLS has; all of them can change while it runs."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Certificate(_Section):
+    """One of a listener's further ``certificates``, for clients that name a host which stands in it."""
+
+    certificate: str
+    """File: a PEM chain, the server's own certificate first, or PKCS#12."""
+    key: str = ""
+    """File of the private key, PEM; not given: it stands in ``certificate``."""
+    key_password: Annotated[str, Field(repr=False)] = ""
+    """What the key or the PKCS#12 file is encrypted with."""
 
 
 class Listener(_Section):
     """One ``[[listeners]]`` table. Every key but ``url`` may stand in the URL's query too."""
 
     url: str
-    """``tcp://host:port`` (``mqtt://`` is the same) or ``unix:///path`` or ``unix://@name``. Host ``*``
-    or none: every address, IPv4 and IPv6. Port 0: a free one; no port: 1883."""
+    """``tcp://host:port`` (``mqtt://`` is the same), ``tls://host:port`` (``mqtts://``), ``unix:///path`` or
+    ``unix://@name``. Host ``*`` or none: every address, IPv4 and IPv6. Port 0: a free one; no port: 1883, 8883."""
     name: str = ""
     """What log lines call it; the URL if empty."""
     mode: Mode | None = None
@@ -186,6 +207,32 @@ class Listener(_Section):
     """Seconds that sent bytes may stay unacknowledged, for clients without keep alive; 0: the system's."""
     tcp_keepalive_idle: Annotated[int, Field(ge=0, le=32767)] = 60
     """Seconds of silence before TCP probes a client without keep alive; 0: no probes."""
+    certificate: str = ""
+    """TLS: file of the server's certificate, a PEM chain, its own first, or PKCS#12."""
+    key: str = ""
+    """TLS: file of the private key, PEM; not given: it stands in ``certificate``."""
+    key_password: Annotated[str, Field(repr=False)] = ""
+    """TLS: what the key or the PKCS#12 file is encrypted with."""
+    certificates: list[Certificate] = []
+    """TLS: further certificates, chosen by the host that the client names (SNI)."""
+    client_ca: str = ""
+    """TLS: file of the CA certificates, PEM, that clients' certificates are verified by."""
+    client_certificate: Literal["none", "optional", "required"] = "none"
+    """TLS: whether clients must show a certificate. One that is shown must be good."""
+    crl: str = ""
+    """TLS: file of certificate revocation lists, PEM, of the CAs that issue clients' certificates."""
+    ciphers: str = ""
+    """TLS 1.2: cipher list in OpenSSL's notation; empty: forward secrecy and AEAD only."""
+    ciphersuites: str = ""
+    """TLS 1.3: cipher suites in OpenSSL's notation; empty: OpenSSL's default."""
+    minimum_tls_version: Literal["1.2", "1.3"] = "1.2"
+    """TLS: oldest version that is spoken."""
+    alpn: list[Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[ -~]+$")]] = ["mqtt"]
+    """TLS: protocol names for clients that offer some; if none of theirs is here, they are refused. Empty: ignored."""
+    psk_file: str = ""
+    """TLS: file of pre-shared keys, a line each, ``name:key`` with the key in hexadecimal."""
+    psk_hint: Annotated[str, Field(max_length=127)] = ""
+    """TLS 1.2: the hint for clients with several pre-shared keys."""
     server_reference: str = ""
     """If set, every client that connects here is sent elsewhere: 0x9C and this Server Reference."""
 
@@ -206,6 +253,28 @@ class Listener(_Section):
         if merged.get("mode") is not None and (isinstance(address, TcpAddress) or address.abstract):
             raise ValueError("mode is for Unix sockets with a path")
         return merged
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Listener:
+        given = [name for name in TLS_KEYS if getattr(self, name) != type(self).model_fields[name].default]
+        if given and not self.is_tls:
+            raise ValueError(f"{given[0]} is for tls:// listeners")
+        if self.key and not self.certificate:
+            raise ValueError("key needs certificate")
+        if (self.client_certificate != "none" or self.crl) and not self.client_ca:
+            raise ValueError(f"{'crl' if self.crl else 'client_certificate'} needs client_ca")
+        if self.client_ca and self.client_certificate == "none":
+            raise ValueError('client_ca needs client_certificate = "optional" or "required"')
+        return self
+
+    @property
+    def is_tls(self) -> bool:
+        address = self.address
+        return isinstance(address, TcpAddress) and address.tls
+
+    def self_signed(self, config: Config) -> bool:
+        """Whether this listener uses the self-signed certificate."""
+        return self.is_tls and config.tls.self_signed and not (self.certificate or self.psk_file)
 
     @property
     def address(self) -> Address:
@@ -306,6 +375,15 @@ class Durability(_Section):
     """``"off"`` is the only mode: sessions and retained messages end with the process."""
 
 
+class Tls(_Section):
+    """``[tls]``: the self-signed certificate, for TLS listeners without ``certificate`` and ``psk_file``."""
+
+    self_signed: bool = False
+    """Whether one is made, in ``data_dir``, and renewed when two thirds of its 90 days are over."""
+    hosts: list[Annotated[str, Field(min_length=1, max_length=253)]] = []
+    """Names and addresses in it; none: localhost, the machine's name, 127.0.0.1 and ::1."""
+
+
 class Log(_Section):
     """``[log]``: lines on stderr. Embedded, the lines go to Python's ``logging``, logger ``mqttc.broker``."""
 
@@ -327,13 +405,21 @@ class Config(_Section):
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Worker threads; 0: one for each core that this process may use."""
     data_dir: str = "mqttc-data"
-    """Directory for what shall outlive the process; this version writes nothing."""
+    """Directory for what shall outlive the process: the self-signed certificate of ``[tls]``."""
     listeners: Annotated[list[Listener], Field(min_length=1)] = [Listener(url=DEFAULT_URL)]
     limits: Limits = Limits()
     auth: Auth = Auth()
     durability: Durability = Durability()
+    tls: Tls = Tls()
     log: Log = Log()
     broker: BrokerSection = BrokerSection()
+
+    @model_validator(mode="after")
+    def _check_certificates(self) -> Config:
+        for index, listener in enumerate(self.listeners):
+            if listener.is_tls and not (listener.certificate or listener.psk_file or self.tls.self_signed):
+                raise ValueError(f"listeners.{index} needs a certificate (or psk_file, or tls.self_signed = true)")
+        return self
 
     @classmethod
     def load(
@@ -392,10 +478,6 @@ _ENGINE_NAMES = {
 
 _NOT_BUILT_KEYS = frozenset(
     {
-        ("listeners", "certificate"),
-        ("listeners", "key"),
-        ("listeners", "client_ca"),
-        ("listeners", "client_certificate"),
         ("auth", "password_file"),
         ("auth", "acl_file"),
     }
@@ -541,14 +623,16 @@ class _Sources:
         path: KeyPath = tuple(detail["loc"])
         kind = detail["type"]
         if kind == "value_error" and len(path) == 2 and path[0] == "listeners":
-            path = (*path, "url")  # a listener as a whole is refused for its URL only
+            path = (*path, "url")  # where the listener as a whole stands
+        message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if kind == "value_error" and not path and (listener := re.match(r"listeners\.(\d+) ", message)):
+            return Problem(self._where(("listeners", int(listener[1]))), message)
         name = ".".join(map(str, path)) or "configuration"
         if kind == "extra_forbidden":
             known = _known_keys(path[:-1])
             return Problem(self._where(path), f"unknown key {name}{_suggestion(str(path[-1]), known)}")
         if kind == "missing":
             return Problem(self._where(path), f"{name} is missing")
-        message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
         value = detail["input"]
         got = "" if kind == "value_error" and isinstance(value, Mapping) else f" (got {_shown(value)})"
         where = self._where(path)
@@ -566,7 +650,8 @@ def _known_keys(path: KeyPath) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        model = Listener if part == "listeners" else annotation  # type: ignore[assignment]
+        items = get_args(annotation)
+        model = items[0] if items else annotation  # type: ignore[assignment]
     return list(model.model_fields)
 
 

@@ -4,6 +4,7 @@ Everything here may be called from any Python thread unless a line says otherwis
 takes the GIL: what a worker has to tell waits in a ring and makes ``Engine.event_fd`` readable.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 EVENT_NAMES: Final[tuple[str, ...]]
@@ -42,6 +43,45 @@ class Question:
     password: Final[bytes | None]
     auth_method: Final[str | None]
     auth_data: Final[bytes | None]
+    certificate: Final[bytes | None]
+    """The client's X.509 certificate, DER, verified in the TLS handshake."""
+    key_name: Final[str | None]
+    """Name of the pre-shared key that the client has shown in the TLS handshake to hold."""
+
+class Tls:
+    """The TLS of a listener: certificates in force, and the keys that session tickets are sealed with.
+
+    ``Engine.add_listener`` keeps a reference of its own. Nobody is admitted before the first ``load``.
+    """
+
+    def load(
+        self,
+        *,
+        certificates: Sequence[tuple[bytes, bytes, bytes | None]],
+        client_ca: bytes,
+        crl: bytes,
+        client_certificate: int,
+        minimum_version: str,
+        ciphers: str,
+        ciphersuites: str,
+        alpn: Sequence[str],
+        keys: Mapping[bytes, bytes],
+        key_hint: str,
+    ) -> None:
+        """Put this in force for handshakes that begin from now on; connections keep what they have.
+
+        ``certificates``: chain (PEM or PKCS#12), key (PEM; empty: it stands in the chain) and password of each; the
+        first one is for clients that name no host or an unknown one. ``client_certificate``: 0 not asked for,
+        1 optional, 2 required. ``minimum_version``: ``1.2`` or ``1.3``. Empty ``ciphers`` (1.2) and ``ciphersuites``
+        (1.3): the default. ``alpn``: in the order of preference; none: the extension is ignored. ``keys``: pre-shared
+        keys by name. ``ValueError`` says what cannot be used; then the old ones stay in force.
+        """
+
+    def rotate(self) -> None:
+        """Seal tickets with new keys; the keys before still open tickets until the next call."""
+
+    def stats(self) -> dict[str, int]:
+        """Handshakes: finished, of these resumed, failed; and loads."""
 
 class Engine:
     """The data plane: worker threads, sessions, retained messages, routing."""
@@ -62,6 +102,7 @@ class Engine:
         tcp_user_timeout_ms: int,
         keepalive_idle_s: int,
         server_reference: str,
+        tls: Tls | None = None,
     ) -> int:
         """Take ownership of a bound, listening, non-blocking socket, before ``start``; return the listener's id.
 

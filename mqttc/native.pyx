@@ -19,12 +19,16 @@ from mqttc.broker.worker cimport (
     engine_abandon, engine_advance, engine_build, engine_counter, engine_free, engine_listen, engine_start, engine_stop,
 )
 from mqttc.net.reactor cimport NetStats
+from mqttc.net.tls cimport (
+    Tls as NativeTls, TlsCertificate, TlsFailure, TlsKey, TlsSettings, TlsStats, tls_accept, tls_build, tls_drop, tls_live, tls_load, tls_rotate, tls_share,
+    tls_stats,
+)
 
 # In the order of report.LogEvent.
 EVENT_NAMES = (
     "connected", "disconnected", "connect refused", "protocol error", "taken over", "keep alive timeout", "connect timeout", "connection lost",
     "session expired", "messages dropped", "accept failed", "connection limit", "no memory", "shutting down", "subscribed", "unsubscribed",
-    "retained limit",
+    "retained limit", "handshake failed",
 )
 
 cdef tuple PACKET_NAMES = (
@@ -94,6 +98,8 @@ cdef class Question:
     cdef readonly object password
     cdef readonly object auth_method
     cdef readonly object auth_data
+    cdef readonly object certificate
+    cdef readonly object key_name
 
     def __repr__(self):
         return f"<Question {self.id} kind={self.kind} client_id={self.client_id!r} peer={self.peer}>"      # no secrets
@@ -125,7 +131,97 @@ cdef Question question(const NativeQuestion *native):
     made.password = span_bytes(native.password) if native.has_password else None
     made.auth_method = span_text(native.auth_method) if native.auth_method.p != NULL else None
     made.auth_data = span_bytes(native.auth_data) if native.auth_data.p != NULL else None
+    made.certificate = span_bytes(native.certificate) if native.certificate.p != NULL else None
+    made.key_name = span_text(native.key_name) if native.key_name.p != NULL else None
     return made
+
+
+cdef Span span_of(bytes value):
+    """Borrows: the bytes must be kept."""
+    return span_make(<const char *> value, len(value))
+
+
+cdef const char *text_or_null(bytes value):
+    return <const char *> value if value else NULL
+
+
+cdef void upgrade_drop(void *context) noexcept nogil:
+    tls_drop(<NativeTls *> context)
+
+
+cdef class Tls:
+    cdef NativeTls *tls
+
+    def __cinit__(self):
+        self.tls = tls_build()
+        if self.tls == NULL:
+            raise MemoryError("no memory or no randomness for TLS")
+
+    def __dealloc__(self):
+        if self.tls != NULL:
+            tls_drop(self.tls)
+
+    def load(
+        self, *, certificates, bytes client_ca, bytes crl, int client_certificate, str minimum_version, str ciphers, str ciphersuites, alpn, keys,
+        str key_hint,
+    ):
+        cdef TlsSettings settings
+        cdef TlsFailure failure
+        cdef TlsCertificate *items
+        cdef TlsKey *key_items
+        cdef list kept = [(bytes(chain), bytes(key), password) for chain, key, password in certificates]
+        cdef list sorted_keys = sorted((bytes(name), bytes(key)) for name, key in keys.items())
+        cdef bytes cipher_bytes = ciphers.encode(), suite_bytes = ciphersuites.encode(), hint = key_hint.encode()
+        cdef bytes protocols = b"".join(bytes([len(name)]) + name.encode() for name in alpn)
+        cdef int status
+        cdef uint32_t i
+        if not 0 <= client_certificate <= 2 or minimum_version not in ("1.2", "1.3"):
+            raise ValueError("client_certificate is 0, 1 or 2; minimum_version is 1.2 or 1.3")
+        if any(b"\0" in name or not name or not 0 < len(key) <= 256 for name, key in sorted_keys):
+            raise ValueError("a pre-shared key has a name without NUL, and 1 to 256 bytes")
+        memset(&settings, 0, sizeof(TlsSettings))
+        items = <TlsCertificate *> mem_alloc_zeroed(len(kept) + 1, sizeof(TlsCertificate))
+        key_items = <TlsKey *> mem_alloc_zeroed(len(sorted_keys) + 1, sizeof(TlsKey))
+        try:
+            if items == NULL or key_items == NULL:
+                raise MemoryError()
+            for i, (chain, key, password) in enumerate(kept):
+                items[i].chain = span_of(chain)
+                items[i].key = span_of(key)
+                if password is not None:
+                    items[i].password = <const char *> (<bytes> password)
+            for i, (name, key) in enumerate(sorted_keys):
+                key_items[i].name = span_of(name)
+                key_items[i].key = span_of(key)
+            settings.certificates = items
+            settings.certificate_count = <uint32_t> len(kept)
+            settings.keys = key_items
+            settings.key_count = <uint32_t> len(sorted_keys)
+            settings.client_ca = span_of(client_ca)
+            settings.crl = span_of(crl)
+            settings.key_hint = text_or_null(hint)
+            settings.ciphers = text_or_null(cipher_bytes)
+            settings.ciphersuites = text_or_null(suite_bytes)
+            settings.alpn = span_of(protocols)
+            settings.minimum_version = 3 if minimum_version == "1.3" else 2
+            settings.peer_certificate = <uint8_t> client_certificate
+            status = tls_load(self.tls, &settings, &failure)
+        finally:
+            mem_free(items)
+            mem_free(key_items)
+        if status != 0:
+            raise ValueError((<bytes> failure.text).decode("utf-8", "replace"))
+
+    def rotate(self):
+        if tls_rotate(self.tls) != 0:
+            raise OSError("no randomness for ticket keys")
+
+    def stats(self):
+        cdef TlsStats stats
+        tls_stats(self.tls, &stats)
+        return {
+            "tls_handshakes": stats.handshakes, "tls_handshakes_resumed": stats.resumed, "tls_handshakes_failed": stats.failed, "tls_loads": stats.loads,
+        }
 
 
 cdef class Engine:
@@ -217,7 +313,7 @@ cdef class Engine:
 
     def add_listener(
         self, int fd, *, str name, int family, int maximum_qos, int max_connections, int anonymous, int auth, uint32_t tcp_user_timeout_ms,
-        uint32_t keepalive_idle_s, str server_reference,
+        uint32_t keepalive_idle_s, str server_reference, Tls tls=None,
     ):
         cdef NativeEngine *engine = self.alive()
         cdef Listener *listener
@@ -245,8 +341,14 @@ cdef class Engine:
         listener.max_connections = <uint32_t> max_connections
         listener.tcp_user_timeout_ms = tcp_user_timeout_ms
         listener.keepalive_idle_s = keepalive_idle_s
+        if tls is not None:
+            listener.upgrade = tls_accept
+            listener.upgrade_context = tls_share(tls.tls)
+            listener.upgrade_drop = upgrade_drop
         index = engine_listen(engine, listener)
         if index < 0:
+            if tls is not None:
+                tls_drop(tls.tls)
             mem_free(listener.server_reference)
             mem_free(listener)
             raise ValueError("too many listeners")
@@ -384,7 +486,7 @@ cdef class Engine:
 
 
 def live_objects():
-    return {"routes": routes_live(), "subscription_ids": subscription_ids_live(), "blocks": mem_made() - mem_freed()}
+    return {"routes": routes_live(), "subscription_ids": subscription_ids_live(), "blocks": mem_made() - mem_freed(), "tls": tls_live()}
 
 
 def _after_fork_in_child():

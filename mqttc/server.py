@@ -13,19 +13,21 @@ import ipaddress
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
 from mqttc import logs, native
-from mqttc.auth import SERVER_UNAVAILABLE, Authenticator, Request
+from mqttc.auth import SERVER_UNAVAILABLE, Authenticator, PeerIdentity, Request
 from mqttc.auth.static import StaticAuthenticator
-from mqttc.config import Auth, Config, Listener
+from mqttc.config import TLS_KEYS, Auth, Config, ConfigError, Listener
 from mqttc.listen import BoundListener, bind_all
+from mqttc.tls import ListenerTls
 
 _ANONYMOUS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "loopback": 2}
 _EXIT_TIMEOUT_MS: Final = 1000
+_WATCH_S: Final = 2.0
 _LIVE_KEYS: Final = frozenset({"log.level", "log.format", "auth.allow", "auth.deny", "auth.delay"})
 _logger = logging.getLogger(logs.LOGGER_NAME)
 
@@ -112,7 +114,7 @@ class Broker:
         """Counters and gauges; of a stopped broker the last ones."""
         self._check_process()
         with self._lock:
-            return dict(self._last_stats) if self._running is None else self._running.engine.stats()
+            return dict(self._last_stats) if self._running is None else self._running.stats()
 
     def advance_clock(self, seconds: float) -> None:
         """Let the broker believe that time has passed: for tests of expiry, delays and keep alive."""
@@ -124,8 +126,9 @@ class Broker:
             self._running.engine.advance_clock(milliseconds, milliseconds)
 
     def reload(self, config: Config | Mapping[str, Any]) -> Reload:
-        """Take over what can change while clients are connected: ``log.*``, ``auth.allow``, ``deny``, ``delay``.
+        """Take over what can change while clients are connected: ``log.*``, ``auth.allow``, ``deny``, ``delay``, and TLS.
 
+        The files of TLS listeners are read again; connections keep the certificates that they began with.
         Raises ``ConfigError`` for an invalid configuration; the old one then stays in force. What needs a
         restart is named in the answer and keeps its old value.
         """
@@ -141,6 +144,13 @@ class Broker:
             if self._running is not None and logs.LEVELS[new.log.level] < self._running.level:
                 # Workers make no records below the level that they were started with.
                 live = [key for key in live if key != "log.level"]
+            if self._running is not None and any(tls is not None for tls in self._running.tls):
+                applied = old.model_copy(update={"listeners": _with_tls_keys(old.listeners, new.listeners), "tls": new.tls})
+                self._running.reload_tls(applied)
+                self._config = applied
+                live += [key for key in changed if key.startswith("tls.")]
+                if "listeners" in changed and applied.listeners == new.listeners:
+                    live.append("listeners")
             waiting = [key for key in changed if key not in live]
             for section in ("log", "auth"):
                 names = [key.partition(".")[2] for key in live if key.startswith(section + ".")]
@@ -196,6 +206,17 @@ def _stop_all() -> None:
         broker._stop_at_exit()
 
 
+def _with_tls_keys(old: list[Listener], new: list[Listener]) -> list[Listener]:
+    """The listeners as they run, with the TLS keys of the new ones where these are the same otherwise."""
+    if len(old) != len(new):
+        return old
+    merged: list[Listener] = []
+    for before, after in zip(old, new, strict=True):
+        taken = before.model_copy(update={key: getattr(after, key) for key in TLS_KEYS})
+        merged.append(after if taken == after and before.is_tls else before)
+    return merged
+
+
 def _keys(config: Config) -> list[str]:
     """Dotted names of all keys; the listeners count as one."""
     keys: list[str] = []
@@ -220,14 +241,15 @@ class _Running:
         self.last_stats: dict[str, int] = {}
         self.level = logs.LEVELS[config.log.level]
         self.asks_gate = authenticator is not None or bool(config.auth.allow or config.auth.deny)
+        self.tls = [ListenerTls(config, listener) if listener.is_tls else None for listener in config.listeners]
         self.bound = bind_all(config.listeners)
         try:
             self.engine = native.Engine(response_information=config.broker.response_information, **config.engine_settings())
             try:
                 served: dict[int, _Served] = {}
-                for bound in self.bound:
-                    self._add(bound, config.auth, served)
-                self.control = _Control(self.engine, served, config, authenticator)
+                for bound, tls in zip(self.bound, self.tls, strict=True):
+                    self._add(bound, config.auth, tls, served)
+                self.control = _Control(self.engine, served, [tls for tls in self.tls if tls is not None], config, authenticator)
                 try:
                     self.engine.start()
                 except BaseException:
@@ -241,7 +263,7 @@ class _Running:
                 bound.close()
             raise
 
-    def _add(self, bound: BoundListener, auth: Auth, served: dict[int, _Served]) -> None:
+    def _add(self, bound: BoundListener, auth: Auth, tls: ListenerTls | None, served: dict[int, _Served]) -> None:
         listener = bound.listener
         anonymous = auth.anonymous if listener.anonymous is None else listener.anonymous
         name = listener.name or bound.url
@@ -257,16 +279,33 @@ class _Running:
                 tcp_user_timeout_ms=round(listener.tcp_user_timeout * 1000),
                 keepalive_idle_s=listener.tcp_keepalive_idle,
                 server_reference=listener.server_reference,
+                tls=None if tls is None else tls.native,
             )
             bound.sockets.pop(0).detach()
             served[identifier] = _Served(listener, name, bound.is_unix, anonymous)
+
+    def stats(self) -> dict[str, int]:
+        stats = self.engine.stats()
+        for tls in self.tls:
+            if tls is not None:
+                for name, count in tls.native.stats().items():
+                    stats[name] = stats.get(name, 0) + count
+        return stats
+
+    def reload_tls(self, config: Config) -> None:
+        """Read the files of all TLS listeners again, by this configuration; all or, with ``ConfigError``, none."""
+        pairs = [(tls, listener) for tls, listener in zip(self.tls, config.listeners, strict=True) if tls is not None]
+        for _, listener in pairs:
+            ListenerTls(config, listener)
+        for tls, listener in pairs:
+            tls.apply(config, listener)
 
     def stop(self, timeout_ms: int) -> bool:
         try:
             flushed = self.engine.stop(timeout_ms)
         finally:
             self.control.stop()
-            self.last_stats = self.engine.stats()
+            self.last_stats = self.stats()
             self.engine.close()
             for bound in self.bound:
                 bound.close()
@@ -306,11 +345,13 @@ class _Control:
         self,
         engine: native.Engine,
         served: Mapping[int, _Served],
+        tls: Sequence[ListenerTls],
         config: Config,
         authenticator: Authenticator | None,
     ) -> None:
         self._engine = engine
         self._served = served
+        self._tls = tls
         self._auth_timeout_s = config.limits.auth_timeout
         self.reconfigure(config, authenticator)
         self._decisions: set[asyncio.Task[None]] = set()
@@ -346,13 +387,28 @@ class _Control:
         loop.add_reader(self._engine.event_fd, self._drain)
         self._loop = loop
         self._ready.set()
+        watching = loop.create_task(self._watch()) if self._tls else None
         await self._ended.wait()
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
         loop.remove_reader(self._engine.event_fd)
         while self._drain():
             pass
         for decision in self._decisions:
             decision.cancel()
         await asyncio.gather(*self._decisions, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Look whether certificates and keys have changed on disk."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            for tls in self._tls:
+                try:
+                    if await asyncio.to_thread(tls.check):
+                        logs.emit(_logger, logging.INFO, "certificates_loaded", {})
+                except (ConfigError, OSError, ValueError) as error:
+                    logs.emit(_logger, logging.ERROR, "certificates_refused", {"problem": str(error)})
 
     def _drain(self) -> int:
         events = self._engine.events()
@@ -379,6 +435,8 @@ class _Control:
 
     async def _decide(self, question: native.Question) -> None:
         served = self._served[question.listener]
+        proved = question.certificate is not None or question.key_name is not None
+        identity = PeerIdentity(question.certificate, question.key_name) if proved else None
         request = Request(
             client_id=question.client_id,
             peer=question.peer,
@@ -389,6 +447,7 @@ class _Control:
             password=question.password,
             auth_method=question.auth_method,
             auth_data=question.auth_data,
+            identity=identity,
         )
         deadline = asyncio.timeout(self._auth_timeout_s)
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import struct
 import time
 from collections import deque
@@ -388,9 +389,17 @@ def packet_end(buffer: bytes | bytearray) -> int | None:
 
 
 class Peer:
-    """One client side connection. `version` fixes how packets are written and read."""
+    """One client side connection. `version` fixes how packets are written and read. `tls`: over TLS, to the host of that name."""
 
-    def __init__(self, address: tuple[str, int] | str, version: int = 4) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int] | str,
+        version: int = 4,
+        *,
+        tls: ssl.SSLContext | None = None,
+        host: str | None = "localhost",
+        session: ssl.SSLSession | None = None,
+    ) -> None:
         if isinstance(address, str):
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.socket.settimeout(TIMEOUT)
@@ -398,6 +407,13 @@ class Peer:
         else:
             self.socket = socket.create_connection(address, TIMEOUT)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            plain = self.socket
+            try:
+                self.socket = tls.wrap_socket(plain, server_hostname=host, session=session)
+            except BaseException:
+                plain.close()
+                raise
         self.version = version
         self.client_id: str | bytes = ""
         self.aside: deque[Packet] = deque()
@@ -423,7 +439,7 @@ class Peer:
     def _write(self, data: bytes) -> None:
         try:
             self.socket.sendall(data)
-        except (ConnectionResetError, BrokenPipeError) as error:
+        except (ConnectionResetError, BrokenPipeError, ssl.SSLError) as error:
             raise PeerClosed from error
 
     def _fill(self, deadline: float) -> None:
@@ -431,11 +447,12 @@ class Peer:
         if self.closed:
             raise PeerClosed
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([self.socket], [], [], left)[0]:
+        held = isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0  # decrypted already
+        if left <= 0 or not (held or select.select([self.socket], [], [], left)[0]):
             raise PeerTimeout(f"nothing arrived in time (buffer: {bytes(self.buffer).hex(' ')})")
         try:
             data = self.socket.recv(65536)
-        except (ConnectionResetError, BrokenPipeError):
+        except (ConnectionResetError, BrokenPipeError, ssl.SSLError):
             data = b""
         if not data:
             self.closed = True
@@ -602,7 +619,7 @@ class Peer:
     def finish(self) -> None:
         """End the stream of this side and read until the server has closed; what comes is thrown away."""
         try:
-            self.socket.shutdown(socket.SHUT_WR)
+            socket.socket.shutdown(self.socket, socket.SHUT_WR)  # that of an SSLSocket would forget TLS
         except OSError:
             self.closed = True
         deadline = time.monotonic() + TIMEOUT

@@ -26,7 +26,10 @@ BROKER = [
 ]
 LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native"]
-PYTHON = ["errors", "logs", "config", "listen", "hooks", "auth", "store", "adapters", "web", "server", "client", "bench", "cli"]
+PYTHON = [
+    *("errors", "logs", "config", "listen", "certs", "tls", "hooks", "auth"),
+    *("store", "adapters", "web", "server", "client", "bench", "cli"),
+]
 
 FLOORS: dict[str, tuple[int, int]] = {}
 for floor, package, names in (

@@ -6,15 +6,77 @@ every AUTH, is parked while an authenticator here makes up its mind; no worker w
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 SUCCESS: Final = 0x00
 CONTINUE_AUTHENTICATION: Final = 0x18
 NOT_AUTHORIZED: Final = 0x87
 SERVER_UNAVAILABLE: Final = 0x88
 BAD_AUTHENTICATION_METHOD: Final = 0x8C
+
+
+@dataclass(frozen=True)
+class PeerIdentity:
+    """A client's verified certificate, or the pre-shared key that it holds."""
+
+    certificate: bytes | None = field(default=None, repr=False)
+    """X.509, DER."""
+    key_name: str | None = None
+    """Name (identity) of the pre-shared key."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 of the certificate, hexadecimal."""
+        return None if self.certificate is None else hashlib.sha256(self.certificate).hexdigest()
+
+    @functools.cached_property
+    def _parsed(self) -> x509.Certificate | None:
+        if self.certificate is None:
+            return None
+        from cryptography import x509
+
+        return x509.load_der_x509_certificate(self.certificate)
+
+    @property
+    def subject(self) -> str | None:
+        """The certificate's subject as RFC 4514 writes it. Needs the ``cryptography`` package."""
+        return None if self._parsed is None else self._parsed.subject.rfc4514_string()
+
+    @property
+    def common_name(self) -> str | None:
+        """The first common name of the subject. Needs the ``cryptography`` package."""
+        if self._parsed is None:
+            return None
+        from cryptography.x509.oid import NameOID
+
+        names = self._parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return str(names[0].value) if names else None
+
+    @property
+    def alternative_names(self) -> tuple[str, ...]:
+        """Subject alternative names: ``DNS:…``, ``URI:…``, ``IP:…``, ``email:…``. Needs the ``cryptography`` package."""
+        if self._parsed is None:
+            return ()
+        from cryptography import x509
+
+        try:
+            names = self._parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            return ()
+        kinds: dict[type, str] = {
+            x509.DNSName: "DNS",
+            x509.UniformResourceIdentifier: "URI",
+            x509.IPAddress: "IP",
+            x509.RFC822Name: "email",
+        }
+        return tuple(f"{kinds[type(name)]}:{name.value}" for name in names if type(name) in kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +95,8 @@ class Request:
     password: bytes | None = field(default=None, repr=False)
     auth_method: str | None = None
     auth_data: bytes | None = field(default=None, repr=False)
+    identity: PeerIdentity | None = None
+    """What the client has proved in the TLS handshake; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)

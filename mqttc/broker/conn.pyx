@@ -1,15 +1,16 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.string cimport memcmp
 
 from mqttc.base.alloc cimport mem_free
 from mqttc.base.ring cimport ring_free
 from mqttc.base.timer cimport wheel_add
-from mqttc.base.types cimport ST_NEED_MORE, ST_OK, atomic_add_u32_relaxed, likely, span_make, unlikely
+from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, likely, span_make, unlikely
 from mqttc.broker.on_connect cimport on_auth, on_connect
 from mqttc.broker.on_publish cimport aliases_in_free, on_ack, on_publish
 from mqttc.broker.on_subscribe cimport on_subscribe, on_unsubscribe
 from mqttc.broker.presence cimport session_offline
 from mqttc.broker.reply cimport END_DISCONNECT, conn_fail, packet_clear, refuse_connect, send_packet
-from mqttc.broker.report cimport EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, LOG_INFO, report, text
+from mqttc.broker.report cimport EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, EV_TRANSPORT_FAILED, LOG_INFO, report, text
 from mqttc.broker.routes cimport route_drop
 from mqttc.broker.state cimport (
     CONN_ASKED, CONN_AUTHENTICATING, CONN_BRAKE_PAUSED, CONN_COUNTED, CONN_DONE, CONN_NEW, CONN_QUESTION_OPEN, CONN_UP, Conn, Session, Worker,
@@ -18,9 +19,10 @@ from mqttc.broker.stats cimport (
     C_CONNECT_TIMEOUTS, C_DISCONNECTS_ABRUPT, C_DISCONNECTS_CLEAN, C_GATE_TIMEOUTS, C_KEEP_ALIVE_TIMEOUTS, C_RECEIVED, stat,
 )
 from mqttc.net.reactor cimport LINK_NO_LINGER, LINK_PAUSED, link_close
+from mqttc.net.transport cimport transport_failure
 from mqttc.proto.decode cimport decode_packet, frame_next
 from mqttc.proto.packet cimport (
-    AUTH, CONNECT, DISCONNECT, HAS_SESSION_EXPIRY, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, RC_KEEP_ALIVE_TIMEOUT, RC_NOT_AUTHORIZED,
+    AUTH, CONNECT, DISCONNECT, HAS_SESSION_EXPIRY, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, RC_KEEP_ALIVE_TIMEOUT, RC_MALFORMED_PACKET, RC_NOT_AUTHORIZED,
     RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED, RC_SUCCESS, SUBSCRIBE, UNSUBSCRIBE, Frame, Packet,
 )
 
@@ -79,6 +81,16 @@ cdef void on_early(Worker *worker, Conn *conn, const Frame *frame) noexcept nogi
     conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("the first packet is not CONNECT"))     # [MQTT-3.1.0-1]
 
 
+cdef Span unreadable(const Conn *conn, const uint8_t *bytes, uint32_t n) noexcept nogil:
+    """What to say of bytes that are no packet: mostly somebody has taken one port for another."""
+    if conn.phase == CONN_NEW and n >= 3:
+        if bytes[0] == 0x16 and bytes[1] == 3:                                  # a TLS handshake record, RFC 8446 section 5.1
+            return text("frame cannot be read: the client speaks TLS, this listener does not")
+        if memcmp(bytes, b"GET", 3) == 0:
+            return text("frame cannot be read: the client speaks HTTP")
+    return text("frame cannot be read")
+
+
 cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32_t n) noexcept nogil:
     cdef const uint8_t *p = bytes
     cdef const uint8_t *end = bytes + n
@@ -92,7 +104,7 @@ cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32
             if status == ST_NEED_MORE:
                 conn.link.want_bytes = frame.total_bytes
                 break
-            conn_fail(worker, conn, <uint8_t> -status, text("frame cannot be read"))
+            conn_fail(worker, conn, <uint8_t> -status, unreadable(conn, bytes, n))
             return n
         stat(&worker.stats, C_RECEIVED + frame.type)
         if likely(conn.phase == CONN_UP):
@@ -103,6 +115,9 @@ cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32
             else:
                 on_other(worker, conn, &frame)
         elif frame.type == CONNECT:
+            if unlikely(p[0] != CONNECT << 4):                                  # [MQTT-2.1.3-1]
+                conn_fail(worker, conn, RC_MALFORMED_PACKET, unreadable(conn, p, <uint32_t> (end - p)))
+                return n
             if on_connect(worker, conn, &frame, p, p + frame.total_bytes, <uint32_t> (end - p) - frame.total_bytes):
                 return 0                                                        # it lives on another worker now
         else:
@@ -156,21 +171,31 @@ cdef void conn_timer(Worker *worker, Conn *conn) noexcept nogil:
         refuse_connect(worker, conn, conn.dialect.level, RC_NOT_AUTHORIZED, span_make(NULL, 0), text("authentication took too long"))
     elif conn.phase == CONN_NEW:
         stat(&worker.stats, C_CONNECT_TIMEOUTS)
-        report(worker, LOG_INFO, EV_CONNECT_TIMEOUT, 0, conn, NULL, span_make(NULL, 0))
+        report(worker, LOG_INFO, EV_CONNECT_TIMEOUT, 0, conn, NULL, failure_text(conn))
         conn.phase = CONN_DONE
         link_close(worker.reactor, &conn.link, END_DISCONNECT)
 
 
+cdef Span failure_text(Conn *conn) noexcept nogil:
+    """Why the transport does not carry; empty: it does, or says nothing."""
+    cdef const char *failure = transport_failure(&conn.link.transport)
+    return text(failure) if failure != NULL else span_make(NULL, 0)
+
+
 cdef void conn_ended(Worker *worker, Conn *conn, int reason) noexcept nogil:
-    cdef uint32_t i
+    cdef Span failure
     if conn.session != NULL:
         if reason == END_DISCONNECT:
             stat(&worker.stats, C_DISCONNECTS_CLEAN)
             report(worker, LOG_INFO, EV_DISCONNECTED, conn.disconnect_reason, conn, conn.session, span_make(NULL, 0))
         else:
             stat(&worker.stats, C_DISCONNECTS_ABRUPT)
-            report(worker, LOG_INFO, EV_CONNECTION_LOST, conn.disconnect_reason, conn, conn.session, span_make(NULL, 0))
+            report(worker, LOG_INFO, EV_CONNECTION_LOST, conn.disconnect_reason, conn, conn.session, failure_text(conn))
         session_offline(worker, conn, False, False)
+    elif conn.phase == CONN_NEW:
+        failure = failure_text(conn)
+        if failure.n:
+            report(worker, LOG_INFO, EV_TRANSPORT_FAILED, 0, conn, NULL, failure)
     conn.phase = CONN_DONE
     if conn.flags & CONN_COUNTED:
         atomic_add_u32_relaxed(&worker.engine.connections, <uint32_t> -1)

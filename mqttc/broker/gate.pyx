@@ -8,6 +8,7 @@ from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
 from mqttc.broker.state cimport MAIL_ANSWER, QUESTION_AUTH, AnswerMail, Conn, Engine, Gate, Question, Worker
 from mqttc.broker.stats cimport C_GATE_QUESTIONS, stat
 from mqttc.net.tcp cimport peer_text
+from mqttc.net.transport cimport PROOF_CERTIFICATE, PROOF_KEY_NAME, Transport, transport_proof
 from mqttc.proto.packet cimport HAS_AUTH_DATA, HAS_AUTH_METHOD, Packet
 
 cdef extern from "<pthread.h>" nogil:
@@ -45,17 +46,29 @@ cdef Span keep(uint8_t **room, Span span) noexcept nogil:
     return kept
 
 
+cdef Span keep_proof(uint8_t **room, Transport *transport, int kind, uint32_t n) noexcept nogil:
+    cdef Span kept = span_make(NULL, 0)
+    if n and transport_proof(transport, kind, room[0], n) == n:
+        kept = span_make(room[0], n)
+    room[0] += n
+    return kept
+
+
 cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, const Packet *packet) noexcept nogil:
     cdef Gate *gate = &worker.engine.gate
     cdef Question *question
     cdef uint8_t *room
     cdef Span client_id = packet.client_id
+    cdef uint32_t bytes, certificate_bytes, key_name_bytes
     cdef bint full, first
     if kind == QUESTION_AUTH:
         client_id = span_make(NULL, 0)
         if conn.session != NULL:
             client_id = span_make(conn.session.client_id, conn.session.client_id_bytes)
-    question = <Question *> mem_alloc_zeroed(1, sizeof(Question) + client_id.n + packet.username.n + packet.password.n + packet.props.auth_method.n + packet.props.auth_data.n)
+    certificate_bytes = transport_proof(&conn.link.transport, PROOF_CERTIFICATE, NULL, 0)
+    key_name_bytes = transport_proof(&conn.link.transport, PROOF_KEY_NAME, NULL, 0)
+    bytes = client_id.n + packet.username.n + packet.password.n + packet.props.auth_method.n + packet.props.auth_data.n + certificate_bytes + key_name_bytes
+    question = <Question *> mem_alloc_zeroed(1, sizeof(Question) + bytes)
     if question == NULL:
         return ST_NO_MEMORY
     room = <uint8_t *> (question + 1)
@@ -80,6 +93,8 @@ cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, con
         question.auth_method = keep(&room, packet.props.auth_method)
     if packet.props.present & HAS_AUTH_DATA:
         question.auth_data = keep(&room, packet.props.auth_data)
+    question.certificate = keep_proof(&room, &conn.link.transport, PROOF_CERTIFICATE, certificate_bytes)
+    question.key_name = keep_proof(&room, &conn.link.transport, PROOF_KEY_NAME, key_name_bytes)
     pthread_mutex_lock(<pthread_mutex_t *> &gate.lock)
     full = gate.count >= gate.limit
     first = gate.head == NULL

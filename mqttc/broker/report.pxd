@@ -23,6 +23,7 @@ cdef enum LogEvent:
     EV_SUBSCRIBED
     EV_UNSUBSCRIBED
     EV_RETAINED_LIMIT
+    EV_TRANSPORT_FAILED
 
 cdef enum LogLevel:
     LOG_DEBUG = 10

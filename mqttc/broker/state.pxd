@@ -21,6 +21,7 @@ from mqttc.broker.stats cimport Stats
 from mqttc.broker.trie cimport Trie
 from mqttc.net.outq cimport Chunk
 from mqttc.net.reactor cimport Clock, Link, LinkParcel, Reactor
+from mqttc.net.transport cimport Transport
 from mqttc.proto.dialect cimport Dialect
 
 cdef extern from "<pthread.h>" nogil:
@@ -93,6 +94,9 @@ cdef struct Listener:                  # read only once workers run, but for the
     uint32_t keepalive_idle_s
     uint8_t *server_reference          # owned; NULL: no redirection
     uint32_t server_reference_bytes
+    int (*upgrade)(void *context, Transport *transport) noexcept nogil         # puts its transport on an accepted socket; NULL: plain
+    void *upgrade_context
+    void (*upgrade_drop)(void *context) noexcept nogil                         # gives up upgrade_context
     uint32_t open_count                # atomic gauge [any worker]
 
 # ---- messages on their way to a client
@@ -378,6 +382,8 @@ cdef struct Question:                  # owned by whoever holds the pointer: wor
     Span password
     Span auth_method
     Span auth_data
+    Span certificate                   # of the peer, DER, verified by the transport
+    Span key_name                      # of the pre-shared key that the peer holds
 
 cdef struct Gate:
     pthread_mutex_t lock

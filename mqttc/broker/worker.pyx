@@ -9,7 +9,7 @@ from mqttc.base.map cimport map_free, map_init, map_next
 from mqttc.base.msg cimport msg_come_home, msg_take_strays, pool_free, pool_init
 from mqttc.base.timer cimport TimerNode, wheel_add
 from mqttc.base.types cimport (
-    ST_ERROR, ST_LIMIT, ST_OK, Span, atomic_add_i64_relaxed, atomic_add_u32_relaxed, atomic_load_u64_relaxed, atomic_store_u32_release, span_equal,
+    ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_i64_relaxed, atomic_add_u32_relaxed, atomic_load_u64_relaxed, atomic_store_u32_release, span_equal,
     span_make,
 )
 from mqttc.base.vec cimport vec_at, vec_free, vec_init
@@ -23,7 +23,7 @@ from mqttc.broker.on_connect cimport conn_init, connect_adopt, on_answer
 from mqttc.broker.on_publish cimport brakes_release, conn_brake
 from mqttc.broker.presence cimport session_timer
 from mqttc.broker.reply cimport conn_disconnect, conn_of
-from mqttc.broker.report cimport EV_ACCEPT_ERROR, EV_CONNECTION_LIMIT, EV_SHUTTING_DOWN, LOG_INFO, LOG_WARNING, report, text
+from mqttc.broker.report cimport EV_ACCEPT_ERROR, EV_CONNECTION_LIMIT, EV_NO_MEMORY, EV_SHUTTING_DOWN, LOG_INFO, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_build, retain_free, retain_sweep
 from mqttc.broker.routes cimport route_drop, routes_free, routes_init
 from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
@@ -86,6 +86,11 @@ cdef int on_open(void *context, Link *link) noexcept nogil:
         atomic_add_u32_relaxed(&engine.connections, <uint32_t> -1)
         report(worker, LOG_WARNING, EV_CONNECTION_LIMIT, RC_QUOTA_EXCEEDED, conn, NULL, text("too many connections on this listener"))
         return ST_LIMIT
+    if listener.upgrade != NULL and listener.upgrade(listener.upgrade_context, &link.transport) != ST_OK:
+        atomic_add_u32_relaxed(&engine.connections, <uint32_t> -1)
+        atomic_add_u32_relaxed(&listener.open_count, <uint32_t> -1)
+        report(worker, LOG_WARNING, EV_NO_MEMORY, 0, conn, NULL, text("no memory for the connection's transport"))
+        return ST_NO_MEMORY
     conn.flags |= CONN_COUNTED
     wheel_add(worker.reactor.wheel, &link.timer, worker.reactor.now_ms + engine.settings.connect_timeout_ms)
     return ST_OK
@@ -433,6 +438,8 @@ cdef void engine_free(Engine *engine) noexcept nogil:
     for i in range(engine.listener_count):
         if engine.listeners[i].fd >= 0:
             close(engine.listeners[i].fd)
+        if engine.listeners[i].upgrade_drop != NULL:
+            engine.listeners[i].upgrade_drop(engine.listeners[i].upgrade_context)
         mem_free(engine.listeners[i].server_reference)
         mem_free(engine.listeners[i])
     mem_free(engine.response_information)

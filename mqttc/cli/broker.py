@@ -8,6 +8,7 @@ cut the ending short.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import select
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         description="An MQTT 3.1, 3.1.1 and 5.0 broker.",
         epilog="Every key of the configuration file is also a variable (MQTTC_LIMITS__MAX_PACKET_SIZE=65536) and an "
         "option (--set limits.max_packet_size=65536). SIGTERM and SIGINT end the broker, SIGHUP reads the "
-        "configuration again. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
+        "configuration again. mqttc-broker cert makes certificates. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file to read")
     parser.add_argument(
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         action="append",
         default=[],
-        help="listen here (tcp://host:port, unix:///path) instead of at the configured listeners; may be repeated",
+        help="listen here (tcp://host:port, tls://host:port, unix:///path) instead of at the configured listeners; may be repeated",
     )
     parser.add_argument(
         "--set",
@@ -56,6 +57,18 @@ def _parser() -> argparse.ArgumentParser:
         dest="settings",
         help="set one key of the configuration; may be repeated",
     )
+    parser.add_argument(
+        "--tls-self-signed",
+        action="store_true",
+        help="make a self-signed certificate in data_dir for tls:// listeners without one (--set tls.self_signed=true)",
+    )
+    parser.add_argument(
+        "--tls-host",
+        metavar="HOST",
+        action="append",
+        default=[],
+        help="name or address in the self-signed certificate, instead of this machine's; may be repeated",
+    )
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of the configuration and exit")
     parser.add_argument("--version", action="version", version=f"mqttc-broker {__version__}")
@@ -64,7 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["cert"]:
+        from mqttc.cli.cert import main as cert
+
+        return cert(given[1:])
+    options = _parser().parse_args(given)
     if options.schema:
         print(schema())
         return _EXIT_OK
@@ -75,13 +93,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return error.exit_code
     if options.check:
+        if any(listener.is_tls for listener in config.listeners):
+            from mqttc.tls import check_files
+
+            try:
+                check_files(config)
+            except ConfigError as error:
+                _complain(error)
+                return error.exit_code
         print("mqttc-broker: the configuration is valid", file=sys.stderr)
         return _EXIT_OK
     return _serve(options, config, known)
 
 
 def _load(options: argparse.Namespace) -> Config:
-    return Config.load(options.config, os.environ, options.listen, options.settings)
+    settings = list(options.settings)
+    if options.tls_self_signed:
+        settings.append("tls.self_signed=true")
+    if options.tls_host:
+        settings.append(f"tls.hosts={json.dumps(options.tls_host)}")
+    return Config.load(options.config, os.environ, options.listen, settings)
 
 
 def _complain(error: ConfigError) -> None:
@@ -142,6 +173,10 @@ def _serve(options: argparse.Namespace, config: Config, known: _Identity | None)
     broker = Broker(config)
     try:
         broker.start()
+    except ConfigError as error:
+        handler.close()
+        _complain(error)
+        return error.exit_code
     except OSError as error:
         handler.put(f"mqttc-broker: {_printable(str(error))}")
         handler.close()

@@ -35,6 +35,7 @@ cdef enum LinkFlag:
     LINK_UNPOLLED = 128        # paused, the peer hung up, and input still waits: out of the poller until link_resume
     LINK_END_SEEN = 256        # the peer's stream has ended: only output is left
     LINK_NO_LINGER = 512       # set by the upper floor: the peer has said goodbye and reads no last words; closed as soon as nothing is left to send
+    LINK_READ_WANTS_OUT = 1024 # the transport's read waits for READY_OUT, which is armed
 
 cdef enum TimerKind:
     TIMER_NET = 0              # the reactor's own; all other values go to on_timer
@@ -60,7 +61,7 @@ cdef struct Link:
     uint8_t state              # LinkState
 
 cdef struct LinkHooks:
-    # A new link was accepted; the timer is free to use. ST_OK, or < 0: close it at once (a limit; on_end is not called then).
+    # A new link was accepted; the timer is free to use, and the transport may be replaced (its ops and state). ST_OK, or < 0: close it at once (a limit; on_end is not called then).
     int (*on_open)(void *context, Link *link) noexcept nogil
     # Bytes at hand: what is left of before and what was just read, contiguous. Returns the bytes consumed (0..n); the rest is kept and comes again,
     # together with more. May set link.want_bytes, call link_pause, link_close, link_detach (then the return value is ignored). When link.block

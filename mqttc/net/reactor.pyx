@@ -22,7 +22,7 @@ from mqttc.net.poller cimport (
     READY_HANGUP, READY_IN, READY_OUT, READY_SHARED, PollEvent, poller_add, poller_change, poller_close, poller_open, poller_remove, poller_wait,
 )
 from mqttc.net.tcp cimport PeerAddress, tcp_accept, tcp_ops, tcp_tune
-from mqttc.net.transport cimport IO_AGAIN, IO_END, Transport
+from mqttc.net.transport cimport IO_AGAIN, IO_END, WANTS_OUT, WANTS_READ, Transport
 
 cdef extern from "<errno.h>" nogil:
     const int EPROTO
@@ -250,7 +250,7 @@ cdef int link_arm(Reactor *reactor, Link *link) noexcept nogil:
         return ST_OK
     if not link.flags & LINK_READ_OFF:
         interest |= READY_IN
-    if link.flags & LINK_WANTS_OUT:
+    if link.flags & (LINK_WANTS_OUT | LINK_READ_WANTS_OUT):
         interest |= READY_OUT
     return poller_change(&reactor.poller, link.transport.fd, interest, token_make(TOKEN_LINK, link.generation, link.slot))
 
@@ -391,6 +391,14 @@ cdef inline bint link_deliver_held(Reactor *reactor, Link *link) noexcept nogil:
     return link.partial_bytes == 0 or link_deliver(reactor, link, link.partial, link.partial_bytes)
 
 
+cdef void link_read_wants_out(Reactor *reactor, Link *link) noexcept nogil:
+    """The transport must write before it can read on (a handshake, a new key), and the descriptor is full."""
+    if not link.flags & LINK_READ_WANTS_OUT:
+        link.flags |= LINK_READ_WANTS_OUT
+        if link_arm(reactor, link) != ST_OK:
+            link_fail(reactor, link, END_NO_MEMORY)
+
+
 cdef void link_read(Reactor *reactor, Link *link, int64_t budget, bint hangup) noexcept nogil:
     """Reads and delivers until the transport has no more, the budget is used up, or the link is paused or closed."""
     cdef Private *private = private_of(reactor)
@@ -413,6 +421,8 @@ cdef void link_read(Reactor *reactor, Link *link, int64_t budget, bint hangup) n
             if n != IO_AGAIN or hangup:
                 link.flags |= LINK_END_SEEN
                 link_close(reactor, link, END_PEER_CLOSED if n == IO_END else END_PEER_RESET)
+            elif link.transport.wants & WANTS_OUT:
+                link_read_wants_out(reactor, link)
             return
         budget -= n
         counter_add(&reactor.stats.bytes_in, <uint64_t> n)
@@ -431,8 +441,10 @@ cdef void link_read(Reactor *reactor, Link *link, int64_t budget, bint hangup) n
             if not link_deliver(reactor, link, reactor.read_buffer, <uint32_t> n):
                 return
         if n < room:
+            if link.transport.wants & WANTS_READ:
+                link_again(reactor, link)
             return
-    if link.transport.state != NULL:
+    if link.transport.wants & WANTS_READ:
         link_again(reactor, link)       # decrypted bytes raise no event
 
 
@@ -451,9 +463,11 @@ cdef void link_discard(Reactor *reactor, Link *link) noexcept nogil:
             if link.want_bytes > LINGER_BYTES:
                 link_release(reactor, link)
                 return
-            if n < reactor.read_buffer_bytes:
+            if n < reactor.read_buffer_bytes and not link.transport.wants & WANTS_READ:
                 return
         elif n == IO_AGAIN:
+            if link.transport.wants & WANTS_OUT:
+                link_read_wants_out(reactor, link)
             return
         elif n == IO_END and link.state == LINK_CLOSING:
             link.flags |= LINK_END_SEEN | LINK_READ_OFF         # it has stopped talking but may still listen
@@ -718,7 +732,7 @@ cdef void link_hangup_paused(Reactor *reactor, Link *link) noexcept nogil:
     """The peer of a paused link is gone. After an orderly end (Unix sockets report it so) input that still waits is kept for link_resume."""
     if socket_error(link.transport.fd) != 0:
         link_close(reactor, link, END_PEER_RESET)
-    elif link.partial_bytes == 0 and socket_unread(link.transport.fd) == 0:
+    elif link.partial_bytes == 0 and not link.transport.wants & WANTS_READ and socket_unread(link.transport.fd) == 0:
         link_close(reactor, link, END_PEER_CLOSED)
     else:
         poller_remove(&reactor.poller, link.transport.fd)
@@ -736,6 +750,12 @@ cdef void link_ready(Reactor *reactor, Link *link, uint32_t ready) noexcept nogi
     if ready & READY_OUT and link.flags & LINK_WANTS_OUT:
         link_flush(reactor, link)
         if link.generation != generation:
+            return
+    if ready & READY_OUT and link.flags & LINK_READ_WANTS_OUT:
+        ready |= READY_IN
+        link.flags &= ~<uint16_t> LINK_READ_WANTS_OUT
+        if link_arm(reactor, link) != ST_OK:
+            link_fail(reactor, link, END_NO_MEMORY)
             return
     if link.flags & LINK_ENDED:
         if ready & READY_IN:
@@ -843,7 +863,7 @@ cdef void link_continue(Reactor *reactor, Link *link) noexcept nogil:
     if link.flags & LINK_UNPOLLED:
         link.flags &= ~<uint16_t> (LINK_UNPOLLED | LINK_READ_OFF)
         status = link_poll(reactor, link)
-        if status == ST_OK and link.flags & LINK_WANTS_OUT:
+        if status == ST_OK and link.flags & (LINK_WANTS_OUT | LINK_READ_WANTS_OUT):
             status = link_arm(reactor, link)
     elif link.flags & LINK_READ_OFF:
         link.flags &= ~<uint16_t> LINK_READ_OFF

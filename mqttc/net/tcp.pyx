@@ -29,7 +29,7 @@ cdef extern from "mqttc/net/sockets.h" nogil:
     void socket_keep_alive(int fd, uint32_t idle_s, uint32_t user_timeout_ms)
     uint32_t socket_text(const uint8_t *address, uint16_t port, uint8_t family, uint8_t *out, uint32_t n)
 
-cdef TransportOps tcp_operations = TransportOps(tcp_read, tcp_write, tcp_finish, tcp_close)     # constant from import on
+cdef TransportOps tcp_operations = TransportOps(tcp_read, tcp_write, tcp_finish, tcp_close, NULL, NULL)     # constant from import on
 
 
 cdef const TransportOps *tcp_ops() noexcept nogil:

@@ -1,4 +1,4 @@
-"""Transport: how the bytes of one connection travel. Plain sockets now; TLS and WebSocket framing put their own ops and state here."""
+"""Transport: how the bytes of one connection travel. Plain sockets, TLS; each puts its own ops and state here."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
@@ -6,6 +6,14 @@ cdef enum IoResult:
     IO_END = 0                 # orderly end of the stream
     IO_AGAIN = -1              # would block
     IO_FAILED = -2             # errno says why; the link is dead
+
+cdef enum TransportWants:      # set and cleared by read; the reactor acts on it when read returns
+    WANTS_OUT = 1              # read goes on when the descriptor takes output again
+    WANTS_READ = 2             # what was held back (bytes, an end, a failure) raises no event: read again
+
+cdef enum PeerProof:           # what a transport can prove about its peer
+    PROOF_CERTIFICATE = 0      # X.509, DER, verified
+    PROOF_KEY_NAME = 1         # name of a pre-shared key that the peer holds
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -17,8 +25,18 @@ cdef struct TransportOps:
     int64_t (*write)(Transport *transport, const iovec *parts, int count) noexcept nogil              # >= 0: bytes taken, may be short; else IoResult
     void (*finish)(Transport *transport) noexcept nogil                                               # no more writing: shutdown(SHUT_WR), close_notify
     void (*close)(Transport *transport) noexcept nogil                                                # frees state, closes the descriptor
+    # NULL where a transport has none:
+    uint32_t (*proof)(Transport *transport, int kind, uint8_t *out, uint32_t n) noexcept nogil        # PeerProof: its size, 0: none; written to out if n is enough
+    const char *(*failure)(Transport *transport) noexcept nogil                                       # why it cannot carry, or does not yet; NULL: no such reason. Lives with state
 
 cdef struct Transport:
     const TransportOps *ops
     void *state                # of TLS or framing; NULL for plain sockets
     int fd
+    uint32_t wants             # TransportWants
+
+cdef inline uint32_t transport_proof(Transport *transport, int kind, uint8_t *out, uint32_t n) noexcept nogil:
+    return transport.ops.proof(transport, kind, out, n) if transport.ops.proof != NULL else 0
+
+cdef inline const char *transport_failure(Transport *transport) noexcept nogil:
+    return transport.ops.failure(transport) if transport.ops.failure != NULL else NULL

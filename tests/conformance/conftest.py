@@ -2,13 +2,18 @@
 
 Environment: `MQTTC_TEST_WORKERS` (2), `MQTTC_TEST_PROTOCOL` (3 or 5: only tests of that family; those that join versions
 run in both), `MQTTC_TEST_BROKER` (host:port of a running broker: tests that need a special configuration are skipped, and
-those that move the clock too, unless `MQTTC_TEST_SLEEP=1` lets them wait in real time).
+those that move the clock too, unless `MQTTC_TEST_SLEEP=1` lets them wait in real time), `MQTTC_TEST_TRANSPORT` (tcp or tls).
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import os
+import shutil
+import ssl
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +26,8 @@ from ..rawclient import Packet, Peer
 EXTERNAL = os.environ.get("MQTTC_TEST_BROKER", "")
 FAMILY = os.environ.get("MQTTC_TEST_PROTOCOL", "")
 WORKERS = int(os.environ.get("MQTTC_TEST_WORKERS", "2"))
+
+TLS = os.environ.get("MQTTC_TEST_TRANSPORT", "tcp") == "tls"
 
 RUN = f"{os.getpid()}x" if EXTERNAL else ""  # names that an earlier run did not leave in a broker that goes on
 
@@ -94,10 +101,33 @@ class TestBroker:
             self.native.stop()
 
 
+@functools.cache
+def certificates() -> Path:
+    """A directory with a CA and a server's certificate for localhost."""
+    from mqttc import certs
+
+    folder = Path(tempfile.mkdtemp(prefix="mqttc-tls-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    certs.make_authority(folder)
+    certs.make_server(folder, ["localhost"])
+    return folder
+
+
+@functools.cache
+def client_context() -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificates() / "ca.pem"))
+
+
+def listener_under_test() -> dict[str, Any]:
+    if not TLS:
+        return {"url": "tcp://127.0.0.1:0"}
+    return {"url": "tls://127.0.0.1:0", "certificate": str(certificates() / "server.pem"), "key": str(certificates() / "server.key")}
+
+
 def broker_config(**sections: Any) -> dict[str, Any]:
     """The default test configuration with sections merged in; `listener` goes into the one listener."""
     config: dict[str, Any] = {
-        "listeners": [{"url": "tcp://127.0.0.1:0", **sections.pop("listener", {})}],
+        "listeners": [{**listener_under_test(), **sections.pop("listener", {})}],
         "workers": WORKERS,
         "auth": {"anonymous": True},
     }
@@ -155,7 +185,7 @@ class Clients:
 
     def raw(self, version: int = 4, broker: TestBroker | None = None) -> Peer:
         """A peer with an open socket and nothing sent."""
-        peer = Peer((broker or self.broker).address, version)
+        peer = Peer((broker or self.broker).address, version, tls=client_context() if TLS else None)
         self.made.append(peer)
         return peer
 

@@ -31,6 +31,8 @@ class Question:
     password: bytes | None = b"secret"
     auth_method: str | None = None
     auth_data: bytes | None = None
+    certificate: bytes | None = None
+    key_name: str | None = None
 
 
 @dataclass
@@ -158,7 +160,7 @@ def test_engine_gets_settings_and_listeners(engines: list[Engine]) -> None:
         assert engine.settings["response_information"] == ""
         assert engine.listeners[0] == {
             "name": "one", "family": 0, "maximum_qos": 1, "max_connections": 0, "anonymous": 2, "auth": 0,
-            "tcp_user_timeout_ms": 60_000, "keepalive_idle_s": 60, "server_reference": "",
+            "tcp_user_timeout_ms": 60_000, "keepalive_idle_s": 60, "server_reference": "", "tls": None,
         }  # fmt: skip
         assert engine.listeners[1]["anonymous"] == 0
         assert engine.listeners[1]["name"] == broker.urls[1]

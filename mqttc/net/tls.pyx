@@ -1,0 +1,1063 @@
+"""Read it from `tls_accept` on: a connection's reads make its handshake, and say by `transport.wants` what the poller cannot know.
+
+Errors. OpenSSL keeps a queue of errors per thread, and SSL_get_error looks at it: it is emptied before each call. Its text is copied at once.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcmp, memcpy, memset, strlen
+
+from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
+from mqttc.base.types cimport (
+    ST_ERROR, ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, atomic_add_u64_relaxed, atomic_load_u64_relaxed, atomic_sub_u32_acq_rel, span_make,
+)
+from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_FAILED, PROOF_CERTIFICATE, WANTS_OUT, WANTS_READ, Transport, TransportOps, iovec
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *lock, const void *attributes)
+    int pthread_mutex_destroy(pthread_mutex_t *lock)
+    int pthread_mutex_lock(pthread_mutex_t *lock)
+    int pthread_mutex_unlock(pthread_mutex_t *lock)
+
+cdef extern from "<unistd.h>" nogil:
+    int c_close "close"(int fd)
+
+cdef extern from "<sys/socket.h>" nogil:
+    long recv(int fd, void *out, size_t n, int flags)
+    int shutdown(int fd, int how)
+    const int MSG_PEEK
+    const int SHUT_WR
+
+cdef extern from "<openssl/err.h>" nogil:
+    void ERR_clear_error()
+    unsigned long ERR_peek_error()
+    unsigned long ERR_peek_last_error()
+    const char *ERR_reason_error_string(unsigned long error)
+    int ERR_GET_REASON(unsigned long error)
+
+cdef extern from "<openssl/rand.h>" nogil:
+    int RAND_bytes(unsigned char *out, int n)
+
+cdef extern from "<openssl/crypto.h>" nogil:
+    void OPENSSL_cleanse(void *p, size_t n)
+
+cdef extern from "<openssl/evp.h>" nogil:
+    ctypedef struct EVP_PKEY:
+        pass
+    ctypedef struct EVP_CIPHER:
+        pass
+    ctypedef struct EVP_CIPHER_CTX:
+        pass
+    ctypedef struct EVP_MAC_CTX:
+        pass
+    ctypedef struct ENGINE:
+        pass
+    ctypedef struct OSSL_PARAM:
+        pass
+    void EVP_PKEY_free(EVP_PKEY *key)
+    const EVP_CIPHER *EVP_aes_256_cbc()
+    int EVP_EncryptInit_ex(EVP_CIPHER_CTX *context, const EVP_CIPHER *cipher, ENGINE *engine, const unsigned char *key, const unsigned char *iv)
+    int EVP_DecryptInit_ex(EVP_CIPHER_CTX *context, const EVP_CIPHER *cipher, ENGINE *engine, const unsigned char *key, const unsigned char *iv)
+    int EVP_MAC_CTX_set_params(EVP_MAC_CTX *context, const OSSL_PARAM *params)
+
+cdef extern from "<openssl/params.h>" nogil:
+    OSSL_PARAM OSSL_PARAM_construct_octet_string(const char *key, void *bytes, size_t n)
+    OSSL_PARAM OSSL_PARAM_construct_utf8_string(const char *key, char *text, size_t n)
+    OSSL_PARAM OSSL_PARAM_construct_end()
+
+cdef extern from "<openssl/bio.h>" nogil:
+    ctypedef struct BIO:
+        pass
+    BIO *BIO_new_mem_buf(const void *bytes, int n)
+    int BIO_free(BIO *bio)
+
+cdef extern from "<openssl/x509v3.h>" nogil:
+    ctypedef struct X509:
+        pass
+    ctypedef struct X509_CRL:
+        pass
+    ctypedef struct X509_STORE:
+        pass
+    ctypedef struct X509_STORE_CTX:
+        pass
+    ctypedef struct X509_STACK "STACK_OF(X509)":
+        pass
+    void X509_free(X509 *certificate)
+    void X509_CRL_free(X509_CRL *crl)
+    int i2d_X509(const X509 *certificate, unsigned char **out)
+    int X509_check_host(X509 *certificate, const char *name, size_t n, unsigned int flags, char **peer_name)
+    X509_STACK *sk_X509_new_null()
+    int sk_X509_push(X509_STACK *stack, X509 *certificate)
+    void sk_X509_pop_free(X509_STACK *stack, void (*free)(X509 *) noexcept nogil)
+    int X509_STORE_add_cert(X509_STORE *store, X509 *certificate)
+    int X509_STORE_add_crl(X509_STORE *store, X509_CRL *crl)
+    int X509_STORE_set_flags(X509_STORE *store, unsigned long flags)
+    const unsigned long X509_V_FLAG_CRL_CHECK
+    const unsigned long X509_V_FLAG_PARTIAL_CHAIN
+    const long X509_V_OK
+    const char *X509_verify_cert_error_string(long n)
+    X509_STORE_CTX *X509_STORE_CTX_new()
+    void X509_STORE_CTX_free(X509_STORE_CTX *context)
+    int X509_STORE_CTX_init(X509_STORE_CTX *context, X509_STORE *store, X509 *certificate, X509_STACK *untrusted)
+    int X509_STORE_CTX_set_default(X509_STORE_CTX *context, const char *name)
+    int X509_verify_cert(X509_STORE_CTX *context)
+
+cdef extern from "<openssl/pem.h>" nogil:
+    ctypedef int (*PasswordCallback "pem_password_cb *")(char *room, int n, int writing, void *context) noexcept
+    X509 *PEM_read_bio_X509(BIO *bio, X509 **out, PasswordCallback ask, void *context)
+    X509_CRL *PEM_read_bio_X509_CRL(BIO *bio, X509_CRL **out, PasswordCallback ask, void *context)
+    EVP_PKEY *PEM_read_bio_PrivateKey(BIO *bio, EVP_PKEY **out, PasswordCallback ask, void *context)
+
+cdef extern from "<openssl/pkcs12.h>" nogil:
+    ctypedef struct PKCS12:
+        pass
+    PKCS12 *d2i_PKCS12_bio(BIO *bio, PKCS12 **out)
+    void PKCS12_free(PKCS12 *bundle)
+    int PKCS12_parse(PKCS12 *bundle, const char *password, EVP_PKEY **key, X509 **certificate, X509_STACK **chain)
+
+cdef extern from "<openssl/ssl.h>" nogil:
+    ctypedef struct SSL:
+        pass
+    ctypedef struct SSL_CTX:
+        pass
+    ctypedef struct SSL_SESSION:
+        pass
+    ctypedef struct SSL_METHOD:
+        pass
+    const SSL_METHOD *TLS_server_method()
+    SSL_CTX *SSL_CTX_new(const SSL_METHOD *method)
+    void SSL_CTX_free(SSL_CTX *context)
+    uint64_t SSL_CTX_set_options(SSL_CTX *context, uint64_t options)
+    long SSL_CTX_set_mode(SSL_CTX *context, long mode)
+    int SSL_CTX_set_min_proto_version(SSL_CTX *context, int version)
+    int SSL_CTX_set_cipher_list(SSL_CTX *context, const char *list)
+    int SSL_CTX_set_ciphersuites(SSL_CTX *context, const char *list)
+    int SSL_CTX_use_cert_and_key(SSL_CTX *context, X509 *certificate, EVP_PKEY *key, X509_STACK *chain, int replace)
+    void SSL_CTX_set_cert_cb(SSL_CTX *context, int (*callback)(SSL *, void *) noexcept nogil, void *argument)
+    void SSL_CTX_set_verify(SSL_CTX *context, int mode, void *callback)
+    int SSL_CTX_add_client_CA(SSL_CTX *context, X509 *certificate)
+    X509_STORE *SSL_CTX_get_cert_store(const SSL_CTX *context)
+    long SSL_CTX_set_session_cache_mode(SSL_CTX *context, long mode)
+    int SSL_CTX_set_session_id_context(SSL_CTX *context, const unsigned char *id, unsigned int n)
+    long SSL_CTX_set_timeout(SSL_CTX *context, long seconds)
+    int SSL_CTX_set_num_tickets(SSL_CTX *context, size_t n)
+    void SSL_CTX_set_read_ahead(SSL_CTX *context, int yes)
+    void SSL_CTX_set_psk_server_callback(SSL_CTX *context, unsigned int (*callback)(SSL *, const char *, unsigned char *, unsigned int) noexcept nogil)
+    int SSL_CTX_use_psk_identity_hint(SSL_CTX *context, const char *hint)
+    void SSL_CTX_set_alpn_select_cb(
+        SSL_CTX *context,
+        int (*callback)(SSL *, const unsigned char **, unsigned char *, const unsigned char *, unsigned int, void *) noexcept nogil, void *argument
+    )
+    int SSL_CTX_set_tlsext_ticket_key_evp_cb(
+        SSL_CTX *context, int (*callback)(SSL *, unsigned char *, unsigned char *, EVP_CIPHER_CTX *, EVP_MAC_CTX *, int) noexcept nogil
+    )
+    int SSL_CTX_set_session_ticket_cb(
+        SSL_CTX *context, int (*seal)(SSL *, void *) noexcept nogil,
+        int (*unseal)(SSL *, SSL_SESSION *, const unsigned char *, size_t, int, void *) noexcept nogil, void *argument
+    )
+    SSL *SSL_new(SSL_CTX *context)
+    void SSL_free(SSL *ssl)
+    int SSL_set_fd(SSL *ssl, int fd)
+    void SSL_set_accept_state(SSL *ssl)
+    int SSL_set_ex_data(SSL *ssl, int index, void *data)
+    void *SSL_get_ex_data(const SSL *ssl, int index)
+    int SSL_do_handshake(SSL *ssl)
+    int SSL_read(SSL *ssl, void *out, int n)
+    int SSL_write(SSL *ssl, const void *bytes, int n)
+    int SSL_has_pending(const SSL *ssl)
+    int SSL_shutdown(SSL *ssl)
+    int SSL_get_error(const SSL *ssl, int result)
+    int SSL_version(const SSL *ssl)
+    int SSL_session_reused(SSL *ssl)
+    long SSL_get_verify_result(const SSL *ssl)
+    X509 *SSL_get0_peer_certificate(const SSL *ssl)
+    const char *SSL_get_psk_identity(const SSL *ssl)
+    const char *SSL_get_servername(const SSL *ssl, int kind)
+    SSL_SESSION *SSL_get_session(const SSL *ssl)
+    void SSL_certs_clear(SSL *ssl)
+    int SSL_use_cert_and_key(SSL *ssl, X509 *certificate, EVP_PKEY *key, X509_STACK *chain, int replace)
+    X509 *SSL_SESSION_get0_peer(SSL_SESSION *session)
+    int SSL_SESSION_set1_ticket_appdata(SSL_SESSION *session, const void *data, size_t n)
+    int SSL_SESSION_get0_ticket_appdata(SSL_SESSION *session, void **data, size_t *n)
+    int SSL_select_next_proto(unsigned char **out, unsigned char *n, const unsigned char *ours, unsigned int our_n, const unsigned char *theirs, unsigned int their_n)
+    const uint64_t SSL_OP_NO_RENEGOTIATION
+    const uint64_t SSL_OP_NO_COMPRESSION
+    const uint64_t SSL_OP_IGNORE_UNEXPECTED_EOF
+    const uint64_t SSL_OP_CIPHER_SERVER_PREFERENCE
+    const uint64_t SSL_OP_PRIORITIZE_CHACHA
+    const long SSL_MODE_ENABLE_PARTIAL_WRITE
+    const long SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER
+    const long SSL_MODE_RELEASE_BUFFERS
+    const long SSL_MODE_NO_AUTO_CHAIN
+    const int SSL_VERIFY_PEER
+    const int SSL_VERIFY_FAIL_IF_NO_PEER_CERT
+    const long SSL_SESS_CACHE_OFF
+    const int SSL_ERROR_WANT_READ
+    const int SSL_ERROR_WANT_WRITE
+    const int SSL_ERROR_ZERO_RETURN
+    const int SSL_R_CERTIFICATE_VERIFY_FAILED
+    const int SSL_TLSEXT_ERR_OK
+    const int SSL_TLSEXT_ERR_ALERT_FATAL
+    const int OPENSSL_NPN_NEGOTIATED
+    const int SSL_TICKET_SUCCESS
+    const int SSL_TICKET_SUCCESS_RENEW
+    const int SSL_TICKET_RETURN_USE
+    const int SSL_TICKET_RETURN_USE_RENEW
+    const int SSL_TICKET_RETURN_IGNORE_RENEW
+    const int TLSEXT_NAMETYPE_host_name
+    const int TLS1_2_VERSION
+    const int TLS1_3_VERSION
+
+cdef enum:
+    RECORD_BYTES = 16384       # payload of a record at most
+    TICKET_SECONDS = 7200
+    KEY_NAME_BYTES = 16
+    SECRET_BYTES = 32
+    WHY_BYTES = 112
+    RECORD_HANDSHAKE = 22      # the first byte that a TLS client sends
+    BYTE_CONNECT = 0x10        # the first byte of a plain client that we know best
+
+cdef const char *CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
+# A client that offers ciphers of pre-shared keys has such a key: they come first. In TLS 1.3 a key goes with SHA-256 alone.
+cdef const char *CIPHERS_WITH_KEYS = "kECDHEPSK+CHACHA20:kECDHEPSK+AES:kPSK+AESGCM:kPSK+CHACHA20:kPSK+AES:ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!eNULL"
+cdef const char *SUITES_WITH_KEYS = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"
+
+cdef struct Identity:          # a certificate with its key
+    X509 *certificate
+    EVP_PKEY *key
+    X509_STACK *chain          # NULL: none
+
+cdef struct Context:           # immutable once in force, but for refs
+    uint32_t refs              # atomic: the Tls, and every connection
+    SSL_CTX *ssl
+    Tls *owner                 # borrowed: outlives all connections
+    Identity *identities
+    uint32_t identity_count
+    TlsKey *keys               # spans into key_bytes
+    uint32_t key_count
+    uint8_t *key_bytes
+    size_t key_bytes_count
+    uint8_t *alpn
+    uint32_t alpn_bytes
+    uint8_t peer_certificate
+
+cdef struct TicketKey:
+    uint8_t name[16]
+    uint8_t cipher[32]
+    uint8_t mac[32]
+
+cdef struct Tls:
+    pthread_mutex_t lock
+    uint32_t refs              # atomic
+    Context *context           # under lock; NULL: nothing was loaded yet
+    TicketKey tickets[2]       # under lock: of now, and before
+    TlsStats stats             # atomic
+
+cdef struct TlsLink:           # transport.state; its worker's alone
+    SSL *ssl
+    Context *context           # one reference
+    char *key_name             # owned: pre-shared key that the client named in this handshake; NULL: none
+    char *why                  # owned: what failed; NULL: nothing
+    uint32_t retry_bytes       # a record with so many bytes is encrypted and waits for the socket: they must come again
+    uint8_t up                 # the handshake is done
+    uint8_t begun
+    uint8_t broken             # no further call but SSL_free
+    uint8_t ended              # the peer has said close_notify
+
+cdef uint64_t live             # atomic: contexts and links
+cdef TransportOps tls_operations = TransportOps(tls_read, tls_write, tls_finish, tls_close, tls_proof, tls_failure)     # constant from import on
+
+
+# ---------------------------------------------------------------------------------------------- reading certificates and keys
+
+cdef int fail(TlsFailure *failure, const char *what) noexcept nogil:
+    """ST_ERROR, with what OpenSSL has to say about it."""
+    cdef unsigned long error = ERR_peek_last_error()
+    cdef const char *reason = ERR_reason_error_string(error) if error != 0 else NULL
+    if reason != NULL:
+        snprintf(failure.text, sizeof(failure.text), "%s: %s", what, reason)
+    else:
+        snprintf(failure.text, sizeof(failure.text), "%s", what)
+    ERR_clear_error()
+    return ST_ERROR
+
+
+cdef int password_of(char *room, int n, int writing, void *context) noexcept nogil:
+    """OpenSSL's own function would ask the terminal."""
+    cdef size_t length
+    if context == NULL:
+        return -1
+    length = strlen(<const char *> context)
+    if <size_t> n < length:
+        return -1
+    memcpy(room, context, length)
+    return <int> length
+
+
+cdef void identity_free(Identity *identity) noexcept nogil:
+    X509_free(identity.certificate)
+    EVP_PKEY_free(identity.key)
+    if identity.chain != NULL:
+        sk_X509_pop_free(identity.chain, X509_free)
+    memset(identity, 0, sizeof(Identity))
+
+
+cdef int identity_from_bundle(Identity *identity, const TlsCertificate *given, TlsFailure *failure) noexcept nogil:
+    cdef BIO *bio = BIO_new_mem_buf(given.chain.p, <int> given.chain.n)
+    cdef PKCS12 *bundle
+    cdef int done
+    if bio == NULL:
+        return ST_NO_MEMORY
+    bundle = d2i_PKCS12_bio(bio, NULL)
+    BIO_free(bio)
+    if bundle == NULL:
+        return fail(failure, "the certificate is neither PEM nor PKCS#12")
+    done = PKCS12_parse(bundle, given.password, &identity.key, &identity.certificate, &identity.chain)
+    PKCS12_free(bundle)
+    if not done:
+        return fail(failure, "the PKCS#12 file cannot be opened (is key_password right?)")
+    if identity.key == NULL or identity.certificate == NULL:
+        return fail(failure, "the PKCS#12 file has no certificate with its key")
+    return ST_OK
+
+
+cdef int identity_chain(Identity *identity, Span pem) noexcept nogil:
+    """The certificates behind the first. ST_OK, ST_ERROR (the last error says why), ST_NO_MEMORY."""
+    cdef BIO *bio = BIO_new_mem_buf(pem.p, <int> pem.n)
+    cdef X509 *more
+    if bio == NULL:
+        return ST_NO_MEMORY
+    ERR_clear_error()
+    identity.certificate = PEM_read_bio_X509(bio, NULL, password_of, NULL)
+    if identity.certificate == NULL:
+        BIO_free(bio)
+        return ST_ERROR
+    while True:
+        more = PEM_read_bio_X509(bio, NULL, password_of, NULL)
+        if more == NULL:
+            break
+        if identity.chain == NULL:
+            identity.chain = sk_X509_new_null()
+        if identity.chain == NULL or sk_X509_push(identity.chain, more) == 0:
+            X509_free(more)
+            BIO_free(bio)
+            return ST_NO_MEMORY
+    BIO_free(bio)
+    ERR_clear_error()          # no further start line
+    return ST_OK
+
+
+cdef int identity_read(Identity *identity, const TlsCertificate *given, TlsFailure *failure) noexcept nogil:
+    cdef Span pem = given.key if given.key.n else given.chain
+    cdef BIO *bio
+    cdef int status
+    if given.chain.n and given.chain.p[0] == 0x30:             # a SEQUENCE of DER
+        return identity_from_bundle(identity, given, failure)
+    status = identity_chain(identity, given.chain)
+    if status == ST_NO_MEMORY:
+        return status
+    if status != ST_OK:
+        return fail(failure, "the certificate cannot be read")
+    bio = BIO_new_mem_buf(pem.p, <int> pem.n)
+    if bio == NULL:
+        return ST_NO_MEMORY
+    identity.key = PEM_read_bio_PrivateKey(bio, NULL, password_of, <void *> given.password)
+    BIO_free(bio)
+    if identity.key == NULL:
+        return fail(failure, "the key cannot be read (is key_password right?)" if given.password != NULL else "the key cannot be read")
+    return ST_OK
+
+
+# ---------------------------------------------------------------------------------------------- a context
+
+cdef void context_drop(Context *context) noexcept nogil:
+    cdef uint32_t i
+    if atomic_sub_u32_acq_rel(&context.refs, 1) != 1:
+        return
+    SSL_CTX_free(context.ssl)
+    for i in range(context.identity_count):
+        identity_free(&context.identities[i])
+    mem_free(context.identities)
+    mem_free(context.keys)
+    if context.key_bytes != NULL:
+        OPENSSL_cleanse(context.key_bytes, context.key_bytes_count)
+        mem_free(context.key_bytes)
+    mem_free(context.alpn)
+    mem_free(context)
+    atomic_add_u64_relaxed(&live, <uint64_t> -1)
+
+
+cdef int context_identities(Context *context, const TlsSettings *settings, TlsFailure *failure) noexcept nogil:
+    cdef uint32_t i
+    cdef int status
+    cdef Identity *identity
+    if settings.certificate_count == 0:
+        return ST_OK
+    context.identities = <Identity *> mem_alloc_zeroed(settings.certificate_count, sizeof(Identity))
+    if context.identities == NULL:
+        return ST_NO_MEMORY
+    context.identity_count = settings.certificate_count
+    for i in range(settings.certificate_count):
+        status = identity_read(&context.identities[i], &settings.certificates[i], failure)
+        if status != ST_OK:
+            return status
+    for i in range(settings.certificate_count, 0, -1):         # each is tried, the first one stays
+        identity = &context.identities[i - 1]
+        if SSL_CTX_use_cert_and_key(context.ssl, identity.certificate, identity.key, identity.chain, 1) != 1:
+            return fail(failure, "the certificate and the key cannot be used")
+    return ST_OK
+
+
+cdef int context_trust(Context *context, const TlsSettings *settings, TlsFailure *failure) noexcept nogil:
+    """CA certificates and revocation lists for certificates of clients."""
+    cdef X509_STORE *store = SSL_CTX_get_cert_store(context.ssl)
+    cdef BIO *bio
+    cdef X509 *certificate
+    cdef X509_CRL *crl
+    cdef uint32_t count = 0
+    cdef bint taken = True
+    if settings.client_ca.n:
+        bio = BIO_new_mem_buf(settings.client_ca.p, <int> settings.client_ca.n)
+        if bio == NULL:
+            return ST_NO_MEMORY
+        while taken:
+            certificate = PEM_read_bio_X509(bio, NULL, password_of, NULL)
+            if certificate == NULL:
+                break
+            taken = X509_STORE_add_cert(store, certificate) == 1 and SSL_CTX_add_client_CA(context.ssl, certificate) == 1
+            X509_free(certificate)
+            count += 1
+        BIO_free(bio)
+        if not taken or count == 0:
+            return fail(failure, "client_ca cannot be read")
+    if settings.crl.n:
+        count = 0
+        bio = BIO_new_mem_buf(settings.crl.p, <int> settings.crl.n)
+        if bio == NULL:
+            return ST_NO_MEMORY
+        while taken:
+            crl = PEM_read_bio_X509_CRL(bio, NULL, password_of, NULL)
+            if crl == NULL:
+                break
+            taken = X509_STORE_add_crl(store, crl) == 1
+            X509_CRL_free(crl)
+            count += 1
+        BIO_free(bio)
+        if not taken or count == 0:
+            return fail(failure, "crl cannot be read")
+        X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK)
+    X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN)     # an intermediate CA may stand in client_ca alone
+    ERR_clear_error()
+    return ST_OK
+
+
+cdef int context_keys(Context *context, const TlsSettings *settings, TlsFailure *failure) noexcept nogil:
+    cdef size_t n = 0
+    cdef uint32_t i
+    cdef uint8_t *room
+    if settings.key_count == 0:
+        return ST_OK
+    for i in range(settings.key_count):
+        n += settings.keys[i].name.n + settings.keys[i].key.n
+    context.keys = <TlsKey *> mem_alloc_zeroed(settings.key_count, sizeof(TlsKey))
+    context.key_bytes = <uint8_t *> mem_alloc(n)
+    context.key_bytes_count = n if context.key_bytes != NULL else 0
+    if context.keys == NULL or context.key_bytes == NULL:
+        return ST_NO_MEMORY
+    room = context.key_bytes
+    for i in range(settings.key_count):
+        context.keys[i].name = span_make(room, settings.keys[i].name.n)
+        memcpy(room, settings.keys[i].name.p, settings.keys[i].name.n)
+        room += settings.keys[i].name.n
+        context.keys[i].key = span_make(room, settings.keys[i].key.n)
+        memcpy(room, settings.keys[i].key.p, settings.keys[i].key.n)
+        room += settings.keys[i].key.n
+    context.key_count = settings.key_count
+    SSL_CTX_set_psk_server_callback(context.ssl, on_key_name)
+    if settings.key_hint != NULL and SSL_CTX_use_psk_identity_hint(context.ssl, settings.key_hint) != 1:
+        return fail(failure, "psk_hint cannot be used")
+    return ST_OK
+
+
+cdef int context_rules(Context *context, const TlsSettings *settings, TlsFailure *failure) noexcept nogil:
+    """Versions, ciphers, modes, tickets, ALPN: everything that is no certificate and no key."""
+    cdef SSL_CTX *ssl = context.ssl
+    cdef const char *ciphers = CIPHERS_WITH_KEYS if settings.key_count else CIPHERS
+    cdef const char *suites = settings.ciphersuites
+    cdef int verify = 0
+    SSL_CTX_set_options(
+        ssl, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_IGNORE_UNEXPECTED_EOF | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA
+    )
+    SSL_CTX_set_mode(ssl, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS | SSL_MODE_NO_AUTO_CHAIN)
+    SSL_CTX_set_read_ahead(ssl, 1)
+    if SSL_CTX_set_min_proto_version(ssl, TLS1_3_VERSION if settings.minimum_version == 3 else TLS1_2_VERSION) != 1:
+        return fail(failure, "minimum_tls_version cannot be set")
+    if SSL_CTX_set_cipher_list(ssl, settings.ciphers if settings.ciphers != NULL else ciphers) != 1:
+        return fail(failure, "ciphers cannot be used")
+    if settings.key_count and settings.ciphersuites == NULL:
+        suites = SUITES_WITH_KEYS
+    if suites != NULL and SSL_CTX_set_ciphersuites(ssl, suites) != 1:
+        return fail(failure, "ciphersuites cannot be used")
+    if settings.peer_certificate != PEER_CERTIFICATE_NONE:
+        verify = SSL_VERIFY_PEER
+        if settings.peer_certificate == PEER_CERTIFICATE_REQUIRED:
+            verify |= SSL_VERIFY_FAIL_IF_NO_PEER_CERT
+    SSL_CTX_set_verify(ssl, verify, NULL)
+    # A session belongs to the rule about certificates that it was made under.
+    context.peer_certificate = settings.peer_certificate
+    SSL_CTX_set_session_id_context(ssl, &context.peer_certificate, 1)
+    SSL_CTX_set_session_cache_mode(ssl, SSL_SESS_CACHE_OFF)    # tickets only: nothing is kept here
+    SSL_CTX_set_timeout(ssl, TICKET_SECONDS)
+    SSL_CTX_set_num_tickets(ssl, 1)
+    SSL_CTX_set_tlsext_ticket_key_evp_cb(ssl, on_ticket_key)
+    SSL_CTX_set_session_ticket_cb(ssl, on_ticket_seal, on_ticket_unseal, context)
+    if settings.certificate_count > 1:
+        SSL_CTX_set_cert_cb(ssl, on_certificate, context)
+    if settings.alpn.n:
+        context.alpn = <uint8_t *> mem_alloc(settings.alpn.n)
+        if context.alpn == NULL:
+            return ST_NO_MEMORY
+        memcpy(context.alpn, settings.alpn.p, settings.alpn.n)
+        context.alpn_bytes = settings.alpn.n
+        SSL_CTX_set_alpn_select_cb(ssl, on_alpn, context)
+    return ST_OK
+
+
+cdef int context_fill(Context *context, const TlsSettings *settings, TlsFailure *failure) noexcept nogil:
+    cdef int status = context_rules(context, settings, failure)
+    if status == ST_OK:
+        status = context_trust(context, settings, failure)
+    if status == ST_OK:
+        status = context_keys(context, settings, failure)
+    if status == ST_OK:
+        status = context_identities(context, settings, failure)
+    return status
+
+
+cdef Context *context_build(Tls *tls, const TlsSettings *settings, TlsFailure *failure) noexcept nogil:
+    """One reference. NULL: failure says why."""
+    cdef Context *context = <Context *> mem_alloc_zeroed(1, sizeof(Context))
+    cdef int status
+    if context == NULL:
+        snprintf(failure.text, sizeof(failure.text), "no memory")
+        return NULL
+    atomic_add_u64_relaxed(&live, 1)
+    context.refs = 1
+    context.owner = tls
+    ERR_clear_error()
+    context.ssl = SSL_CTX_new(TLS_server_method())
+    status = context_fill(context, settings, failure) if context.ssl != NULL else ST_NO_MEMORY
+    if status == ST_OK:
+        return context
+    if status == ST_NO_MEMORY:
+        snprintf(failure.text, sizeof(failure.text), "no memory")
+    context_drop(context)
+    return NULL
+
+
+# ---------------------------------------------------------------------------------------------- what a handshake asks
+
+cdef const TlsKey *key_find(const Context *context, const char *name) noexcept nogil:
+    cdef uint32_t low = 0
+    cdef uint32_t high = context.key_count
+    cdef uint32_t middle, shorter
+    cdef uint32_t n = <uint32_t> strlen(name)
+    cdef const TlsKey *key
+    cdef int order
+    while low < high:
+        middle = (low + high) // 2
+        key = &context.keys[middle]
+        shorter = n if n < key.name.n else key.name.n
+        order = memcmp(name, key.name.p, shorter)
+        if order == 0:
+            if n == key.name.n:
+                return key
+            order = -1 if n < key.name.n else 1
+        if order < 0:
+            high = middle
+        else:
+            low = middle + 1
+    return NULL
+
+
+cdef void link_key_name(TlsLink *link, const char *name) noexcept nogil:
+    cdef size_t n
+    mem_free(link.key_name)
+    link.key_name = NULL
+    if name != NULL:
+        n = strlen(name) + 1
+        link.key_name = <char *> mem_alloc(n)
+        if link.key_name != NULL:
+            memcpy(link.key_name, name, n)
+
+
+cdef unsigned int on_key_name(SSL *ssl, const char *name, unsigned char *out, unsigned int n) noexcept nogil:
+    """The pre-shared key of that name; 0: none. A name is worth something only once the handshake has shown that the client holds the key."""
+    cdef TlsLink *link = <TlsLink *> SSL_get_ex_data(ssl, 0)
+    cdef const TlsKey *key
+    if name == NULL:
+        return 0
+    key = key_find(link.context, name)
+    if key == NULL or key.key.n > n:
+        return 0
+    link_key_name(link, name)
+    if link.key_name == NULL:
+        return 0
+    memcpy(out, key.key.p, key.key.n)
+    return key.key.n
+
+
+cdef int on_certificate(SSL *ssl, void *argument) noexcept nogil:
+    """The certificates for the host that the client names (RFC 6066 section 3), of several kinds of key if there are such; else the first one stays."""
+    cdef Context *context = <Context *> argument
+    cdef const char *host = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name)
+    cdef Identity *identity
+    cdef uint32_t i
+    cdef bint found = False
+    if host == NULL:
+        return 1
+    for i in range(context.identity_count, 0, -1):             # of two with one kind of key, the earlier one
+        identity = &context.identities[i - 1]
+        if X509_check_host(identity.certificate, host, strlen(host), 0, NULL) != 1:
+            continue
+        if not found:
+            SSL_certs_clear(ssl)
+            found = True
+        if SSL_use_cert_and_key(ssl, identity.certificate, identity.key, identity.chain, 1) != 1:
+            return 0
+    return 1
+
+
+cdef int on_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_bytes, const unsigned char *offered, unsigned int n, void *argument) noexcept nogil:
+    """Our order decides. A client that offers protocols, but none of ours, is no client of ours (RFC 7301 section 3.2)."""
+    cdef Context *context = <Context *> argument
+    if SSL_select_next_proto(<unsigned char **> out, out_bytes, context.alpn, context.alpn_bytes, offered, n) == OPENSSL_NPN_NEGOTIATED:
+        return SSL_TLSEXT_ERR_OK
+    return SSL_TLSEXT_ERR_ALERT_FATAL
+
+
+cdef int on_ticket_key(SSL *ssl, unsigned char *name, unsigned char *iv, EVP_CIPHER_CTX *cipher, EVP_MAC_CTX *mac, int sealing) noexcept nogil:
+    """Keys to seal a ticket with, or to open one by its key's name. 1: here they are; 2: open it, but make a new one; 0: not ours; -1: failed."""
+    cdef Tls *tls = (<TlsLink *> SSL_get_ex_data(ssl, 0)).context.owner
+    cdef TicketKey key
+    cdef OSSL_PARAM[3] params
+    cdef int found = 0
+    cdef int i
+    pthread_mutex_lock(&tls.lock)
+    if sealing:
+        key = tls.tickets[0]
+        found = 1
+    else:
+        for i in range(2):
+            if memcmp(name, tls.tickets[i].name, KEY_NAME_BYTES) == 0:
+                key = tls.tickets[i]
+                found = 1 + i
+                break
+    pthread_mutex_unlock(&tls.lock)
+    if found == 0:
+        return 0
+    params[0] = OSSL_PARAM_construct_octet_string("key", key.mac, SECRET_BYTES)
+    params[1] = OSSL_PARAM_construct_utf8_string("digest", "SHA256", 0)
+    params[2] = OSSL_PARAM_construct_end()
+    if sealing:
+        memcpy(name, key.name, KEY_NAME_BYTES)
+        if RAND_bytes(iv, 16) != 1 or EVP_EncryptInit_ex(cipher, EVP_aes_256_cbc(), NULL, key.cipher, iv) != 1:
+            found = -1
+    elif EVP_DecryptInit_ex(cipher, EVP_aes_256_cbc(), NULL, key.cipher, iv) != 1:
+        found = -1
+    if found > 0 and EVP_MAC_CTX_set_params(mac, params) != 1:
+        found = -1
+    OPENSSL_cleanse(&key, sizeof(key))
+    return found
+
+
+cdef bint used_key(TlsLink *link) noexcept nogil:
+    """Whether the client has come in by the pre-shared key that it named."""
+    if SSL_version(link.ssl) == TLS1_3_VERSION:
+        return link.key_name != NULL and SSL_session_reused(link.ssl) == 1
+    return SSL_get_psk_identity(link.ssl) != NULL
+
+
+cdef int on_ticket_seal(SSL *ssl, void *argument) noexcept nogil:
+    cdef uint8_t mark = used_key(<TlsLink *> SSL_get_ex_data(ssl, 0))
+    return SSL_SESSION_set1_ticket_appdata(SSL_get_session(ssl), &mark, 1)
+
+
+cdef bint still_trusted(const Context *context, X509 *certificate) noexcept nogil:
+    """Whether a certificate that was good when the ticket was made would be so today."""
+    cdef X509_STORE_CTX *verification = X509_STORE_CTX_new()
+    cdef bint good
+    if verification == NULL:
+        return False
+    good = (
+        X509_STORE_CTX_init(verification, SSL_CTX_get_cert_store(context.ssl), certificate, NULL) == 1
+        and X509_STORE_CTX_set_default(verification, "ssl_client") == 1 and X509_verify_cert(verification) == 1
+    )
+    X509_STORE_CTX_free(verification)
+    ERR_clear_error()
+    return good
+
+
+cdef int on_ticket_unseal(SSL *ssl, SSL_SESSION *session, const unsigned char *name, size_t n, int status, void *argument) noexcept nogil:
+    """Whether a ticket spares a full handshake."""
+    cdef Context *context = <Context *> argument
+    cdef X509 *certificate
+    cdef void *mark = NULL
+    cdef size_t mark_bytes = 0
+    if status != SSL_TICKET_SUCCESS and status != SSL_TICKET_SUCCESS_RENEW:
+        return SSL_TICKET_RETURN_IGNORE_RENEW
+    if SSL_SESSION_get0_ticket_appdata(session, &mark, &mark_bytes) != 1 or mark_bytes != 1 or (<uint8_t *> mark)[0] != 0:
+        return SSL_TICKET_RETURN_IGNORE_RENEW
+    certificate = SSL_SESSION_get0_peer(session)
+    if certificate == NULL:
+        if context.peer_certificate == PEER_CERTIFICATE_REQUIRED:
+            return SSL_TICKET_RETURN_IGNORE_RENEW
+    elif not still_trusted(context, certificate):
+        return SSL_TICKET_RETURN_IGNORE_RENEW
+    link_key_name(<TlsLink *> SSL_get_ex_data(ssl, 0), NULL)
+    return SSL_TICKET_RETURN_USE if status == SSL_TICKET_SUCCESS else SSL_TICKET_RETURN_USE_RENEW
+
+
+# ---------------------------------------------------------------------------------------------- a listener's TLS
+
+cdef Tls *tls_build() noexcept nogil:
+    cdef Tls *tls = <Tls *> mem_alloc_zeroed(1, sizeof(Tls))
+    if tls == NULL:
+        return NULL
+    tls.refs = 1
+    if RAND_bytes(<unsigned char *> tls.tickets, sizeof(tls.tickets)) != 1 or pthread_mutex_init(&tls.lock, NULL) != 0:
+        mem_free(tls)
+        return NULL
+    return tls
+
+
+cdef Tls *tls_share(Tls *tls) noexcept nogil:
+    atomic_add_u32_relaxed(&tls.refs, 1)
+    return tls
+
+
+cdef void tls_drop(Tls *tls) noexcept nogil:
+    if atomic_sub_u32_acq_rel(&tls.refs, 1) != 1:
+        return
+    if tls.context != NULL:
+        context_drop(tls.context)
+    pthread_mutex_destroy(&tls.lock)
+    OPENSSL_cleanse(tls.tickets, sizeof(tls.tickets))
+    mem_free(tls)
+
+
+cdef int tls_load(Tls *tls, const TlsSettings *settings, TlsFailure *failure) noexcept nogil:
+    cdef Context *context = context_build(tls, settings, failure)
+    cdef Context *before
+    if context == NULL:
+        return ST_ERROR
+    pthread_mutex_lock(&tls.lock)
+    before = tls.context
+    tls.context = context
+    pthread_mutex_unlock(&tls.lock)
+    if before != NULL:
+        context_drop(before)
+    atomic_add_u64_relaxed(&tls.stats.loads, 1)
+    return ST_OK
+
+
+cdef int tls_rotate(Tls *tls) noexcept nogil:
+    cdef TicketKey key
+    if RAND_bytes(<unsigned char *> &key, sizeof(key)) != 1:
+        return ST_ERROR
+    pthread_mutex_lock(&tls.lock)
+    tls.tickets[1] = tls.tickets[0]
+    tls.tickets[0] = key
+    pthread_mutex_unlock(&tls.lock)
+    OPENSSL_cleanse(&key, sizeof(key))
+    return ST_OK
+
+
+cdef void tls_stats(Tls *tls, TlsStats *stats) noexcept nogil:
+    stats.handshakes = atomic_load_u64_relaxed(&tls.stats.handshakes)
+    stats.resumed = atomic_load_u64_relaxed(&tls.stats.resumed)
+    stats.failed = atomic_load_u64_relaxed(&tls.stats.failed)
+    stats.loads = atomic_load_u64_relaxed(&tls.stats.loads)
+
+
+cdef uint64_t tls_live() noexcept nogil:
+    return atomic_load_u64_relaxed(&live)
+
+
+# ---------------------------------------------------------------------------------------------- a connection
+
+cdef int tls_accept(void *owner, Transport *transport) noexcept nogil:
+    cdef Tls *tls = <Tls *> owner
+    cdef TlsLink *link = <TlsLink *> mem_alloc_zeroed(1, sizeof(TlsLink))
+    if link == NULL:
+        return ST_NO_MEMORY
+    pthread_mutex_lock(&tls.lock)
+    link.context = tls.context
+    if link.context != NULL:
+        atomic_add_u32_relaxed(&link.context.refs, 1)
+    pthread_mutex_unlock(&tls.lock)
+    atomic_add_u64_relaxed(&live, 1)
+    ERR_clear_error()
+    if link.context != NULL:
+        link.ssl = SSL_new(link.context.ssl)
+    if link.ssl == NULL or SSL_set_ex_data(link.ssl, 0, link) != 1 or SSL_set_fd(link.ssl, transport.fd) != 1:
+        ERR_clear_error()
+        link_free(link)
+        return ST_NO_MEMORY
+    SSL_set_accept_state(link.ssl)
+    transport.ops = &tls_operations
+    transport.state = link
+    transport.wants = 0
+    return ST_OK
+
+
+cdef void link_free(TlsLink *link) noexcept nogil:
+    SSL_free(link.ssl)
+    if link.context != NULL:
+        context_drop(link.context)
+    mem_free(link.key_name)
+    mem_free(link.why)
+    mem_free(link)
+    atomic_add_u64_relaxed(&live, <uint64_t> -1)
+
+
+cdef int64_t link_break(TlsLink *link, const char *what) noexcept nogil:
+    """IO_FAILED; keeps the reason: `what`, or OpenSSL's."""
+    cdef unsigned long error = ERR_peek_error()
+    cdef const char *reason = NULL
+    link.broken = True
+    if not link.up:
+        atomic_add_u64_relaxed(&link.context.owner.stats.failed, 1)
+    if what == NULL and error != 0:
+        if ERR_GET_REASON(error) == SSL_R_CERTIFICATE_VERIFY_FAILED:
+            reason = X509_verify_cert_error_string(SSL_get_verify_result(link.ssl))
+        else:
+            reason = ERR_reason_error_string(error)
+    ERR_clear_error()
+    if reason == NULL:
+        reason = "the connection broke"
+    link.why = <char *> mem_alloc(WHY_BYTES)
+    if link.why != NULL:
+        if what != NULL:
+            snprintf(link.why, WHY_BYTES, "%s", what)
+        else:
+            snprintf(link.why, WHY_BYTES, "%s: %s", <const char *> "TLS" if link.up else <const char *> "TLS handshake failed", reason)
+    return IO_FAILED
+
+
+cdef int64_t link_begin(TlsLink *link, int fd) noexcept nogil:
+    """Looks at the first byte, for a plain client gets no sense from a TLS alert, and a log line no sense from OpenSSL's error. 1: it is a handshake."""
+    cdef uint8_t first
+    cdef long n = recv(fd, &first, 1, MSG_PEEK)
+    if n < 0:
+        return IO_AGAIN
+    if n == 0:
+        return link_break(link, "closed before the TLS handshake")
+    if first != RECORD_HANDSHAKE:
+        return link_break(link, "not TLS: the client speaks plain MQTT" if first == BYTE_CONNECT else "not TLS: no handshake")
+    link.begun = True
+    return 1
+
+
+cdef int64_t link_handshake(Transport *transport, TlsLink *link) noexcept nogil:
+    """1: done; else IoResult."""
+    cdef int64_t status
+    cdef int result, error
+    if not link.begun:
+        status = link_begin(link, transport.fd)
+        if status != 1:
+            return status
+    ERR_clear_error()
+    result = SSL_do_handshake(link.ssl)
+    if result == 1:
+        link.up = True
+        atomic_add_u64_relaxed(&link.context.owner.stats.handshakes, 1)
+        if SSL_session_reused(link.ssl):
+            atomic_add_u64_relaxed(&link.context.owner.stats.resumed, 1)
+        return 1
+    error = SSL_get_error(link.ssl, result)
+    if error == SSL_ERROR_WANT_READ:
+        return IO_AGAIN
+    if error == SSL_ERROR_WANT_WRITE:
+        transport.wants |= WANTS_OUT
+        return IO_AGAIN
+    if error == SSL_ERROR_ZERO_RETURN:
+        return link_break(link, "closed during the TLS handshake")
+    return link_break(link, NULL)
+
+
+cdef int64_t tls_read(Transport *transport, uint8_t *out, uint32_t n) noexcept nogil:
+    """Record after record, until `out` is full or OpenSSL holds nothing more: what it holds raises no event, what waits in the socket does."""
+    cdef TlsLink *link = <TlsLink *> transport.state
+    cdef uint32_t total = 0
+    cdef int64_t status
+    cdef int got, error
+    transport.wants = 0
+    if link.broken:
+        return IO_FAILED
+    if link.ended:
+        return IO_END
+    if not link.up:
+        status = link_handshake(transport, link)
+        if status != 1:
+            return status
+    while True:
+        ERR_clear_error()
+        got = SSL_read(link.ssl, out + total, <int> (n - total))
+        if got > 0:
+            total += <uint32_t> got
+            if not SSL_has_pending(link.ssl):
+                return total
+            if total == n:
+                transport.wants |= WANTS_READ
+                return total
+            continue
+        error = SSL_get_error(link.ssl, got)
+        status = IO_AGAIN
+        if error == SSL_ERROR_WANT_WRITE:
+            transport.wants |= WANTS_OUT
+        elif error == SSL_ERROR_ZERO_RETURN:
+            link.ended = True
+            status = IO_END
+        elif error != SSL_ERROR_WANT_READ:
+            status = link_break(link, NULL)
+        if total == 0:
+            return status
+        if error != SSL_ERROR_WANT_READ:
+            transport.wants |= WANTS_READ
+        return total
+
+
+cdef uint32_t parts_gather(const iovec *parts, int count, int index, size_t offset, uint8_t *room, uint32_t want) noexcept nogil:
+    """Copies up to `want` bytes from there on; returns their number."""
+    cdef uint32_t have = 0
+    cdef size_t n
+    while index < count and have < want:
+        n = parts[index].iov_len - offset
+        if n > want - have:
+            n = want - have
+        memcpy(room + have, <const uint8_t *> parts[index].iov_base + offset, n)
+        have += <uint32_t> n
+        index += 1
+        offset = 0
+    return have
+
+
+cdef int64_t tls_write(Transport *transport, const iovec *parts, int count) noexcept nogil:
+    """One record and one system call for at most 16 KiB: short parts are put together."""
+    cdef TlsLink *link = <TlsLink *> transport.state
+    cdef uint8_t[RECORD_BYTES] room
+    cdef const uint8_t *p
+    cdef uint32_t want, n
+    cdef size_t offset = 0
+    cdef int64_t total = 0
+    cdef int index = 0
+    cdef int taken, error
+    if link.broken or not link.up:
+        return IO_FAILED       # nobody has said anything yet that could be answered
+    while index < count:
+        if offset == parts[index].iov_len:
+            index += 1
+            offset = 0
+            continue
+        want = link.retry_bytes if link.retry_bytes else RECORD_BYTES
+        if parts[index].iov_len - offset >= want or (index == count - 1 and not link.retry_bytes):
+            p = <const uint8_t *> parts[index].iov_base + offset
+            n = want if parts[index].iov_len - offset >= want else <uint32_t> (parts[index].iov_len - offset)
+        else:
+            p = room
+            n = parts_gather(parts, count, index, offset, room, want)
+        if n < link.retry_bytes:
+            return link_break(link, "TLS: output was lost")    # the rest of an encrypted record can stand for no other bytes
+        ERR_clear_error()
+        taken = SSL_write(link.ssl, p, <int> n)
+        if taken <= 0:
+            error = SSL_get_error(link.ssl, taken)
+            if error != SSL_ERROR_WANT_WRITE:
+                return link_break(link, NULL)
+            link.retry_bytes = n
+            return total if total else IO_AGAIN
+        link.retry_bytes = 0
+        total += taken
+        while taken:
+            n = <uint32_t> (parts[index].iov_len - offset)
+            if <uint32_t> taken < n:
+                offset += <size_t> taken
+                break
+            taken -= <int> n
+            index += 1
+            offset = 0
+    return total
+
+
+cdef void tls_finish(Transport *transport) noexcept nogil:
+    cdef TlsLink *link = <TlsLink *> transport.state
+    if link.up and not link.broken:
+        ERR_clear_error()
+        SSL_shutdown(link.ssl)         # close_notify, if the socket takes it: the end of the stream says the same
+        ERR_clear_error()
+    shutdown(transport.fd, SHUT_WR)
+
+
+cdef void discard_input(int fd) noexcept nogil:
+    """Closing with unread input resets the connection, and the alert that says why would be lost on its way."""
+    cdef uint8_t[4096] room
+    cdef int i
+    shutdown(fd, SHUT_WR)
+    for i in range(16):
+        if recv(fd, room, sizeof(room), 0) <= 0:
+            return
+
+
+cdef void tls_close(Transport *transport) noexcept nogil:
+    cdef TlsLink *link = <TlsLink *> transport.state
+    if link != NULL:
+        if link.broken and not link.up:
+            discard_input(transport.fd)
+        link_free(link)
+        transport.state = NULL
+    if transport.fd >= 0:
+        c_close(transport.fd)
+        transport.fd = -1
+
+
+cdef uint32_t tls_proof(Transport *transport, int kind, uint8_t *out, uint32_t n) noexcept nogil:
+    cdef TlsLink *link = <TlsLink *> transport.state
+    cdef X509 *certificate
+    cdef const char *name
+    cdef unsigned char *p = out
+    cdef int size
+    if not link.up or link.broken:
+        return 0
+    if kind == PROOF_CERTIFICATE:
+        certificate = SSL_get0_peer_certificate(link.ssl)
+        if certificate == NULL or SSL_get_verify_result(link.ssl) != X509_V_OK:
+            return 0
+        size = i2d_X509(certificate, NULL)
+        if size > 0 and <uint32_t> size <= n:
+            i2d_X509(certificate, &p)
+        return <uint32_t> size if size > 0 else 0
+    if not used_key(link):
+        return 0
+    name = link.key_name
+    if name == NULL:
+        name = SSL_get_psk_identity(link.ssl)
+    size = <int> strlen(name)
+    if <uint32_t> size <= n:
+        memcpy(out, name, <size_t> size)
+    return <uint32_t> size
+
+
+cdef const char *tls_failure(Transport *transport) noexcept nogil:
+    cdef TlsLink *link = <TlsLink *> transport.state
+    if link == NULL:
+        return NULL
+    if link.why != NULL:
+        return link.why
+    if not link.begun:
+        return "no TLS handshake"
+    if not link.up:
+        return "the TLS handshake was not finished"
+    return NULL

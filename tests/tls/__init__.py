@@ -1,0 +1,1 @@
+"""TLS listeners, by clients of other makers."""
