@@ -43,7 +43,7 @@ if [[ -z $base ]]; then
     if ! buildah "${storage[@]}" images -q "$base" >/dev/null 2>&1; then
         tree=$work/base
         rm -rf "$tree"
-        debootstrap --variant=minbase "$suite" "$tree" "${mirror:-http://deb.debian.org/debian}" >"$work/debootstrap.log" || {
+        debootstrap --variant=minbase "$suite" "$tree" ${mirror:+"$mirror"} >"$work/debootstrap.log" || {
             tail -20 "$work/debootstrap.log" >&2
             exit 1
         }
