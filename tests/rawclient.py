@@ -47,6 +47,13 @@ PROPERTY_TYPES = {
 Properties = Sequence[tuple[int, Any]]
 
 
+def readable(connection: socket.socket, seconds: float) -> bool:
+    """Whether there is something to read within that time; for any descriptor, select knows only those below 1024."""
+    poller = select.poll()
+    poller.register(connection, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
+
+
 class PeerClosed(Exception):
     """The other side closed the connection while a packet was awaited."""
 
@@ -448,7 +455,7 @@ class Peer:
             raise PeerClosed
         left = deadline - time.monotonic()
         held = isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0  # decrypted already
-        if left <= 0 or not (held or select.select([self.socket], [], [], left)[0]):
+        if left <= 0 or not (held or readable(self.socket, left)):
             raise PeerTimeout(f"nothing arrived in time (buffer: {bytes(self.buffer).hex(' ')})")
         try:
             data = self.socket.recv(65536)
