@@ -11,7 +11,7 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.types cimport (
     ST_ERROR, ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, atomic_add_u64_relaxed, atomic_load_u64_relaxed, atomic_sub_u32_acq_rel, span_make,
 )
-from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_FAILED, PROOF_CERTIFICATE, WANTS_OUT, WANTS_READ, Transport, TransportOps, iovec
+from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_FAILED, PROOF_CERTIFICATE, PROOF_KEY_NAME, WANTS_OUT, WANTS_READ, Transport, TransportOps, iovec
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -1039,7 +1039,7 @@ cdef uint32_t tls_proof(Transport *transport, int kind, uint8_t *out, uint32_t n
         if size > 0 and <uint32_t> size <= n:
             i2d_X509(certificate, &p)
         return <uint32_t> size if size > 0 else 0
-    if not used_key(link):
+    if kind != PROOF_KEY_NAME or not used_key(link):
         return 0
     name = link.key_name
     if name == NULL:
