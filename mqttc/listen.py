@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mqttc.config import Listener, TcpAddress, UnixAddress
+from mqttc.config import InetAddress, Listener, UnixAddress
 
 _DIRECTORY_LOCK_S = 2.0
 _PORT_ATTEMPTS = 16
@@ -62,7 +62,7 @@ class BoundListener:
         self._file: _SocketFile | None = None
         address = listener.address
         try:
-            if isinstance(address, TcpAddress):
+            if isinstance(address, InetAddress):
                 self.is_unix = False
                 self._bind_tcp(address)
                 self.url = address.url(self.sockets[0].getsockname()[1])
@@ -88,7 +88,7 @@ class BoundListener:
 
     # ------------------------------------------------------------------------------------- TCP
 
-    def _bind_tcp(self, address: TcpAddress) -> None:
+    def _bind_tcp(self, address: InetAddress) -> None:
         for attempt in range(_PORT_ATTEMPTS):
             try:
                 self._bind_addresses(address)
@@ -103,7 +103,7 @@ class BoundListener:
                 if not again or attempt == _PORT_ATTEMPTS - 1:
                     raise ListenError(address.url(), _reason(error), error.errno or 0) from error
 
-    def _bind_addresses(self, address: TcpAddress) -> None:
+    def _bind_addresses(self, address: InetAddress) -> None:
         if address.host == "*":
             try:
                 self._bind_one(socket.AF_INET6, ("::", address.port), dual_stack=True)
@@ -127,7 +127,7 @@ class BoundListener:
         if not self.sockets and unavailable is not None:
             raise unavailable
 
-    def _resolve(self, address: TcpAddress) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    def _resolve(self, address: InetAddress) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
         try:
             found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (socket.gaierror, UnicodeError) as error:
