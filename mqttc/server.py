@@ -265,7 +265,7 @@ class _Running:
 
     def _add(self, bound: BoundListener, auth: Auth, tls: ListenerTls | None, served: dict[int, _Served]) -> None:
         listener = bound.listener
-        anonymous = auth.anonymous if listener.anonymous is None else listener.anonymous
+        anonymous = listener.effective_anonymous(auth)
         name = listener.name or bound.url
         while bound.sockets:
             identifier = self.engine.add_listener(

@@ -140,7 +140,7 @@ class ListenerTls:
             minimum_version=listener.minimum_tls_version,
             ciphers=listener.ciphers,
             ciphersuites=listener.ciphersuites,
-            alpn=listener.alpn,
+            alpn=listener.protocols,
             keys=read_keys(listener.psk_file),
             key_hint=listener.psk_hint,
         )
