@@ -661,7 +661,6 @@ class Config(_Section):
     def engine_settings(self) -> dict[str, int]:
         """The integers that the data plane takes, times in the units of its names."""
         limits = self.limits.model_dump(exclude=set(_CONTROL_LIMITS))
-        del limits["max_request_head"], limits["max_frame_size"]  # the engine does not take them yet
         settings = {"workers": self.worker_count(), "log_level": logging.getLevelNamesMapping()[self.log.level.upper()]}
         settings["queue_policy"] = QUEUE_POLICIES.index(limits.pop("queue_policy"))
         settings["group_strategy"] = GROUP_STRATEGIES.index(limits.pop("group_strategy"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import os
 import socket
 import stat
@@ -213,6 +214,33 @@ def bind_all(listeners: Sequence[Listener]) -> list[BoundListener]:
             made.close()
         raise
     return bound
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the control plane knows of a listener, under the id that the engine gave it."""
+
+    listener: Listener
+    name: str
+    is_unix: bool
+    anonymous: bool | str
+    bound: BoundListener
+
+    def admits_anonymous(self, peer: str) -> bool:
+        if self.anonymous == "loopback":
+            return self.is_unix or is_loopback(peer)
+        return bool(self.anonymous)
+
+
+def is_loopback(peer: str) -> bool:
+    """Whether ``host:port`` (IPv6 in brackets) is an address of this machine's loopback."""
+    host = peer.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native"]
 PYTHON = [
     *("errors", "logs", "config", "listen", "certs", "tls", "hooks", "auth"),
-    *("store", "adapters", "web", "server", "client", "bench", "cli"),
+    *("store", "adapters", "web", "roads", "control", "server", "client", "bench", "cli"),
 ]
 
 FLOORS: dict[str, tuple[int, int]] = {}

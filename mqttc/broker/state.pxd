@@ -88,7 +88,7 @@ cdef struct Settings:                  # read only once workers run; units in na
     uint32_t log_level
 
 cdef struct Listener:                  # read only once workers run, but for the gauge
-    int fd
+    int fd                             # -1: none, its connections are adopted
     uint8_t unix_socket
     uint8_t maximum_qos
     uint8_t anonymous                  # 0 deny, 1 allow, 2 loopback

@@ -29,7 +29,7 @@ from mqttc.broker.retain cimport retain_build, retain_free, retain_sweep
 from mqttc.broker.routes cimport route_drop, routes_free, routes_init
 from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
 from mqttc.broker.state cimport (
-    CONN_COUNTED, CONN_DONE, CONN_HEAD, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BRAKE, MAIL_GROUP, MAIL_HEAD, MAIL_LINK, MAIL_PUBLISH, MAIL_SHUTDOWN, TIMER_BRAKE,
+    CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BRAKE, MAIL_GROUP, MAIL_HEAD, MAIL_LINK, MAIL_PUBLISH, MAIL_SHUTDOWN, TIMER_BRAKE,
     TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, AdoptMail, AnswerMail, BlocksMail, BrakeMail, Conn, Engine, Group, GroupMail, HeadMail, LinkMail, Listener,
     PlainMail, PublishMail, Session, Settings, Worker,
 )
@@ -243,7 +243,8 @@ cdef void shutdown_begin(Worker *worker) noexcept nogil:
     report(worker, LOG_INFO, EV_SHUTTING_DOWN, RC_SERVER_SHUTTING_DOWN, NULL, NULL, span_make(NULL, 0))
     link = reactor_next_link(worker.reactor, &cursor)
     while link != NULL:
-        conn_disconnect(worker, conn_of(link), RC_SERVER_SHUTTING_DOWN)
+        if conn_of(link).phase != CONN_TUNNEL:      # these carry the last words of other connections; the control plane ends them
+            conn_disconnect(worker, conn_of(link), RC_SERVER_SHUTTING_DOWN)
         link = reactor_next_link(worker.reactor, &cursor)
     worker.shutdown_since_ms = worker.reactor.now_ms
     shutdown_tick(worker)
@@ -253,10 +254,12 @@ cdef void shutdown_tick(Worker *worker) noexcept nogil:
     """Ends the loop when all output has left and peers had a moment to read it, or when the time is up."""
     cdef uint32_t unsent = 0
     cdef uint32_t ending = reactor_ending(worker.reactor, &unsent)
+    cdef uint32_t cursor = 0
+    cdef bint tunnels = reactor_next_link(worker.reactor, &cursor) != NULL
     cdef int64_t waited = worker.reactor.now_ms - worker.shutdown_since_ms
     cdef uint32_t bound = worker.engine.settings.shutdown_timeout_ms
     worker.unsent = unsent
-    if ending == 0 or waited >= bound or (unsent == 0 and waited >= SHUTDOWN_LINGER_MS):
+    if waited >= bound or (not tunnels and (ending == 0 or (unsent == 0 and waited >= SHUTDOWN_LINGER_MS))):
         worker.reactor.stopping = True
         return
     wheel_add(worker.reactor.wheel, &worker.shutdown_timer, worker.reactor.now_ms + SHUTDOWN_TICK_MS)
@@ -407,7 +410,7 @@ cdef int engine_start(Engine *engine) noexcept nogil:
     cdef sigset_t all_signals, old
     for i in range(engine.settings.workers):
         for k in range(engine.listener_count):
-            if status == ST_OK:
+            if status == ST_OK and engine.listeners[k].fd >= 0:
                 status = reactor_listen(engine.workers[i].reactor, engine.listeners[k].fd, <uint16_t> k)
     if status != ST_OK:
         return status

@@ -38,6 +38,7 @@ cdef enum:
     TLV_SSL = 0x20
     TLV_SSL_COMMON_NAME = 0x22
     TLV_SSL_CERTIFICATE = 0x28     # DER
+    CRC32C_POLYNOMIAL = 0x82F63B78
     SSL_WITH_CERTIFICATE = 0x02 | 0x04     # shown on this connection, or when its TLS session began
 
 cdef const char *SIGNATURE = b"\x0d\x0a\x0d\x0a\x00\x0d\x0a\x51\x55\x49\x54\x0a"
@@ -242,7 +243,7 @@ cdef uint32_t crc32c(uint32_t crc, const uint8_t *p, uint32_t n) noexcept nogil:
     for i in range(n):
         crc ^= p[i]
         for bit in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+            crc = crc >> 1 ^ (<uint32_t> CRC32C_POLYNOMIAL if crc & 1 else <uint32_t> 0)
     return crc
 
 
@@ -251,9 +252,9 @@ cdef bint checksum_holds(const uint8_t *header, uint32_t n, const uint8_t *check
     cdef uint32_t at = <uint32_t> (checksum - header)
     cdef uint32_t crc
     memset(zeros, 0, 4)
-    crc = crc32c(0xFFFFFFFF, header, at)
+    crc = crc32c(~<uint32_t> 0, header, at)
     crc = crc32c(crc, zeros, 4)
-    crc = crc32c(crc, header + at + 4, n - at - 4) ^ 0xFFFFFFFF
+    crc = crc32c(crc, header + at + 4, n - at - 4) ^ ~<uint32_t> 0
     return crc == (<uint32_t> checksum[0] << 24 | <uint32_t> checksum[1] << 16 | <uint32_t> checksum[2] << 8 | checksum[3])
 
 
@@ -415,4 +416,6 @@ cdef const char *proxy_failure(Transport *transport) noexcept nogil:
     cdef ProxyLink *link = <ProxyLink *> transport.state
     if link == NULL:
         return NULL
-    return link.why if link.why != NULL else "no PROXY protocol header"
+    if link.why != NULL:
+        return link.why
+    return "no PROXY protocol header"

@@ -412,7 +412,7 @@ cdef bint line_has(const uint8_t *p, const uint8_t *end, const char *name, uint3
     p += name_bytes + 1
     while p < end and (p[0] == c' ' or p[0] == c'\t'):
         p += 1
-    while p < end and (end[-1] == c' ' or end[-1] == c'\t'):
+    while p < end and ((end - 1)[0] == c' ' or (end - 1)[0] == c'\t'):
         end -= 1
     return end - p == value_bytes and memcmp(p, value, value_bytes) == 0
 
