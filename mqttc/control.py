@@ -81,7 +81,8 @@ class Control:
         self.thread.join()
         self._last_stats = self.stats()
         self._roads = None
-        self._status = dict  # whose owner owns us: what a broker had is free when it has stopped, not at some later collection
+        self._files = ()  # what it was given is free when the broker has stopped, not when cycles are collected
+        self._status = dict
 
     def _run(self) -> None:
         try:
