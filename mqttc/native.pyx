@@ -20,9 +20,9 @@ from mqttc.broker.worker cimport (
 )
 from mqttc.net.reactor cimport NetStats
 from mqttc.net.tls cimport (
-    Tls as NativeTls, TlsCertificate, TlsFailure, TlsKey, TlsSettings, TlsStats, tls_accept, tls_build, tls_drop, tls_live, tls_load, tls_rotate, tls_share,
-    tls_stats,
+    Tls as NativeTls, TlsKey, TlsSettings, tls_accept, tls_build, tls_drop, tls_live, tls_load, tls_rotate, tls_share, tls_stats,
 )
+from mqttc.net.tls_context cimport TlsCertificate, TlsFailure, TlsStats
 
 # In the order of report.LogEvent.
 EVENT_NAMES = (
