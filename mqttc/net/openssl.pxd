@@ -150,6 +150,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     void SSL_set_connect_state(SSL *ssl)
     long SSL_set_tlsext_host_name(SSL *ssl, const char *name)
     int SSL_set_session(SSL *ssl, SSL_SESSION *session)
+    SSL_SESSION *SSL_SESSION_dup(const SSL_SESSION *session)
     void SSL_SESSION_free(SSL_SESSION *session)
     int SSL_set_ex_data(SSL *ssl, int index, void *data)
     void *SSL_get_ex_data(const SSL *ssl, int index)

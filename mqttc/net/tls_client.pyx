@@ -7,7 +7,7 @@ from mqttc.base.types cimport ST_ERROR, ST_NO_MEMORY, ST_OK, atomic_add_u32_rela
 from mqttc.net.openssl cimport (
     ERR_clear_error, SSL, SSL_CTX, SSL_CTX_free, SSL_CTX_get0_param, SSL_CTX_get_ex_data, SSL_CTX_new, SSL_CTX_sess_set_new_cb, SSL_CTX_set_alpn_protos,
     SSL_CTX_set_default_verify_paths, SSL_CTX_set_ex_data, SSL_CTX_set_session_cache_mode, SSL_CTX_set_verify, SSL_CTX_use_cert_and_key, SSL_SESSION,
-    SSL_SESSION_free, SSL_SESS_CACHE_CLIENT, SSL_SESS_CACHE_NO_INTERNAL, SSL_SESS_CACHE_OFF, SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_free, SSL_get_SSL_CTX,
+    SSL_SESSION_dup, SSL_SESSION_free, SSL_SESS_CACHE_CLIENT, SSL_SESS_CACHE_NO_INTERNAL, SSL_SESS_CACHE_OFF, SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_free, SSL_get_SSL_CTX,
     SSL_new, SSL_set_connect_state, SSL_set_session, SSL_set_tlsext_host_name, TLS_client_method, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, X509_VERIFY_PARAM,
     X509_VERIFY_PARAM_set1_host, X509_VERIFY_PARAM_set1_ip_asc, X509_VERIFY_PARAM_set_hostflags,
 )
@@ -151,18 +151,27 @@ cdef uint64_t tls_client_live() noexcept nogil:
     return atomic_load_u64_relaxed(&live)
 
 
+cdef bint show_ticket(TlsClient *client, SSL *ssl) noexcept nogil:
+    """A copy of the session: OpenSSL takes one that it has resumed in TLS 1.3 for used up, and servers need not give another."""
+    cdef SSL_SESSION *session = NULL
+    cdef bint shown = True
+    pthread_mutex_lock(&client.lock)
+    if client.session != NULL:
+        session = SSL_SESSION_dup(client.session)
+        shown = session != NULL
+    pthread_mutex_unlock(&client.lock)
+    if session != NULL:
+        shown = SSL_set_session(ssl, session) == 1
+        SSL_SESSION_free(session)
+    return shown
+
+
 cdef SSL *tls_client_connection(TlsClient *client) noexcept nogil:
     cdef SSL *ssl = SSL_new(client.ssl)
-    cdef bint made
     if ssl == NULL:
         return NULL
     SSL_set_connect_state(ssl)
-    made = client.host == NULL or SSL_set_tlsext_host_name(ssl, client.host) == 1
-    pthread_mutex_lock(&client.lock)
-    if client.session != NULL:
-        made = made and SSL_set_session(ssl, client.session) == 1      # takes a reference of its own
-    pthread_mutex_unlock(&client.lock)
-    if made:
+    if (client.host == NULL or SSL_set_tlsext_host_name(ssl, client.host) == 1) and show_ticket(client, ssl):
         return ssl
     ERR_clear_error()
     SSL_free(ssl)
