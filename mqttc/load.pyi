@@ -54,9 +54,9 @@ class Load:
         """Clients of a broker at an IPv4 or IPv6 address, or a Unix socket's path (``port`` 0, ``address`` starting with / or @).
 
         ``version``: 4 or 5. ``connect_batch``: connections being made at the same time, per thread. ``tls``: they speak TLS.
-        ``websocket_request``: they speak WebSocket (over TLS, with ``tls``), after this HTTP upgrade request (RFC 6455 section 4.1), the same
-        for all; ``websocket_accept``: the Sec-WebSocket-Accept of its answer; ``websocket_frame_most``: bytes of a frame that a broker
-        may send.
+        ``websocket_request``: they speak WebSocket (over TLS, with ``tls``), after this HTTP upgrade request (RFC 6455 section 4.1), the
+        same for all; ``websocket_accept``: the Sec-WebSocket-Accept of its answer; ``websocket_frame_most``: bytes of a frame that a
+        broker may send.
         """
 
     def add_client(
