@@ -8,6 +8,7 @@ line of the file, the variable or the option that caused it. ``docs/configuratio
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import logging
 import os
@@ -16,14 +17,18 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Annotated, Any, Final, Literal, get_args
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 ENVIRONMENT_PREFIX = "MQTTC_"
 DEFAULT_URL = "tcp://127.0.0.1:1883"
+DEFAULT_PATH = "/mqtt"
 MAXIMUM_UNIX_PATH_BYTES = 107
+MAXIMUM_PATH_BYTES = 255
+MAXIMUM_TRUSTED_PROXIES = 64
+MAXIMUM_ORIGINS = 64
 
 KeyPath = tuple[str | int, ...]
 
@@ -52,18 +57,38 @@ class ConfigError(ValueError):
 # ---------------------------------------------------------------------------------- listener URLs
 
 
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
-    """``host`` is a name or a literal without brackets; ``*`` is every address of both families."""
+InetScheme = Literal["tcp", "tls", "ws", "wss", "quic"]
 
+
+@dataclass(frozen=True, slots=True)
+class InetAddress:
+    """``scheme`` is the main name of several (``tcp`` for ``mqtt``); ``host`` is a name or a literal without
+    brackets, ``*`` is every address of both families; ``path`` is empty but for ``ws`` and ``wss``."""
+
+    scheme: InetScheme
     host: str
     port: int
-    tls: bool = False
+    path: str = ""
+
+    @property
+    def tls(self) -> bool:
+        """Whether clients speak TLS here, which QUIC always has inside."""
+        return self.scheme in ("tls", "wss", "quic")
+
+    @property
+    def http(self) -> bool:
+        """Whether a connection begins with HTTP: WebSocket, and the pages beside it."""
+        return self.scheme in ("ws", "wss")
+
+    @property
+    def quic(self) -> bool:
+        """Whether this is a UDP port; all others are TCP."""
+        return self.scheme == "quic"
 
     def url(self, port: int | None = None) -> str:
         """The URL in its normal form, with the actual port if the configured one was 0."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'tls' if self.tls else 'tcp'}://{host}:{self.port if port is None else port}"
+        return f"{self.scheme}://{host}:{self.port if port is None else port}{self.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +102,20 @@ class UnixAddress:
         return f"unix://@{self.path}" if self.abstract else f"unix://{self.path}"
 
 
-Address = TcpAddress | UnixAddress
+Address = InetAddress | UnixAddress
 
-_NOT_BUILT_SCHEMES = ("ws", "wss", "quic")
-_TLS_SCHEMES = ("tls", "mqtts")
-_SCHEMES = ("tcp", "mqtt", *_TLS_SCHEMES, "unix", *_NOT_BUILT_SCHEMES)
+_INET_SCHEMES: Final[Mapping[str, tuple[InetScheme, int]]] = {
+    "tcp": ("tcp", 1883),
+    "mqtt": ("tcp", 1883),
+    "tls": ("tls", 8883),
+    "mqtts": ("tls", 8883),
+    "ws": ("ws", 80),
+    "wss": ("wss", 443),
+    "quic": ("quic", 14567),
+}
+"""What a URL may begin with besides ``unix``: the scheme's main name and its default port."""
+_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*/?")
+"""Segments of RFC 3986 section 3.3, none empty but the last, and no percent-encoding: each path has one spelling."""
 
 
 def parse_url(url: str) -> tuple[Address, dict[str, str]]:
@@ -92,17 +126,16 @@ def parse_url(url: str) -> tuple[Address, dict[str, str]]:
     scheme = scheme.lower()
     if not separator:
         raise ValueError(f"{url!r} is not a URL; write tcp://host:port or unix:///path")
-    if scheme in _NOT_BUILT_SCHEMES:
-        raise ValueError(f"{scheme}:// is not available in this version")
-    if scheme not in _SCHEMES:
-        raise ValueError(f"unknown scheme {scheme!r}{_suggestion(scheme, _SCHEMES)}; use tcp://, tls:// or unix://")
     if scheme == "unix":
         rest, _, query = url[len("unix://") :].partition("?")
         address: Address = _unix_address(unquote(rest), url)
-    else:
+    elif scheme in _INET_SCHEMES:
         parts = urlsplit(url)
         query = parts.query
-        address = _tcp_address(url, scheme in _TLS_SCHEMES)
+        address = _inet_address(url, parts)
+    else:
+        hint = _suggestion(scheme, (*_INET_SCHEMES, "unix"))
+        raise ValueError(f"unknown scheme {scheme!r}{hint}; use tcp://, tls://, ws://, wss://, quic:// or unix://")
     pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     options = dict(pairs)
     if len(options) != len(pairs):
@@ -120,20 +153,30 @@ def _unix_address(path: str, url: str) -> UnixAddress:
     return UnixAddress(name, abstract)
 
 
-def _tcp_address(url: str, tls: bool) -> TcpAddress:
-    parts = urlsplit(url)
+def _inet_address(url: str, parts: SplitResult) -> InetAddress:
+    scheme, default_port = _INET_SCHEMES[parts.scheme]
+    http = scheme in ("ws", "wss")
     if "@" in parts.netloc:
         raise ValueError("a listener's URL has no user name or password")
-    if parts.path not in ("", "/") or parts.fragment:
-        raise ValueError(f"{url!r}: nothing but options may follow the port")
-    if parts.netloc.count(":") > 1 and "[" not in parts.netloc:
-        raise ValueError(f"{url!r}: put the IPv6 address in brackets, tcp://[::1]:1883")
+    if "#" in url or (not http and parts.path not in ("", "/")):
+        raise ValueError(f"{url!r}: nothing but {'a path and ' if http else ''}options may follow the port")
+    if parts.netloc.count(":") > 1 and not re.match(r"\[[^\]]*\](:|$)", parts.netloc):
+        raise ValueError(f"{url!r}: put the IPv6 address in brackets, {scheme}://[::1]:{default_port}")
     try:
         port = parts.port
     except ValueError:
         raise ValueError(f"{url!r}: the port is a number from 0 to 65535") from None
-    default = 8883 if tls else 1883
-    return TcpAddress(parts.hostname or "*", default if port is None else port, tls)
+    path = _http_path(url, parts.path) if http else ""
+    return InetAddress(scheme, parts.hostname or "*", default_port if port is None else port, path)
+
+
+def _http_path(url: str, path: str) -> str:
+    """The path that WebSocket clients name; browsers resolve dots and decode nothing, so neither may stand in it."""
+    if len(path) > MAXIMUM_PATH_BYTES:
+        raise ValueError(f"{url!r}: a path has at most {MAXIMUM_PATH_BYTES} bytes")
+    if not _PATH.fullmatch(path) or any(segment in (".", "..") for segment in path.split("/")):
+        raise ValueError(f"{url!r}: write the path as in /mqtt: letters, digits and -._~!$&'()*+,;=:@ between single slashes, no . or ..")
+    return path or DEFAULT_PATH
 
 
 # ------------------------------------------------------------------------------------- the models
@@ -152,8 +195,48 @@ def _check_mode(value: object) -> object:
     raise ValueError('must be the octal permissions as text, for example "0660"')
 
 
+def _check_retry(value: object) -> object:
+    if value is True or value is False or value == "auto":
+        return value
+    raise ValueError('must be false, true or "auto"')
+
+
+def _network(text: str) -> str:
+    """An address or network in its normal form; one of IPv4 addresses mapped into IPv6 becomes IPv4."""
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        network = None
+    if network is None or "%" in text:
+        raise ValueError('must be an address or a network, for example "10.0.0.0/8" or "::1"')
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96 and (mapped := network.network_address.ipv4_mapped):
+        return f"{mapped}/{network.prefixlen - 96}"
+    return str(network)
+
+
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_ORIGIN_PORTS = {"http": 80, "https": 443}
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers write it (RFC 6454 section 6.2): in small letters, without the scheme's default port."""
+    match = _ORIGIN.fullmatch(text.lower()) if text.isascii() else None
+    if match is None or (match[3] is not None and not 0 < int(match[3]) <= 65535):
+        raise ValueError('must be scheme://host or scheme://host:port in ASCII, without a path, for example "https://example.org"')
+    scheme, host, port = match[1], match[2], None if match[3] is None else int(match[3])
+    if host.startswith("["):
+        try:
+            host = f"[{ipaddress.IPv6Address(host[1:-1])}]"
+        except ValueError:
+            raise ValueError(f"{host} is no IPv6 address") from None
+    return f"{scheme}://{host}" if port in (None, _ORIGIN_PORTS.get(scheme)) else f"{scheme}://{host}:{port}"
+
+
 Anonymous = Annotated[bool | Literal["loopback"], BeforeValidator(_check_anonymous)]
+Retry = Annotated[bool | Literal["auto"], BeforeValidator(_check_retry)]
 Mode = Annotated[str, BeforeValidator(_check_mode)]
+Network = Annotated[str, AfterValidator(_network)]
+Origin = Annotated[str, Field(max_length=300), AfterValidator(_origin)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 PositiveCount = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Bytes = Annotated[int, Field(ge=1, le=2**40)]
@@ -168,6 +251,26 @@ TLS_KEYS = (
     *("minimum_tls_version", "alpn", "psk_file", "psk_hint"),
 )
 """Keys of a listener that only TLS has; all of them can change while it runs."""
+
+_TCP_SCHEMES = ("tcp", "tls", "ws", "wss")
+_KEY_SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("backlog", "tcp_user_timeout", "tcp_keepalive_idle"), (*_TCP_SCHEMES, "unix")),
+    **dict.fromkeys(TLS_KEYS, ("tls", "wss", "quic")),
+    # QUIC is TLS 1.3 by another library: one certificate, that library's cipher suites, no pre-shared keys.
+    **dict.fromkeys(("certificates", "ciphers", "ciphersuites", "minimum_tls_version", "psk_file", "psk_hint"), ("tls", "wss")),
+    "allowed_origins": ("ws", "wss"),
+    "proxy_protocol": (*_TCP_SCHEMES, "unix"),
+    "trusted_proxies": _TCP_SCHEMES,
+    **dict.fromkeys(("early_data", "idle_timeout", "stateless_retry"), ("quic",)),
+}
+"""Keys of a listener that not every scheme has, and the schemes that have them."""
+
+_PROTOCOLS: Final[Mapping[str, tuple[str, ...]]] = {
+    "tls": ("mqtt",),
+    "wss": ("h2", "http/1.1"),
+    "quic": ("mqtt", "mqtt-quic"),
+}
+"""ALPN protocol names of a listener without ``alpn``, the preferred one first."""
 
 
 class _Section(BaseModel):
@@ -189,20 +292,21 @@ class Listener(_Section):
     """One ``[[listeners]]`` table. Every key but ``url`` may stand in the URL's query too."""
 
     url: str
-    """``tcp://host:port`` (``mqtt://`` is the same), ``tls://host:port`` (``mqtts://``), ``unix:///path`` or
-    ``unix://@name``. Host ``*`` or none: every address, IPv4 and IPv6. Port 0: a free one; no port: 1883, 8883."""
+    """``tcp://host:port`` (``mqtt://`` is the same), ``tls://host:port`` (``mqtts://``), ``ws://host:port/path``,
+    ``wss://host:port/path``, ``quic://host:port``, ``unix:///path`` or ``unix://@name``. Host ``*`` or none: every
+    address, IPv4 and IPv6. Port 0: a free one; no port: 1883, 8883, 80, 443, 14567. No path: ``/mqtt``."""
     name: str = ""
     """What log lines call it; the URL if empty."""
     mode: Mode | None = None
     """Octal permissions of a Unix socket's path, for example ``"0660"``; default: as the umask says."""
     backlog: Annotated[int, Field(ge=1, le=65535)] = 1024
-    """Connections that may wait to be accepted."""
+    """Connections that may wait to be accepted; not for ``quic``."""
     maximum_qos: Annotated[int, Field(ge=0, le=2)] = 2
     """Highest QoS that clients of this listener may publish with."""
     max_connections: Count = 0
     """Connections at the same time over each bound address of this listener; 0: no limit of its own."""
     anonymous: Anonymous | None = None
-    """Overrides ``auth.anonymous`` for this listener."""
+    """Overrides ``auth.anonymous`` for this listener. ``"loopback"`` admits nobody behind a proxy."""
     tcp_user_timeout: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = 60.0
     """Seconds that sent bytes may stay unacknowledged, for clients without keep alive; 0: the system's."""
     tcp_keepalive_idle: Annotated[int, Field(ge=0, le=32767)] = 60
@@ -227,12 +331,30 @@ class Listener(_Section):
     """TLS 1.3: cipher suites in OpenSSL's notation; empty: OpenSSL's default."""
     minimum_tls_version: Literal["1.2", "1.3"] = "1.2"
     """TLS: oldest version that is spoken."""
-    alpn: list[Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[ -~]+$")]] = ["mqtt"]
-    """TLS: protocol names for clients that offer some; if none of theirs is here, they are refused. Empty: ignored."""
+    alpn: list[Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[ -~]+$")]] | None = None
+    """TLS: protocol names for clients that offer some; if none of theirs is here, they are refused. Empty: ignored, which
+    QUIC cannot do. Default: ``mqtt`` for ``tls``, ``h2`` and ``http/1.1`` for ``wss``, ``mqtt`` and ``mqtt-quic`` for ``quic``."""
     psk_file: str = ""
     """TLS: file of pre-shared keys, a line each, ``name:key`` with the key in hexadecimal."""
     psk_hint: Annotated[str, Field(max_length=127)] = ""
     """TLS 1.2: the hint for clients with several pre-shared keys."""
+    allowed_origins: Annotated[list[Origin], Field(max_length=MAXIMUM_ORIGINS)] = []
+    """WebSocket: origins (``https://example.org``) of the pages that browsers may connect from (RFC 6455 section 10.2). At
+    most 64; empty: any."""
+    proxy_protocol: bool = False
+    """TCP, TLS, WebSocket, Unix: every connection begins with a PROXY protocol header, version 1 or 2, from one of
+    ``trusted_proxies``; who connects over a Unix socket is trusted."""
+    trusted_proxies: Annotated[list[Network], Field(max_length=MAXIMUM_TRUSTED_PROXIES)] = []
+    """Addresses and networks (``10.0.0.0/8``, ``::1``) whose PROXY protocol headers are believed, or, without
+    ``proxy_protocol`` and for WebSocket only, their X-Forwarded-For. At most 64."""
+    early_data: bool = False
+    """QUIC: whether returning clients may send data with their first packet (0-RTT). Whoever records that packet can send
+    it again, and a CONNECT and PUBLISH in it are then carried out again (RFC 9001 section 9.2)."""
+    idle_timeout: Seconds = 30.0
+    """QUIC: seconds without a packet after which a connection ends, with all the MQTT connections on it."""
+    stateless_retry: Retry = "auto"
+    """QUIC: whether new connections have to prove their address by a Retry first, which takes a round trip (RFC 9000
+    section 8.1.2); ``"auto"``: only while many handshakes are half open."""
     server_reference: str = ""
     """If set, every client that connects here is sent elsewhere: 0x9C and this Server Reference."""
 
@@ -250,15 +372,31 @@ class Listener(_Section):
             if key in data:
                 raise ValueError(f"{key} stands both in the URL and beside it")
             merged[key] = _value_of_text(text, _is_text(cls, key))
-        if merged.get("mode") is not None and (isinstance(address, TcpAddress) or address.abstract):
+        if merged.get("mode") is not None and (isinstance(address, InetAddress) or address.abstract):
             raise ValueError("mode is for Unix sockets with a path")
         return merged
 
     @model_validator(mode="after")
+    def _check_schemes(self) -> Listener:
+        scheme = self.scheme
+        for name, schemes in _KEY_SCHEMES.items():
+            if scheme not in schemes and getattr(self, name) != type(self).model_fields[name].default:
+                where = "not for quic://" if scheme == "quic" else f"for {_enumerated([f'{one}://' for one in schemes])}"
+                raise ValueError(f"{name} is {where} listeners")
+        return self
+
+    @model_validator(mode="after")
+    def _check_proxies(self) -> Listener:
+        if self.proxy_protocol and not self.trusted_proxies and self.scheme != "unix":
+            raise ValueError("proxy_protocol needs trusted_proxies")
+        if self.trusted_proxies and not self.proxy_protocol and not self.is_http:
+            raise ValueError(f"trusted_proxies needs proxy_protocol = true on {self.scheme}:// listeners")
+        return self
+
+    @model_validator(mode="after")
     def _check_tls(self) -> Listener:
-        given = [name for name in TLS_KEYS if getattr(self, name) != type(self).model_fields[name].default]
-        if given and not self.is_tls:
-            raise ValueError(f"{given[0]} is for tls:// listeners")
+        if self.is_quic and self.alpn == []:
+            raise ValueError("alpn cannot be empty on quic:// listeners, QUIC always negotiates one (RFC 9001 section 8.1)")
         if self.key and not self.certificate:
             raise ValueError("key needs certificate")
         if (self.client_certificate != "none" or self.crl) and not self.client_ca:
@@ -268,9 +406,49 @@ class Listener(_Section):
         return self
 
     @property
-    def is_tls(self) -> bool:
+    def scheme(self) -> str:
+        """The URL's scheme by its main name: ``tcp``, ``tls``, ``ws``, ``wss``, ``quic`` or ``unix``."""
         address = self.address
-        return isinstance(address, TcpAddress) and address.tls
+        return address.scheme if isinstance(address, InetAddress) else "unix"
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether it needs a certificate: ``tls``, ``wss`` and ``quic``."""
+        address = self.address
+        return isinstance(address, InetAddress) and address.tls
+
+    @property
+    def is_http(self) -> bool:
+        """``ws`` and ``wss``."""
+        address = self.address
+        return isinstance(address, InetAddress) and address.http
+
+    @property
+    def is_quic(self) -> bool:
+        address = self.address
+        return isinstance(address, InetAddress) and address.quic
+
+    @property
+    def protocols(self) -> list[str]:
+        """The ALPN protocol names in force, the preferred one first: ``alpn``, or the scheme's own."""
+        return list(_PROTOCOLS.get(self.scheme, ()) if self.alpn is None else self.alpn)
+
+    @property
+    def behind_proxy(self) -> bool:
+        """Whether a connection's address is what somebody else says, which proves nothing about this machine."""
+        return self.proxy_protocol or bool(self.trusted_proxies)
+
+    def effective_anonymous(self, auth: Auth) -> bool | Literal["loopback"]:
+        """The rule for clients without credentials: ``anonymous``, or else that of ``[auth]``."""
+        return self._unless_proxied(auth.anonymous if self.anonymous is None else self.anonymous)
+
+    def effective_metrics(self, http: Http) -> bool | Literal["loopback"]:
+        """Who may read ``/metrics`` here."""
+        return self._unless_proxied(http.metrics)
+
+    def _unless_proxied(self, rule: bool | Literal["loopback"]) -> bool | Literal["loopback"]:
+        """``"loopback"`` never holds behind a proxy."""
+        return False if rule == "loopback" and self.behind_proxy else rule
 
     def self_signed(self, config: Config) -> bool:
         """Whether this listener uses the self-signed certificate."""
@@ -352,6 +530,20 @@ class Limits(_Section):
     """Topics whose receivers each worker remembers."""
     turn_bytes: Annotated[int, Field(ge=4096, le=2**30)] = 262_144
     """Bytes read from one connection before the others have their turn."""
+    max_request_head: Annotated[int, Field(ge=1024, le=65536)] = 16_384
+    """Bytes of an HTTP request's head, that of a WebSocket upgrade included."""
+    max_frame_size: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 16_777_216
+    """Bytes of one WebSocket frame that a client may send."""
+    max_http_connections: PositiveCount = 1024
+    """Connections at the same time that ask for pages or speak HTTP/2; a WebSocket over HTTP/1.1 is none of them."""
+    max_http_streams: Annotated[int, Field(ge=1, le=10_000)] = 256
+    """Concurrent streams of one HTTP/2 connection."""
+    max_quic_connections: PositiveCount = 10_000
+    """QUIC connections at the same time, all listeners together."""
+    max_quic_streams: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """MQTT connections, each a bidirectional stream, at the same time on one QUIC connection."""
+    http_timeout: Seconds = 30.0
+    """Seconds that an HTTP connection may stay without a request or a stream."""
 
 
 class Auth(_Section):
@@ -384,6 +576,16 @@ class Tls(_Section):
     """Names and addresses in it; none: localhost, the machine's name, 127.0.0.1 and ::1."""
 
 
+class Http(_Section):
+    """``[http]``: what ``ws`` and ``wss`` listeners answer besides WebSocket."""
+
+    metrics: Anonymous = "loopback"
+    """Who may read ``/metrics``: false nobody, true everybody, ``"loopback"`` this machine alone, and nobody on a
+    listener behind a proxy."""
+    pages: bool = True
+    """Whether ``/`` answers with a page that says what this is."""
+
+
 class Log(_Section):
     """``[log]``: lines on stderr. Embedded, the lines go to Python's ``logging``, logger ``mqttc.broker``."""
 
@@ -411,6 +613,7 @@ class Config(_Section):
     auth: Auth = Auth()
     durability: Durability = Durability()
     tls: Tls = Tls()
+    http: Http = Http()
     log: Log = Log()
     broker: BrokerSection = BrokerSection()
 
@@ -418,7 +621,8 @@ class Config(_Section):
     def _check_certificates(self) -> Config:
         for index, listener in enumerate(self.listeners):
             if listener.is_tls and not (listener.certificate or listener.psk_file or self.tls.self_signed):
-                raise ValueError(f"listeners.{index} needs a certificate (or psk_file, or tls.self_signed = true)")
+                others = "tls.self_signed = true" if listener.is_quic else "psk_file, or tls.self_signed = true"
+                raise ValueError(f"listeners.{index} needs a certificate (or {others})")
         return self
 
     @classmethod
@@ -456,7 +660,7 @@ class Config(_Section):
 
     def engine_settings(self) -> dict[str, int]:
         """The integers that the data plane takes, times in the units of its names."""
-        limits = self.limits.model_dump()
+        limits = self.limits.model_dump(exclude=set(_CONTROL_LIMITS))
         settings = {"workers": self.worker_count(), "log_level": logging.getLevelNamesMapping()[self.log.level.upper()]}
         settings["queue_policy"] = QUEUE_POLICIES.index(limits.pop("queue_policy"))
         settings["group_strategy"] = GROUP_STRATEGIES.index(limits.pop("group_strategy"))
@@ -475,6 +679,9 @@ _ENGINE_NAMES = {
     "shared_subscription_available": "shared_available",
     "subscription_identifier_available": "subscription_ids_available",
 }
+
+_CONTROL_LIMITS = ("max_http_connections", "max_http_streams", "max_quic_connections", "max_quic_streams", "http_timeout")
+"""Limits that the control plane alone keeps."""
 
 _NOT_BUILT_KEYS = frozenset(
     {
@@ -653,6 +860,10 @@ def _known_keys(path: KeyPath) -> list[str]:
         items = get_args(annotation)
         model = items[0] if items else annotation  # type: ignore[assignment]
     return list(model.model_fields)
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _suggestion(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

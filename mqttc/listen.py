@@ -1,7 +1,7 @@
 """Binding of listening sockets, before the data plane takes them over.
 
 Ordinary Python, because it happens once: name look-up, both families, Unix sockets with permissions and
-left-over files. What comes out is bound, listening, non-blocking and close-on-exec.
+left-over files. What comes out is bound, listening (but for QUIC's UDP sockets), non-blocking and close-on-exec.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import os
 import socket
 import stat
@@ -18,10 +19,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mqttc.config import Listener, TcpAddress, UnixAddress
+from mqttc.config import InetAddress, Listener, UnixAddress
 
 _DIRECTORY_LOCK_S = 2.0
 _PORT_ATTEMPTS = 16
+_UDP_RECEIVE_BYTES = 4 * 1024 * 1024
+"""Asked for as a UDP socket's receive buffer, so that bursts wait; the system may give less (Linux: net.core.rmem_max)."""
 
 
 class ListenError(OSError):
@@ -61,18 +64,22 @@ class BoundListener:
         self.sockets: list[socket.socket] = []
         self._file: _SocketFile | None = None
         address = listener.address
+        self.is_unix = isinstance(address, UnixAddress)
+        self.is_quic = isinstance(address, InetAddress) and address.quic
         try:
-            if isinstance(address, TcpAddress):
-                self.is_unix = False
-                self._bind_tcp(address)
+            if isinstance(address, InetAddress):
+                self._bind_inet(address)
                 self.url = address.url(self.sockets[0].getsockname()[1])
             else:
-                self.is_unix = True
                 self._bind_unix(address)
                 self.url = address.url()
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _kind(self) -> socket.SocketKind:
+        return socket.SOCK_DGRAM if self.is_quic else socket.SOCK_STREAM
 
     def close(self) -> None:
         """Close the sockets that nobody has taken over, and remove the socket's file."""
@@ -86,9 +93,9 @@ class BoundListener:
             self._file.remove()
             self._file = None
 
-    # ------------------------------------------------------------------------------------- TCP
+    # ----------------------------------------------------------------------------- TCP and UDP
 
-    def _bind_tcp(self, address: TcpAddress) -> None:
+    def _bind_inet(self, address: InetAddress) -> None:
         for attempt in range(_PORT_ATTEMPTS):
             try:
                 self._bind_addresses(address)
@@ -103,7 +110,7 @@ class BoundListener:
                 if not again or attempt == _PORT_ATTEMPTS - 1:
                     raise ListenError(address.url(), _reason(error), error.errno or 0) from error
 
-    def _bind_addresses(self, address: TcpAddress) -> None:
+    def _bind_addresses(self, address: InetAddress) -> None:
         if address.host == "*":
             try:
                 self._bind_one(socket.AF_INET6, ("::", address.port), dual_stack=True)
@@ -127,22 +134,28 @@ class BoundListener:
         if not self.sockets and unavailable is not None:
             raise unavailable
 
-    def _resolve(self, address: TcpAddress) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    def _resolve(self, address: InetAddress) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
         try:
-            found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            found = socket.getaddrinfo(address.host, address.port, type=self._kind, flags=socket.AI_PASSIVE)
         except (socket.gaierror, UnicodeError) as error:
             reason = error.strerror if isinstance(error, socket.gaierror) else str(error)
             raise ListenError(address.url(), f"{address.host}: {reason}") from error
         return list(dict.fromkeys((family, target) for family, _, _, _, target in found))
 
     def _bind_one(self, family: socket.AddressFamily, target: tuple[Any, ...], dual_stack: bool = False) -> None:
-        made = socket.socket(family, socket.SOCK_STREAM)
+        made = socket.socket(family, self._kind)
         try:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self.is_quic:
+                # No SO_REUSEADDR: over UDP it would let a second broker have the port too.
+                with contextlib.suppress(OSError):
+                    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _UDP_RECEIVE_BYTES)
+            else:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not dual_stack))
             made.bind(target)
-            made.listen(self.listener.backlog)
+            if not self.is_quic:
+                made.listen(self.listener.backlog)
             made.setblocking(False)
         except BaseException:
             made.close()
@@ -201,6 +214,33 @@ def bind_all(listeners: Sequence[Listener]) -> list[BoundListener]:
             made.close()
         raise
     return bound
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the control plane knows of a listener, under the id that the engine gave it."""
+
+    listener: Listener
+    name: str
+    is_unix: bool
+    anonymous: bool | str
+    bound: BoundListener
+
+    def admits_anonymous(self, peer: str) -> bool:
+        if self.anonymous == "loopback":
+            return self.is_unix or is_loopback(peer)
+        return bool(self.anonymous)
+
+
+def is_loopback(peer: str) -> bool:
+    """Whether ``host:port`` (IPv6 in brackets) is an address of this machine's loopback."""
+    host = peer.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 @contextlib.contextmanager

@@ -1,34 +1,42 @@
 """The border between the data plane and Python: see native.pyi for what is promised. Above it Python, below it no GIL."""
 
+import ipaddress
 import os
 import time
 import weakref
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free, mem_freed, mem_made
 from mqttc.base.logring cimport LogRecord, logring_drain_wake, logring_dropped, logring_fd, logring_pop, logring_wake
 from mqttc.base.types cimport Span, atomic_load_u32_relaxed, atomic_load_u64_relaxed, span_make
-from mqttc.broker.gate cimport gate_answer, gate_take
+from mqttc.broker.gate cimport gate_answer, gate_answer_head, gate_take
 from mqttc.broker.handle cimport handle_make
 from mqttc.broker.routes cimport routes_live, subscription_ids_live
-from mqttc.broker.state cimport Engine as NativeEngine, Listener, Question as NativeQuestion, Settings, Worker
+from mqttc.broker.state cimport (
+    HEAD_RESPOND, HEAD_SPLICE, HEAD_UPGRADE, Engine as NativeEngine, Listener, Question as NativeQuestion, Settings, Worker,
+)
 from mqttc.broker.stats cimport C_COUNT
 from mqttc.broker.worker cimport (
-    engine_abandon, engine_advance, engine_build, engine_counter, engine_free, engine_listen, engine_start, engine_stop,
+    engine_abandon, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_listen, engine_start, engine_stop,
 )
+from mqttc.net.proxy cimport Network, ProxyRules, proxy_live
 from mqttc.net.reactor cimport NetStats
+from mqttc.net.tcp cimport PeerAddress
 from mqttc.net.tls cimport (
     Tls as NativeTls, TlsKey, TlsSettings, tls_accept, tls_build, tls_drop, tls_live, tls_load, tls_rotate, tls_share, tls_stats,
 )
 from mqttc.net.tls_context cimport TlsCertificate, TlsFailure, TlsStats
+from mqttc.net.transport cimport PROOF_CERTIFICATE, PROOF_KEY_NAME
+from mqttc.net.vouched cimport Proofs, vouched_live
+from mqttc.net.ws cimport ws_live
 
 # In the order of report.LogEvent.
 EVENT_NAMES = (
     "connected", "disconnected", "connect refused", "protocol error", "taken over", "keep alive timeout", "connect timeout", "connection lost",
     "session expired", "messages dropped", "accept failed", "connection limit", "no memory", "shutting down", "subscribed", "unsubscribed",
-    "retained limit", "handshake failed",
+    "retained limit", "handshake failed", "http request refused",
 )
 
 cdef tuple PACKET_NAMES = (
@@ -43,6 +51,7 @@ cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_N
     "messages_resent", "wills_published", "retained_handed_out", "messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog",
     "subscriptions", "dropped_queue_full", "dropped_output_full", "dropped_expired", "dropped_too_large", "dropped_session_end", "dropped_group_full",
     "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "rejected_by_client", "publishers_braked", "mail_sent",
+    "websockets_upgraded", "http_requests_refused", "http_connections_spliced",
 )
 assert len(COUNTER_NAMES) == C_COUNT
 
@@ -52,7 +61,7 @@ NAMES.update(dict.fromkeys((
     "receive_maximum", "max_inflight", "topic_alias_maximum", "topic_alias_out", "session_expiry_s", "max_keep_alive_s", "retain_available",
     "wildcard_available", "shared_available", "subscription_ids_available", "max_topic_levels", "max_topic_bytes", "max_client_id_bytes",
     "connect_timeout_ms", "auth_timeout_ms", "shutdown_timeout_ms", "max_group_backlog", "group_strategy", "route_cache_entries", "turn_bytes",
-    "queue_qos0_offline", "log_level",
+    "max_request_head", "max_frame_size", "queue_qos0_offline", "log_level",
 ), 0xFFFFFFFF))
 NAMES.update(dict.fromkeys(("max_queued_bytes", "max_retained_messages", "max_retained_bytes"), 0xFFFFFFFFFFFFFFFF))
 NAMES.update(workers=255, receive_maximum=65535, max_inflight=65535, topic_alias_maximum=65535, topic_alias_out=65535, max_keep_alive_s=65535, max_topic_bytes=65535)
@@ -100,6 +109,8 @@ cdef class Question:
     cdef readonly object auth_data
     cdef readonly object certificate
     cdef readonly object key_name
+    cdef readonly object common_name
+    cdef readonly object head
 
     def __repr__(self):
         return f"<Question {self.id} kind={self.kind} client_id={self.client_id!r} peer={self.peer}>"      # no secrets
@@ -133,6 +144,8 @@ cdef Question question(const NativeQuestion *native):
     made.auth_data = span_bytes(native.auth_data) if native.auth_data.p != NULL else None
     made.certificate = span_bytes(native.certificate) if native.certificate.p != NULL else None
     made.key_name = span_text(native.key_name) if native.key_name.p != NULL else None
+    made.common_name = span_text(native.common_name) if native.common_name.p != NULL else None
+    made.head = span_bytes(native.head) if native.head.p != NULL else None
     return made
 
 
@@ -143,6 +156,44 @@ cdef Span span_of(bytes value):
 
 cdef const char *text_or_null(bytes value):
     return <const char *> value if value else NULL
+
+
+cdef int address_of(object address, PeerAddress *out) except -1:
+    """From "host:port", IPv6 in brackets, or "unix"."""
+    cdef bytes packed
+    memset(out, 0, sizeof(PeerAddress))
+    if address == "unix":
+        out.family = 1
+        return 0
+    host, _, port = address.rpartition(":")
+    parsed = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    packed = packed_of(parsed)
+    memcpy(out.address, <const char *> packed, 16)
+    out.port = <uint16_t> int(port)
+    out.family = 4 if parsed.version == 4 or parsed.ipv4_mapped is not None else 6
+    return 0
+
+
+cdef bytes packed_of(object address):
+    """16 bytes, v4 as v4-mapped."""
+    return address.packed if address.version == 6 else b"\0" * 10 + b"\xff\xff" + address.packed
+
+
+cdef ProxyRules *proxy_rules(list networks) except NULL:
+    cdef ProxyRules *rules = <ProxyRules *> mem_alloc_zeroed(1, sizeof(ProxyRules))
+    cdef bytes packed
+    cdef uint32_t i
+    if rules != NULL:
+        rules.trusted = <Network *> mem_alloc_zeroed(len(networks) + 1, sizeof(Network))
+    if rules == NULL or rules.trusted == NULL:
+        mem_free(rules)
+        raise MemoryError()
+    for i, network in enumerate(networks):
+        packed = packed_of(network.network_address)
+        memcpy(rules.trusted[i].address, <const char *> packed, 16)
+        rules.trusted[i].prefix_bits = <uint8_t> (network.prefixlen + (96 if network.version == 4 else 0))
+    rules.trusted_count = <uint32_t> len(networks)
+    return rules
 
 
 cdef void upgrade_drop(void *context) noexcept nogil:
@@ -229,6 +280,7 @@ cdef class Engine:
     cdef object process
     cdef bint started
     cdef bint stopped
+    cdef uint64_t adopted               # connections, so that workers take turns
     cdef int inside                    # threads that are in the engine without the GIL
     cdef double started_at              # time.monotonic
     cdef object __weakref__
@@ -281,6 +333,8 @@ cdef class Engine:
         native.group_strategy = settings["group_strategy"]
         native.route_cache_entries = settings["route_cache_entries"]
         native.turn_bytes = settings["turn_bytes"]
+        native.max_request_head = settings["max_request_head"]
+        native.max_frame_size = settings["max_frame_size"]
         native.queue_qos0_offline = settings["queue_qos0_offline"]
         native.log_level = settings["log_level"]
         self.engine = engine_build(&native)
@@ -313,12 +367,13 @@ cdef class Engine:
 
     def add_listener(
         self, int fd, *, str name, int family, int maximum_qos, int max_connections, int anonymous, int auth, uint32_t tcp_user_timeout_ms,
-        uint32_t keepalive_idle_s, str server_reference, Tls tls=None,
+        uint32_t keepalive_idle_s, str server_reference, Tls tls=None, bint http=False, proxies=None,
     ):
         cdef NativeEngine *engine = self.alive()
         cdef Listener *listener
         cdef bytes reference = server_reference.encode()
         cdef int index
+        cdef list networks = None if proxies is None else [ipaddress.ip_network(network, strict=False) for network in proxies]
         if self.started:
             raise RuntimeError("listeners are added before start")
         if not 0 <= maximum_qos <= 2 or not 0 <= anonymous <= 2 or max_connections < 0:
@@ -333,6 +388,14 @@ cdef class Engine:
                 raise MemoryError()
             memcpy(listener.server_reference, <const char *> reference, len(reference))
             listener.server_reference_bytes = <uint32_t> len(reference)
+        if networks is not None:
+            try:
+                listener.proxy = proxy_rules(networks)
+            except BaseException:
+                mem_free(listener.server_reference)
+                mem_free(listener)
+                raise
+        listener.http = http
         listener.fd = fd
         listener.unix_socket = family == 1
         listener.maximum_qos = <uint8_t> maximum_qos
@@ -345,10 +408,16 @@ cdef class Engine:
             listener.upgrade = tls_accept
             listener.upgrade_context = tls_share(tls.tls)
             listener.upgrade_drop = upgrade_drop
+        if listener.proxy != NULL:
+            listener.proxy.upgrade = listener.upgrade
+            listener.proxy.upgrade_context = listener.upgrade_context
         index = engine_listen(engine, listener)
         if index < 0:
             if tls is not None:
                 tls_drop(tls.tls)
+            if listener.proxy != NULL:
+                mem_free(listener.proxy.trusted)
+            mem_free(listener.proxy)
             mem_free(listener.server_reference)
             mem_free(listener)
             raise ValueError("too many listeners")
@@ -484,9 +553,62 @@ cdef class Engine:
         ) != 0:
             raise MemoryError()
 
+    cdef int answer_head(self, question, int verdict, bytes response, int fd, peer) except -1:
+        cdef NativeEngine *engine = self.alive()
+        cdef uint16_t worker = <uint16_t> ((question >> 120) & 0xFF)
+        cdef PeerAddress address
+        memset(&address, 0, sizeof(PeerAddress))
+        if peer is not None:
+            address_of(peer, &address)
+        if self.stopped or worker >= engine.settings.workers:
+            if fd >= 0:
+                os.close(fd)
+            return 0
+        if gate_answer_head(
+            engine, worker, <uint32_t> ((question >> 64) & 0xFFFFFFFF), <uint32_t> ((question >> 32) & 0xFFFFFFFF), <uint32_t> (question & 0xFFFFFFFF),
+            <uint8_t> verdict, span_of(response), fd, &address,
+        ) != 0:
+            raise MemoryError()
+        return 0
+
+    def upgrade(self, question, bytes response, *, peer=None):
+        self.answer_head(question, HEAD_UPGRADE, response, -1, peer)
+
+    def respond(self, question, bytes response):
+        self.answer_head(question, HEAD_RESPOND, response, -1, None)
+
+    def splice(self, question, int fd):
+        self.answer_head(question, HEAD_SPLICE, b"", fd, None)
+
+    def adopt(self, int fd, int listener, *, str peer, bint websocket, certificate=None, key_name=None):
+        cdef NativeEngine *engine = self.alive()
+        cdef PeerAddress address
+        cdef Proofs proofs
+        cdef bytes certificate_bytes, name_bytes
+        cdef uint16_t worker
+        cdef bint gone = self.stopped
+        memset(&proofs, 0, sizeof(Proofs))
+        address_of(peer, &address)
+        if not 0 <= listener < <int> engine.listener_count:
+            raise ValueError("there is no such listener")
+        if certificate is not None:
+            certificate_bytes = bytes(certificate)
+            proofs.of[<int> PROOF_CERTIFICATE] = span_of(certificate_bytes)
+        if key_name is not None:
+            name_bytes = key_name.encode()
+            proofs.of[<int> PROOF_KEY_NAME] = span_of(name_bytes)
+        if gone:
+            os.close(fd)
+            return
+        worker = <uint16_t> (self.adopted % engine.settings.workers)
+        self.adopted += 1
+        if engine_adopt(engine, worker, fd, <uint16_t> listener, &address, &proofs, websocket) != 0:
+            raise MemoryError()
+
 
 def live_objects():
-    return {"routes": routes_live(), "subscription_ids": subscription_ids_live(), "blocks": mem_made() - mem_freed(), "tls": tls_live()}
+    return {"routes": routes_live(), "subscription_ids": subscription_ids_live(), "blocks": mem_made() - mem_freed(), "tls": tls_live(),
+        "websockets": ws_live(), "proxied": proxy_live(), "vouched": vouched_live()}
 
 
 def _after_fork_in_child():

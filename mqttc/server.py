@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import ipaddress
-import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
 from mqttc import logs, native
-from mqttc.auth import SERVER_UNAVAILABLE, Authenticator, PeerIdentity, Request
-from mqttc.auth.static import StaticAuthenticator
-from mqttc.config import TLS_KEYS, Auth, Config, ConfigError, Listener
-from mqttc.listen import BoundListener, bind_all
-from mqttc.tls import ListenerTls
+from mqttc.auth import Authenticator
+from mqttc.config import TLS_KEYS, Config, Listener
+from mqttc.control import Control
+from mqttc.listen import BoundListener, Served, bind_all
+from mqttc.tls import ListenerFiles, ListenerTls
 
 _ANONYMOUS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "loopback": 2}
 _EXIT_TIMEOUT_MS: Final = 1000
-_WATCH_S: Final = 2.0
 _LIVE_KEYS: Final = frozenset({"log.level", "log.format", "auth.allow", "auth.deny", "auth.delay"})
-_logger = logging.getLogger(logs.LOGGER_NAME)
 
 
 class BrokerError(RuntimeError):
@@ -144,7 +140,7 @@ class Broker:
             if self._running is not None and logs.LEVELS[new.log.level] < self._running.level:
                 # Workers make no records below the level that they were started with.
                 live = [key for key in live if key != "log.level"]
-            if self._running is not None and any(tls is not None for tls in self._running.tls):
+            if self._running is not None and self._running.watched:
                 applied = old.model_copy(update={"listeners": _with_tls_keys(old.listeners, new.listeners), "tls": new.tls})
                 self._running.reload_tls(applied)
                 self._config = applied
@@ -234,6 +230,17 @@ def _value(config: Config, key: str) -> object:
     return value
 
 
+def _files_of(config: Config, listener: Listener) -> ListenerFiles | None:
+    """What a listener's certificates are loaded into."""
+    if not listener.is_tls:
+        return None
+    if not listener.is_quic:
+        return ListenerTls(config, listener)
+    from mqttc.roads import QuicFiles  # late: see control
+
+    return QuicFiles(config, listener)
+
+
 class _Running:
     """Everything that exists from start to stop."""
 
@@ -241,15 +248,16 @@ class _Running:
         self.last_stats: dict[str, int] = {}
         self.level = logs.LEVELS[config.log.level]
         self.asks_gate = authenticator is not None or bool(config.auth.allow or config.auth.deny)
-        self.tls = [ListenerTls(config, listener) if listener.is_tls else None for listener in config.listeners]
+        self.files = [_files_of(config, listener) for listener in config.listeners]
         self.bound = bind_all(config.listeners)
         try:
             self.engine = native.Engine(response_information=config.broker.response_information, **config.engine_settings())
             try:
-                served: dict[int, _Served] = {}
-                for bound, tls in zip(self.bound, self.tls, strict=True):
-                    self._add(bound, config.auth, tls, served)
-                self.control = _Control(self.engine, served, [tls for tls in self.tls if tls is not None], config, authenticator)
+                served: dict[int, Served] = {}
+                self.quic: dict[int, Any] = {}
+                for bound, files in zip(self.bound, self.files, strict=True):
+                    self._add(bound, config, files, served)
+                self.control = Control(self.engine, served, self.watched, self.quic, config, authenticator, self.stats)
                 try:
                     self.engine.start()
                 except BaseException:
@@ -263,13 +271,18 @@ class _Running:
                 bound.close()
             raise
 
-    def _add(self, bound: BoundListener, auth: Auth, tls: ListenerTls | None, served: dict[int, _Served]) -> None:
+    @property
+    def watched(self) -> list[ListenerFiles]:
+        return [files for files in self.files if files is not None]
+
+    def _add(self, bound: BoundListener, config: Config, files: ListenerFiles | None, served: dict[int, Served]) -> None:
         listener = bound.listener
-        anonymous = auth.anonymous if listener.anonymous is None else listener.anonymous
+        anonymous = listener.effective_anonymous(config.auth)
         name = listener.name or bound.url
-        while bound.sockets:
+        sockets = [] if bound.is_quic else bound.sockets
+        while True:
             identifier = self.engine.add_listener(
-                bound.sockets[0].fileno(),
+                sockets[0].fileno() if sockets else -1,
                 name=name,
                 family=int(bound.is_unix),
                 maximum_qos=listener.maximum_qos,
@@ -279,28 +292,36 @@ class _Running:
                 tcp_user_timeout_ms=round(listener.tcp_user_timeout * 1000),
                 keepalive_idle_s=listener.tcp_keepalive_idle,
                 server_reference=listener.server_reference,
-                tls=None if tls is None else tls.native,
+                tls=files.native if isinstance(files, ListenerTls) else None,
+                http=listener.is_http,
+                proxies=listener.trusted_proxies if listener.proxy_protocol else None,
             )
-            bound.sockets.pop(0).detach()
-            served[identifier] = _Served(listener, name, bound.is_unix, anonymous)
+            if sockets:
+                sockets.pop(0).detach()
+            served[identifier] = Served(listener, name, bound.is_unix, anonymous, bound)
+            if bound.is_quic:
+                self.quic[identifier] = files
+            if not sockets:
+                return
 
     def stats(self) -> dict[str, int]:
-        stats = self.engine.stats()
-        for tls in self.tls:
-            if tls is not None:
-                for name, count in tls.native.stats().items():
+        stats = self.engine.stats() | self.control.stats()
+        for files in self.files:
+            if isinstance(files, ListenerTls):
+                for name, count in files.native.stats().items():
                     stats[name] = stats.get(name, 0) + count
         return stats
 
     def reload_tls(self, config: Config) -> None:
         """Read the files of all TLS listeners again, by this configuration; all or, with ``ConfigError``, none."""
-        pairs = [(tls, listener) for tls, listener in zip(self.tls, config.listeners, strict=True) if tls is not None]
+        pairs = [(files, listener) for files, listener in zip(self.files, config.listeners, strict=True) if files is not None]
         for _, listener in pairs:
-            ListenerTls(config, listener)
-        for tls, listener in pairs:
-            tls.apply(config, listener)
+            _files_of(config, listener)
+        for files, listener in pairs:
+            files.apply(config, listener)
 
     def stop(self, timeout_ms: int) -> bool:
+        self.control.begin_stop()
         try:
             flushed = self.engine.stop(timeout_ms)
         finally:
@@ -310,154 +331,3 @@ class _Running:
             for bound in self.bound:
                 bound.close()
         return flushed
-
-
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """What the control thread knows of a listener."""
-
-    listener: Listener
-    name: str
-    is_unix: bool
-    anonymous: bool | str
-
-    def admits_anonymous(self, peer: str) -> bool:
-        if self.anonymous == "loopback":
-            return self.is_unix or is_loopback(peer)
-        return bool(self.anonymous)
-
-
-def is_loopback(peer: str) -> bool:
-    """Whether ``host:port`` (IPv6 in brackets) is an address of this machine's loopback."""
-    host = peer.rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
-
-
-class _Control:
-    """The control plane's thread: writes the engine's log records and answers its questions."""
-
-    def __init__(
-        self,
-        engine: native.Engine,
-        served: Mapping[int, _Served],
-        tls: Sequence[ListenerTls],
-        config: Config,
-        authenticator: Authenticator | None,
-    ) -> None:
-        self._engine = engine
-        self._served = served
-        self._tls = tls
-        self._auth_timeout_s = config.limits.auth_timeout
-        self.reconfigure(config, authenticator)
-        self._decisions: set[asyncio.Task[None]] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ready = threading.Event()
-        self._ended: asyncio.Event | None = None
-        self.thread = threading.Thread(target=self._run, name="mqttc-control", daemon=True)
-        self.thread.start()
-        self._ready.wait()
-        if self._loop is None:
-            raise BrokerError("the control thread did not start")
-
-    def reconfigure(self, config: Config, authenticator: Authenticator | None) -> None:
-        """Single assignments: the control thread sees the old or the new value of each."""
-        self._level = logs.LEVELS[config.log.level]
-        self._authenticator: Authenticator = authenticator or StaticAuthenticator(config.auth)
-
-    def stop(self) -> None:
-        """Write what the engine still has to tell, cancel open decisions, join the thread."""
-        if self._loop is not None and self._ended is not None:
-            self._loop.call_soon_threadsafe(self._ended.set)
-        self.thread.join()
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._main())
-        finally:
-            self._ready.set()
-
-    async def _main(self) -> None:
-        self._ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._engine.event_fd, self._drain)
-        self._loop = loop
-        self._ready.set()
-        watching = loop.create_task(self._watch()) if self._tls else None
-        await self._ended.wait()
-        if watching is not None:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-        loop.remove_reader(self._engine.event_fd)
-        while self._drain():
-            pass
-        for decision in self._decisions:
-            decision.cancel()
-        await asyncio.gather(*self._decisions, return_exceptions=True)
-
-    async def _watch(self) -> None:
-        """Look whether certificates and keys have changed on disk."""
-        while True:
-            await asyncio.sleep(_WATCH_S)
-            for tls in self._tls:
-                try:
-                    if await asyncio.to_thread(tls.check):
-                        logs.emit(_logger, logging.INFO, "certificates_loaded", {})
-                except (ConfigError, OSError, ValueError) as error:
-                    logs.emit(_logger, logging.ERROR, "certificates_refused", {"problem": str(error)})
-
-    def _drain(self) -> int:
-        events = self._engine.events()
-        for event in events:
-            if isinstance(event, native.Question):
-                decision = asyncio.ensure_future(self._decide(event))
-                self._decisions.add(decision)
-                decision.add_done_callback(self._decisions.discard)
-            elif event.level >= self._level:
-                self._log(event)
-        return len(events)
-
-    def _log(self, event: native.LogEvent) -> None:
-        served = self._served.get(event.listener)
-        fields: dict[str, logs.Field] = {
-            "client_id": event.client_id,
-            "reason": f"0x{event.reason:02x}",
-            "peer": event.peer,
-            "listener": "" if served is None else served.name,
-            "worker": event.worker,
-            "detail": event.detail,
-        }
-        logs.emit(_logger, event.level, native.EVENT_NAMES[event.event], fields, event.wall_ms / 1000)
-
-    async def _decide(self, question: native.Question) -> None:
-        served = self._served[question.listener]
-        proved = question.certificate is not None or question.key_name is not None
-        identity = PeerIdentity(question.certificate, question.key_name) if proved else None
-        request = Request(
-            client_id=question.client_id,
-            peer=question.peer,
-            anonymous_admitted=served.admits_anonymous(question.peer),
-            protocol=question.protocol,
-            is_auth=question.kind == 1,
-            username=question.username,
-            password=question.password,
-            auth_method=question.auth_method,
-            auth_data=question.auth_data,
-            identity=identity,
-        )
-        deadline = asyncio.timeout(self._auth_timeout_s)
-        try:
-            async with deadline:
-                verdict = await self._authenticator.authenticate(request)
-        except Exception as error:
-            if deadline.expired():
-                return  # the engine keeps the same deadline, and has refused by itself
-            fields: dict[str, logs.Field] = {"client_id": question.client_id, "error": repr(error)}
-            logs.emit(_logger, logging.ERROR, "authenticator_failed", fields)
-            self._engine.answer(question.id, SERVER_UNAVAILABLE)
-            return
-        self._engine.answer(question.id, verdict.reason_code, auth_data=verdict.auth_data)

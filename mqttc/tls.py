@@ -25,7 +25,8 @@ class _Unreadable(ValueError):
     """A file of a listener's TLS; the text has its key and what is wrong."""
 
 
-def _read(key: str, path: str) -> bytes:
+def read_file(key: str, path: str) -> bytes:
+    """A file's bytes; empty if the path is. ``ValueError`` names the key."""
     if not path:
         return b""
     try:
@@ -40,7 +41,7 @@ def _read(key: str, path: str) -> bytes:
 def read_keys(path: str) -> dict[bytes, bytes]:
     """Pre-shared keys: a line each, ``name:key`` with the key in hexadecimal; ``#`` begins a comment line."""
     keys: dict[bytes, bytes] = {}
-    for number, line in enumerate(_read("psk_file", path).splitlines(), 1):
+    for number, line in enumerate(read_file("psk_file", path).splitlines(), 1):
         text = line.strip()
         if not text or text.startswith(b"#"):
             continue
@@ -75,17 +76,19 @@ def self_signed_certificate(config: Config) -> tuple[Certificate, bool]:
     return Certificate(certificate=str(pair.certificate), key=str(pair.key)), made
 
 
-class ListenerTls:
-    """One listener's files and the native object that they are loaded into. Any thread."""
+class ListenerFiles:
+    """One listener's files; what they are loaded into, a subclass knows. Any thread."""
 
     def __init__(self, config: Config, listener: Listener) -> None:
         """Load; raises ``ConfigError``."""
-        self.native = native.Tls()
         self._lock = threading.RLock()
         self._identities: dict[str, _Identity] = {}
         self.apply(config, listener)
-        self._rotated = time.monotonic()
-        self._looked = self._rotated
+        self._looked = time.monotonic()
+
+    def load(self, config: Config, listener: Listener, certificates: list[Certificate]) -> None:
+        """Read the files and put them in force, or raise ``ValueError`` and change nothing."""
+        raise NotImplementedError
 
     def apply(self, config: Config, listener: Listener) -> None:
         """Read the files of this configuration and put them in force, or raise ``ConfigError`` and change nothing."""
@@ -93,20 +96,17 @@ class ListenerTls:
             try:
                 certificates = self._certificates(config, listener)
                 identities = {path: _identity(path) for path in _paths(listener, certificates)}  # before reading: no change is missed
-                self._load(listener, certificates)
+                self.load(config, listener, certificates)
             except ValueError as error:
                 raise ConfigError([Problem(listener.name or listener.address.url(), str(error))]) from error
             self._config, self._listener, self._identities = config, listener, identities
 
     def check(self) -> bool:
-        """Load again if a file has changed or the self-signed certificate was renewed; rotate ticket keys when it is time.
+        """Load again if a file has changed or the self-signed certificate was renewed.
 
         Whether something was loaded. ``ConfigError``: something changed and cannot be used; it is tried again at the next change.
         """
         now = time.monotonic()
-        if now - self._rotated >= ROTATE_S:
-            self._rotated = now
-            self.native.rotate()
         with self._lock:
             config, listener = self._config, self._listener
             if listener.self_signed(config) and now - self._looked >= _RENEWAL_S:
@@ -128,19 +128,37 @@ class ListenerTls:
             certificates.insert(0, own)
         return certificates
 
-    def _load(self, listener: Listener, certificates: list[Certificate]) -> None:
+
+
+class ListenerTls(ListenerFiles):
+    """A listener whose TLS is the data plane's."""
+
+    def __init__(self, config: Config, listener: Listener) -> None:
+        self.native = native.Tls()
+        self._rotated = time.monotonic()
+        super().__init__(config, listener)
+
+    def check(self) -> bool:
+        """The same; and rotate ticket keys when it is time."""
+        now = time.monotonic()
+        if now - self._rotated >= ROTATE_S:
+            self._rotated = now
+            self.native.rotate()
+        return super().check()
+
+    def load(self, config: Config, listener: Listener, certificates: list[Certificate]) -> None:
         self.native.load(
             certificates=[
-                (_read("certificate", one.certificate), _read("key", one.key), one.key_password.encode() if one.key_password else None)
+                (read_file("certificate", one.certificate), read_file("key", one.key), one.key_password.encode() if one.key_password else None)
                 for one in certificates
             ],
-            client_ca=_read("client_ca", listener.client_ca),
-            crl=_read("crl", listener.crl),
+            client_ca=read_file("client_ca", listener.client_ca),
+            crl=read_file("crl", listener.crl),
             client_certificate=_CLIENT_CERTIFICATE[listener.client_certificate],
             minimum_version=listener.minimum_tls_version,
             ciphers=listener.ciphers,
             ciphersuites=listener.ciphersuites,
-            alpn=listener.alpn,
+            alpn=listener.protocols,
             keys=read_keys(listener.psk_file),
             key_hint=listener.psk_hint,
         )

@@ -20,18 +20,18 @@ from cython_tree import ROOT, Finding, Import, imports, module_name, parse, sour
 BASE = ["types", "alloc", "vec", "map", "ring", "msg", "timer", "inbox", "logring"]
 PROTO = ["wire", "packet", "dialect", "props", "topic", "decode", "encode", "wsframe"]
 NET = [
-    *("transport", "tcp", "openssl", "tls_context", "tls_client", "tls", "ws"),
+    *("transport", "tcp", "openssl", "tls_context", "tls_client", "tls", "vouched", "proxy", "ws"),
     *("outq", "listener", "poller", "poller_epoll", "poller_kqueue", "reactor"),
 ]
 BROKER = [
     *("handle", "stats", "acl", "journal", "trie", "routes", "retain", "state", "report", "mail", "reply"),
-    *("session", "group", "deliver", "presence", "will", "gate", "on_connect", "on_publish", "on_subscribe", "conn", "worker"),
+    *("session", "group", "deliver", "presence", "will", "gate", "on_connect", "on_head", "on_publish", "on_subscribe", "conn", "worker"),
 ]
 LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native"]
 PYTHON = [
     *("errors", "logs", "config", "listen", "certs", "tls", "hooks", "auth"),
-    *("store", "adapters", "web", "server", "client", "bench", "cli"),
+    *("store", "adapters", "web", "roads", "control", "server", "client", "bench", "cli"),
 ]
 
 FLOORS: dict[str, tuple[int, int]] = {}

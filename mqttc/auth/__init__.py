@@ -24,12 +24,14 @@ BAD_AUTHENTICATION_METHOD: Final = 0x8C
 
 @dataclass(frozen=True)
 class PeerIdentity:
-    """A client's verified certificate, or the pre-shared key that it holds."""
+    """A client's verified certificate, the pre-shared key that it holds, or what a trusted proxy says of its certificate."""
 
     certificate: bytes | None = field(default=None, repr=False)
     """X.509, DER."""
     key_name: str | None = None
     """Name (identity) of the pre-shared key."""
+    proxied_name: str | None = None
+    """Common name of a certificate that a trusted proxy has verified (PROXY protocol), where it tells no more of it."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -53,7 +55,7 @@ class PeerIdentity:
     def common_name(self) -> str | None:
         """The first common name of the subject. Needs the ``cryptography`` package."""
         if self._parsed is None:
-            return None
+            return self.proxied_name
         from cryptography.x509.oid import NameOID
 
         names = self._parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)

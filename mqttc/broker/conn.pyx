@@ -6,6 +6,7 @@ from mqttc.base.ring cimport ring_free
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, likely, span_make, unlikely
 from mqttc.broker.on_connect cimport on_auth, on_connect
+from mqttc.broker.on_head cimport head_data, tunnel_ended
 from mqttc.broker.on_publish cimport aliases_in_free, on_ack, on_publish
 from mqttc.broker.on_subscribe cimport on_subscribe, on_unsubscribe
 from mqttc.broker.presence cimport session_offline
@@ -13,7 +14,8 @@ from mqttc.broker.reply cimport END_DISCONNECT, conn_fail, packet_clear, refuse_
 from mqttc.broker.report cimport EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, EV_TRANSPORT_FAILED, LOG_INFO, report, text
 from mqttc.broker.routes cimport route_drop
 from mqttc.broker.state cimport (
-    CONN_ASKED, CONN_AUTHENTICATING, CONN_BRAKE_PAUSED, CONN_COUNTED, CONN_DONE, CONN_NEW, CONN_QUESTION_OPEN, CONN_UP, Conn, Session, Worker,
+    CONN_ASKED, CONN_AUTHENTICATING, CONN_BRAKE_PAUSED, CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_HEAD_ASKED, CONN_NEW, CONN_QUESTION_OPEN, CONN_UP, Conn,
+    Session, Worker,
 )
 from mqttc.broker.stats cimport (
     C_CONNECT_TIMEOUTS, C_DISCONNECTS_ABRUPT, C_DISCONNECTS_CLEAN, C_GATE_TIMEOUTS, C_KEEP_ALIVE_TIMEOUTS, C_RECEIVED, stat,
@@ -87,7 +89,7 @@ cdef Span unreadable(const Conn *conn, const uint8_t *bytes, uint32_t n) noexcep
         if bytes[0] == 0x16 and bytes[1] == 3:                                  # a TLS handshake record, RFC 8446 section 5.1
             return text("frame cannot be read: the client speaks TLS, this listener does not")
         if memcmp(bytes, b"GET", 3) == 0:
-            return text("frame cannot be read: the client speaks HTTP")
+            return text("frame cannot be read: the client speaks HTTP, this listener plain MQTT")
     return text("frame cannot be read")
 
 
@@ -96,6 +98,8 @@ cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32
     cdef const uint8_t *end = bytes + n
     cdef Frame frame
     cdef int status
+    if unlikely(conn.phase >= CONN_HEAD):
+        return head_data(worker, conn, bytes, n)
     while p < end:
         if unlikely(conn.phase == CONN_DONE):
             return n
@@ -169,7 +173,9 @@ cdef void conn_timer(Worker *worker, Conn *conn) noexcept nogil:
     elif conn.phase == CONN_AUTHENTICATING:
         stat(&worker.stats, C_CONNECT_TIMEOUTS)
         refuse_connect(worker, conn, conn.dialect.level, RC_NOT_AUTHORIZED, span_make(NULL, 0), text("authentication took too long"))
-    elif conn.phase == CONN_NEW:
+    elif conn.phase == CONN_NEW or conn.phase >= CONN_HEAD:
+        if conn.phase == CONN_HEAD_ASKED:
+            stat(&worker.stats, C_GATE_TIMEOUTS)
         stat(&worker.stats, C_CONNECT_TIMEOUTS)
         report(worker, LOG_INFO, EV_CONNECT_TIMEOUT, 0, conn, NULL, failure_text(conn))
         conn.phase = CONN_DONE
@@ -192,15 +198,21 @@ cdef void conn_ended(Worker *worker, Conn *conn, int reason) noexcept nogil:
             stat(&worker.stats, C_DISCONNECTS_ABRUPT)
             report(worker, LOG_INFO, EV_CONNECTION_LOST, conn.disconnect_reason, conn, conn.session, failure_text(conn))
         session_offline(worker, conn, False, False)
-    elif conn.phase == CONN_NEW:
+    elif conn.phase == CONN_NEW or conn.phase == CONN_HEAD:
         failure = failure_text(conn)
         if failure.n:
             report(worker, LOG_INFO, EV_TRANSPORT_FAILED, 0, conn, NULL, failure)
+    tunnel_ended(worker, conn)
     conn.phase = CONN_DONE
+    conn_uncount(worker, conn)
+    conn_release(conn)
+
+
+cdef void conn_uncount(Worker *worker, Conn *conn) noexcept nogil:
     if conn.flags & CONN_COUNTED:
+        conn.flags &= ~<uint8_t> CONN_COUNTED
         atomic_add_u32_relaxed(&worker.engine.connections, <uint32_t> -1)
         atomic_add_u32_relaxed(&worker.engine.listeners[conn.link.listener].open_count, <uint32_t> -1)
-    conn_release(conn)
 
 
 cdef void conn_release(Conn *conn) noexcept nogil:

@@ -1,14 +1,14 @@
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport inbox_post, inbox_wake
 from mqttc.base.logring cimport logring_wake
 from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
-from mqttc.broker.state cimport MAIL_ANSWER, QUESTION_AUTH, AnswerMail, Conn, Engine, Gate, Question, Worker
+from mqttc.broker.state cimport MAIL_ANSWER, MAIL_HEAD, QUESTION_AUTH, QUESTION_HEAD, AnswerMail, Conn, Engine, Gate, HeadMail, Question, Worker
 from mqttc.broker.stats cimport C_GATE_QUESTIONS, stat
-from mqttc.net.tcp cimport peer_text
-from mqttc.net.transport cimport PROOF_CERTIFICATE, PROOF_KEY_NAME, Transport, transport_proof
+from mqttc.net.tcp cimport PeerAddress, peer_text
+from mqttc.net.transport cimport PROOF_CERTIFICATE, PROOF_COMMON_NAME, PROOF_COUNT, PROOF_KEY_NAME, Transport, transport_proof
 from mqttc.proto.packet cimport HAS_AUTH_DATA, HAS_AUTH_METHOD, Packet
 
 cdef extern from "<pthread.h>" nogil:
@@ -20,12 +20,14 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
 
 
-cdef void gate_init(Gate *gate, uint32_t limit) noexcept nogil:
+cdef void gate_init(Gate *gate, uint32_t limit, uint64_t limit_bytes) noexcept nogil:
     pthread_mutex_init(<pthread_mutex_t *> &gate.lock, NULL)
     gate.head = NULL
     gate.tail = NULL
     gate.count = 0
+    gate.bytes = 0
     gate.limit = limit
+    gate.limit_bytes = limit_bytes
 
 
 cdef void gate_free(Gate *gate) noexcept nogil:
@@ -54,33 +56,77 @@ cdef Span keep_proof(uint8_t **room, Transport *transport, int kind, uint32_t n)
     return kept
 
 
-cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, const Packet *packet) noexcept nogil:
-    cdef Gate *gate = &worker.engine.gate
+cdef Question *question_build(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, uint64_t bytes) noexcept nogil:
+    """With room for `bytes` and for what the transport proves, which is filled in. NULL: no memory."""
+    cdef Transport *transport = &conn.link.transport
+    cdef uint32_t[<int> PROOF_COUNT] proof_bytes
     cdef Question *question
     cdef uint8_t *room
-    cdef Span client_id = packet.client_id
-    cdef uint32_t bytes, certificate_bytes, key_name_bytes
-    cdef bint full, first
-    if kind == QUESTION_AUTH:
-        client_id = span_make(NULL, 0)
-        if conn.session != NULL:
-            client_id = span_make(conn.session.client_id, conn.session.client_id_bytes)
-    certificate_bytes = transport_proof(&conn.link.transport, PROOF_CERTIFICATE, NULL, 0)
-    key_name_bytes = transport_proof(&conn.link.transport, PROOF_KEY_NAME, NULL, 0)
-    bytes = client_id.n + packet.username.n + packet.password.n + packet.props.auth_method.n + packet.props.auth_data.n + certificate_bytes + key_name_bytes
+    cdef int i
+    for i in range(PROOF_COUNT):
+        proof_bytes[i] = transport_proof(transport, i, NULL, 0)
+        bytes += proof_bytes[i]
     question = <Question *> mem_alloc_zeroed(1, sizeof(Question) + bytes)
     if question == NULL:
-        return ST_NO_MEMORY
+        return NULL
     room = <uint8_t *> (question + 1)
+    question.bytes = sizeof(Question) + bytes
     question.worker = worker.index
     question.listener = conn.link.listener
     question.slot = conn.link.slot
     question.generation = conn.link.generation
     question.number = number
     question.kind = kind
+    question.peer_bytes = peer_text(&conn.link.peer, question.peer, sizeof(question.peer))
+    question.certificate = keep_proof(&room, transport, PROOF_CERTIFICATE, proof_bytes[<int> PROOF_CERTIFICATE])
+    question.key_name = keep_proof(&room, transport, PROOF_KEY_NAME, proof_bytes[<int> PROOF_KEY_NAME])
+    question.common_name = keep_proof(&room, transport, PROOF_COMMON_NAME, proof_bytes[<int> PROOF_COMMON_NAME])
+    question.room = room
+    return question
+
+
+cdef int question_put(Worker *worker, Question *question) noexcept nogil:
+    """Takes it over: ST_OK, or ST_LIMIT and it is gone."""
+    cdef Gate *gate = &worker.engine.gate
+    cdef bint full, first
+    pthread_mutex_lock(<pthread_mutex_t *> &gate.lock)
+    full = gate.count >= gate.limit or gate.bytes + question.bytes > gate.limit_bytes
+    first = gate.head == NULL
+    if not full:
+        if first:
+            gate.head = question
+        else:
+            gate.tail.next = question
+        gate.tail = question
+        gate.count += 1
+        gate.bytes += question.bytes
+    pthread_mutex_unlock(<pthread_mutex_t *> &gate.lock)
+    if full:
+        mem_free(question)
+        return ST_LIMIT
+    stat(&worker.stats, C_GATE_QUESTIONS)
+    if first:
+        logring_wake(worker.engine.log)
+    return ST_OK
+
+
+cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, const Packet *packet) noexcept nogil:
+    cdef Question *question
+    cdef uint8_t *room
+    cdef Span client_id = packet.client_id
+    if kind == QUESTION_AUTH:
+        client_id = span_make(NULL, 0)
+        if conn.session != NULL:
+            client_id = span_make(conn.session.client_id, conn.session.client_id_bytes)
+    question = question_build(
+        worker, conn, kind, number,
+        <uint64_t> client_id.n + packet.username.n + packet.password.n + packet.props.auth_method.n + packet.props.auth_data.n,
+    )
+    if question == NULL:
+        return ST_NO_MEMORY
+    room = question.room
     question.level = conn.dialect.level
     question.reason = packet.reason
-    question.peer_bytes = peer_text(&conn.link.peer, question.peer, sizeof(question.peer))
     question.client_id = keep(&room, client_id)
     if kind != QUESTION_AUTH:
         question.has_username = packet.has_username
@@ -93,26 +139,17 @@ cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, con
         question.auth_method = keep(&room, packet.props.auth_method)
     if packet.props.present & HAS_AUTH_DATA:
         question.auth_data = keep(&room, packet.props.auth_data)
-    question.certificate = keep_proof(&room, &conn.link.transport, PROOF_CERTIFICATE, certificate_bytes)
-    question.key_name = keep_proof(&room, &conn.link.transport, PROOF_KEY_NAME, key_name_bytes)
-    pthread_mutex_lock(<pthread_mutex_t *> &gate.lock)
-    full = gate.count >= gate.limit
-    first = gate.head == NULL
-    if not full:
-        if first:
-            gate.head = question
-        else:
-            gate.tail.next = question
-        gate.tail = question
-        gate.count += 1
-    pthread_mutex_unlock(<pthread_mutex_t *> &gate.lock)
-    if full:
-        mem_free(question)
-        return ST_LIMIT
-    stat(&worker.stats, C_GATE_QUESTIONS)
-    if first:
-        logring_wake(worker.engine.log)
-    return ST_OK
+    return question_put(worker, question)
+
+
+cdef int gate_ask_head(Worker *worker, Conn *conn, uint32_t number, Span head) noexcept nogil:
+    cdef Question *question = question_build(worker, conn, QUESTION_HEAD, number, head.n)
+    cdef uint8_t *room
+    if question == NULL:
+        return ST_NO_MEMORY
+    room = question.room
+    question.head = keep(&room, head)
+    return question_put(worker, question)
 
 
 cdef Question *gate_take(Gate *gate) noexcept nogil:
@@ -122,6 +159,7 @@ cdef Question *gate_take(Gate *gate) noexcept nogil:
     gate.head = NULL
     gate.tail = NULL
     gate.count = 0
+    gate.bytes = 0
     pthread_mutex_unlock(<pthread_mutex_t *> &gate.lock)
     return chain
 
@@ -142,6 +180,27 @@ cdef int gate_answer(Engine *engine, uint16_t worker, uint32_t slot, uint32_t ge
             return ST_NO_MEMORY
         memcpy(mail.auth_data, auth_data.p, auth_data.n)
         mail.auth_data_bytes = auth_data.n
+    if inbox_post(&engine.workers[worker].reactor.inbox, &mail.mail, &mail.mail):
+        inbox_wake(&engine.workers[worker].reactor.inbox)
+    return ST_OK
+
+
+cdef int gate_answer_head(
+    Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t verdict, Span response, int fd, const PeerAddress *peer,
+) noexcept nogil:
+    cdef HeadMail *mail = <HeadMail *> mem_alloc_zeroed(1, sizeof(HeadMail) + response.n)
+    if mail == NULL:
+        return ST_NO_MEMORY
+    mail.mail.kind = MAIL_HEAD
+    mail.slot = slot
+    mail.generation = generation
+    mail.question = number
+    mail.verdict = verdict
+    mail.fd = fd
+    mail.peer = peer[0]
+    mail.response_bytes = response.n
+    if response.n:
+        memcpy(mail.response, response.p, response.n)
     if inbox_post(&engine.workers[worker].reactor.inbox, &mail.mail, &mail.mail):
         inbox_wake(&engine.workers[worker].reactor.inbox)
     return ST_OK

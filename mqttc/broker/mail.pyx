@@ -1,4 +1,5 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from posix.unistd cimport close
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport Mail, inbox_post, inbox_wake
@@ -6,7 +7,8 @@ from mqttc.base.msg cimport Msg, msg_drop, msg_share
 from mqttc.base.types cimport ST_NO_MEMORY, ST_OK, atomic_add_u64_relaxed, atomic_load_u64_relaxed
 from mqttc.broker.routes cimport Route, route_drop, route_share
 from mqttc.broker.state cimport (
-    MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_GROUP, MAIL_PUBLISH, MAIL_SHUTDOWN, PUBLISH_MAIL_ITEMS, AdoptMail, AnswerMail, BlocksMail, GroupMail, PublishMail, Worker,
+    MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_GROUP, MAIL_HEAD, MAIL_LINK, MAIL_PUBLISH, MAIL_SHUTDOWN, PUBLISH_MAIL_ITEMS, AdoptMail, AnswerMail, BlocksMail,
+    GroupMail, HeadMail, LinkMail, PublishMail, Worker,
 )
 from mqttc.broker.stats cimport C_MAIL_SENT, stat
 
@@ -101,6 +103,7 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
     cdef AdoptMail *adopt
     cdef GroupMail *group
     cdef AnswerMail *answer
+    cdef LinkMail *link
     cdef Msg *msg
     cdef Msg *next
     cdef uint32_t i
@@ -123,6 +126,12 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
     elif mail.kind == MAIL_ANSWER:
         answer = <AnswerMail *> mail
         mem_free(answer.auth_data)
+    elif mail.kind == MAIL_HEAD:
+        if (<HeadMail *> mail).fd >= 0:
+            close((<HeadMail *> mail).fd)
+    elif mail.kind == MAIL_LINK:
+        link = <LinkMail *> mail
+        link.transport.ops.close(&link.transport)
     elif mail.kind == MAIL_BLOCKS:
         msg = (<BlocksMail *> mail).chain
         while msg != NULL:

@@ -21,7 +21,7 @@ from mqttc.broker.state cimport (
 from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, stat
 from mqttc.net.reactor cimport END_NO_MEMORY, Link, link_adopt, link_close, link_detach, link_pause, link_resume, reactor_link
 from mqttc.net.tcp cimport peer_is_loopback, tcp_keep_alive
-from mqttc.net.transport cimport PROOF_CERTIFICATE, PROOF_KEY_NAME, transport_proof
+from mqttc.net.transport cimport transport_proves
 from mqttc.proto.decode cimport decode_connect, forward_size, frame_next, publish_forward
 from mqttc.proto.dialect cimport dialect_for
 from mqttc.proto.packet cimport (
@@ -77,8 +77,7 @@ cdef uint8_t native_verdict(Worker *worker, Conn *conn, const Packet *packet, bi
     """Who may come in without the gate: RC_SUCCESS with ask false is in, with ask true the gate decides."""
     cdef Listener *listener = worker.engine.listeners[conn.link.listener]
     ask[0] = listener.ask_gate and (
-        packet.has_username or packet.has_password or packet.props.present & HAS_AUTH_METHOD
-        or transport_proof(&conn.link.transport, PROOF_CERTIFICATE, NULL, 0) or transport_proof(&conn.link.transport, PROOF_KEY_NAME, NULL, 0)
+        packet.has_username or packet.has_password or packet.props.present & HAS_AUTH_METHOD or transport_proves(&conn.link.transport)
     )
     if ask[0]:
         return RC_SUCCESS

@@ -24,6 +24,7 @@ cdef enum LogEvent:
     EV_UNSUBSCRIBED
     EV_RETAINED_LIMIT
     EV_TRANSPORT_FAILED
+    EV_HTTP_REFUSED
 
 cdef enum LogLevel:
     LOG_DEBUG = 10

@@ -20,7 +20,9 @@ from mqttc.broker.routes cimport Route, RouteCache, SubscriptionIds
 from mqttc.broker.stats cimport Stats
 from mqttc.broker.trie cimport Trie
 from mqttc.net.outq cimport Chunk
+from mqttc.net.proxy cimport ProxyRules
 from mqttc.net.reactor cimport Clock, Link, LinkParcel, Reactor
+from mqttc.net.tcp cimport PeerAddress
 from mqttc.net.transport cimport Transport
 from mqttc.proto.dialect cimport Dialect
 
@@ -80,15 +82,18 @@ cdef struct Settings:                  # read only once workers run; units in na
     uint32_t group_strategy
     uint32_t route_cache_entries       # per worker
     uint32_t turn_bytes
+    uint32_t max_request_head          # bytes, of HTTP
+    uint32_t max_frame_size            # bytes, of WebSocket
     uint32_t queue_qos0_offline
     uint32_t log_level
 
 cdef struct Listener:                  # read only once workers run, but for the gauge
-    int fd
+    int fd                             # -1: none, its connections are adopted
     uint8_t unix_socket
     uint8_t maximum_qos
     uint8_t anonymous                  # 0 deny, 1 allow, 2 loopback
     uint8_t ask_gate                   # CONNECTs with credentials or an authentication method become questions
+    uint8_t http                       # connections begin with an HTTP request
     uint32_t max_connections
     uint32_t tcp_user_timeout_ms
     uint32_t keepalive_idle_s
@@ -97,6 +102,7 @@ cdef struct Listener:                  # read only once workers run, but for the
     int (*upgrade)(void *context, Transport *transport) noexcept nogil         # puts its transport on an accepted socket; NULL: plain
     void *upgrade_context
     void (*upgrade_drop)(void *context) noexcept nogil                         # gives up upgrade_context
+    ProxyRules *proxy                  # owned; NULL: no PROXY protocol header
     uint32_t open_count                # atomic gauge [any worker]
 
 # ---- messages on their way to a client
@@ -194,6 +200,10 @@ cdef enum ConnPhase:
     CONN_AUTHENTICATING = 2            # AUTH of the client is due
     CONN_UP = 3                        # CONNACK with success was sent
     CONN_DONE = 4                      # closing; no session any more
+    CONN_HEAD = 5                      # the head of an HTTP request is due
+    CONN_HEAD_ASKED = 6                # parked: the head is with the gate
+    CONN_UPGRADING = 7                 # resumed: it becomes a WebSocket with what was read so far
+    CONN_TUNNEL = 8                    # bytes go through to `partner`, unread
 
 cdef enum ConnFlag:
     CONN_BRAKED = 1                    # acks are held until brake_until_ms
@@ -243,6 +253,7 @@ cdef struct Conn:
     AliasesIn *aliases_in
     AliasesOut *aliases_out
     PendingConnect *pending
+    Conn *partner                      # the other end of a tunnel, on this worker
     uint8_t *auth_method               # owned: of the enhanced authentication in use
     Ring *held_acks                    # HeldAck; NULL: none
     int64_t brake_until_ms
@@ -252,6 +263,7 @@ cdef struct Conn:
     uint32_t keep_alive_ms             # 1.5 x keep alive; 0: none
     uint32_t question                  # number of the last question; answers to others are stale
     uint32_t reply_bytes               # acknowledgements and other replies, since the output was empty last
+    uint32_t head_bytes                # of the HTTP head: looked through so far, then its size
     uint16_t auth_method_bytes
     uint8_t phase
     uint8_t flags
@@ -290,6 +302,8 @@ cdef enum MailKind:
     MAIL_ANSWER = 5
     MAIL_BRAKE = 6
     MAIL_SHUTDOWN = 7
+    MAIL_HEAD = 8
+    MAIL_LINK = 9
 
 cdef enum:
     PUBLISH_MAIL_ITEMS = 62
@@ -348,6 +362,28 @@ cdef struct AnswerMail:                # of the gate
     uint8_t *auth_data                 # owned
     uint32_t auth_data_bytes
 
+cdef enum HeadVerdict:
+    HEAD_UPGRADE = 0                   # response is sent, and frames follow
+    HEAD_RESPOND = 1                   # response is sent, and that is all
+    HEAD_SPLICE = 2                    # everything goes through fd, to and fro
+
+cdef struct HeadMail:                  # of the gate: what becomes of an HTTP connection
+    Mail mail
+    uint32_t slot
+    uint32_t generation
+    uint32_t question
+    uint8_t verdict                    # HeadVerdict
+    int fd                             # owned; -1: none
+    PeerAddress peer                   # family not 0: the client's, told by a trusted proxy
+    uint32_t response_bytes
+    uint8_t response[1]                # response_bytes of them
+
+cdef struct LinkMail:                  # of the control plane: a connection that an adapter has made
+    Mail mail
+    Transport transport                # owned
+    PeerAddress peer
+    uint16_t listener
+
 cdef struct BrakeMail:                 # a receiver of this publisher's messages is slow
     Mail mail
     uint64_t session
@@ -361,6 +397,7 @@ cdef struct PlainMail:
 cdef enum QuestionKind:
     QUESTION_CONNECT = 0
     QUESTION_AUTH = 1
+    QUESTION_HEAD = 2                  # of an HTTP request
 
 cdef struct Question:                  # owned by whoever holds the pointer: worker, ring, reader
     Question *next
@@ -374,6 +411,8 @@ cdef struct Question:                  # owned by whoever holds the pointer: wor
     uint8_t has_username
     uint8_t has_password
     uint8_t reason                     # of AUTH
+    uint64_t bytes                     # of the struct and what stands behind it
+    uint8_t *room                      # behind it, not used yet
     uint32_t peer_bytes
     uint8_t peer[64]
     # these point into the bytes behind the struct
@@ -384,13 +423,17 @@ cdef struct Question:                  # owned by whoever holds the pointer: wor
     Span auth_data
     Span certificate                   # of the peer, DER, verified by the transport
     Span key_name                      # of the pre-shared key that the peer holds
+    Span common_name                   # of the peer's certificate, as a trusted proxy says
+    Span head                          # of the HTTP request, up to its empty line
 
 cdef struct Gate:
     pthread_mutex_t lock
     Question *head                     # under lock
     Question *tail                     # under lock
     uint32_t count                     # under lock
+    uint64_t bytes                     # under lock
     uint32_t limit
+    uint64_t limit_bytes
 
 # ---- worker and engine
 

@@ -41,6 +41,9 @@ cdef enum Counter:
     C_REJECTED_BY_CLIENT               # PUBACK or PUBREC with a failure
     C_BRAKED
     C_MAIL_SENT
+    C_WEBSOCKETS_UPGRADED
+    C_HTTP_REFUSED                     # requests that are none, too long, or answered with an error
+    C_HTTP_SPLICED                     # connections handed through to the control plane
     C_COUNT
 
 cdef struct Stats:

@@ -4,9 +4,11 @@ An engine is built, given listeners, started, stopped and freed, by one thread a
 blocked; stop joins them.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from mqttc.broker.state cimport Engine, Listener, Settings, Worker
+from mqttc.net.tcp cimport PeerAddress
+from mqttc.net.vouched cimport Proofs
 
 cdef Engine *engine_build(const Settings *settings) noexcept nogil             # NULL: no memory or no descriptor
 cdef int engine_listen(Engine *engine, Listener *listener) noexcept nogil      # before start; takes the struct over: its index, or ST_LIMIT
@@ -15,5 +17,7 @@ cdef int engine_start(Engine *engine) noexcept nogil                           #
 cdef bint engine_stop(Engine *engine, uint32_t timeout_ms) noexcept nogil
 cdef void engine_free(Engine *engine) noexcept nogil                           # stopped, or never started
 cdef void engine_abandon(Engine *engine) noexcept nogil                        # in a forked child: closes its copies of all descriptors, frees nothing
+# [any thread] A connection that an adapter made. fd, a stream socket, non-blocking, is taken over; ST_NO_MEMORY: and closed.
+cdef int engine_adopt(Engine *engine, uint16_t worker, int fd, uint16_t listener, const PeerAddress *peer, const Proofs *proofs, bint websocket) noexcept nogil
 cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms) noexcept nogil      # [any thread] moves the clock of all workers
 cdef uint64_t engine_counter(const Engine *engine, int counter) noexcept nogil                 # [any thread] sum over workers

@@ -13,29 +13,35 @@ from mqttc.base.types cimport (
     span_make,
 )
 from mqttc.base.vec cimport vec_at, vec_free, vec_init
-from mqttc.broker.conn cimport conn_data, conn_ended, conn_release, conn_timer
+from mqttc.broker.conn cimport conn_data, conn_ended, conn_release, conn_timer, conn_uncount
 from mqttc.broker.deliver cimport Publication, credits_grant, fan_out_slice, on_group_mail, own_mail, publication_clear, publication_of, session_pump
 from mqttc.broker.gate cimport gate_free, gate_init
 from mqttc.broker.group cimport group_free
 from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.mail cimport mail_discard, post, post_all, publish_mail_done
 from mqttc.broker.on_connect cimport conn_init, connect_adopt, on_answer
+from mqttc.broker.on_head cimport on_head_answer, tunnel_drained
 from mqttc.broker.on_publish cimport brakes_release, conn_brake
 from mqttc.broker.presence cimport session_timer
-from mqttc.broker.reply cimport conn_disconnect, conn_of
+from mqttc.broker.reply cimport END_REFUSED, conn_disconnect, conn_of
 from mqttc.broker.report cimport EV_ACCEPT_ERROR, EV_CONNECTION_LIMIT, EV_NO_MEMORY, EV_SHUTTING_DOWN, LOG_INFO, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_build, retain_free, retain_sweep
 from mqttc.broker.routes cimport route_drop, routes_free, routes_init
 from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
 from mqttc.broker.state cimport (
-    CONN_COUNTED, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BRAKE, MAIL_GROUP, MAIL_PUBLISH, MAIL_SHUTDOWN, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN,
-    TIMER_SWEEP, AdoptMail, AnswerMail, BlocksMail, BrakeMail, Conn, Engine, Group, GroupMail, Listener, PlainMail, PublishMail, Session, Settings, Worker,
+    CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BRAKE, MAIL_GROUP, MAIL_HEAD, MAIL_LINK, MAIL_PUBLISH, MAIL_SHUTDOWN, TIMER_BRAKE,
+    TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, AdoptMail, AnswerMail, BlocksMail, BrakeMail, Conn, Engine, Group, GroupMail, HeadMail, LinkMail, Listener,
+    PlainMail, PublishMail, Session, Settings, Worker,
 )
 from mqttc.broker.trie cimport trie_build, trie_free
 from mqttc.net.outq cimport chunk_drop
+from mqttc.net.proxy cimport proxy_accept
 from mqttc.net.reactor cimport (
-    Link, LinkHooks, reactor_abandon, reactor_build, reactor_ending, reactor_free, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
+    Link, LinkHooks, link_close, link_open, reactor_abandon, reactor_build, reactor_ending, reactor_free, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
 )
+from mqttc.net.tcp cimport PeerAddress, tcp_ops
+from mqttc.net.vouched cimport Proofs, vouched_wrap
+from mqttc.net.ws cimport ws_accept
 from mqttc.proto.packet cimport RC_QUOTA_EXCEEDED, RC_SERVER_SHUTTING_DOWN
 
 cdef extern from "<signal.h>" nogil:
@@ -55,7 +61,8 @@ cdef extern from "<string.h>" nogil:
 
 cdef enum:
     LOG_RECORDS = 4096
-    OPEN_QUESTIONS = 65536             # bound of the gate's list
+    OPEN_QUESTIONS = 65536             # bounds of the gate's list
+    OPEN_QUESTION_BYTES = 64 << 20
     ADVANCE_ATTEMPTS = 20000           # of 0.1 ms, until every worker has seen the moved clock
     SWEEP_MS = 2000
     SWEEP_TOPICS = 20000               # retained messages looked at for expiry per sweep
@@ -73,26 +80,40 @@ cdef bint gauge_take(uint32_t *gauge, uint32_t limit) noexcept nogil:
     return False
 
 
-cdef int on_open(void *context, Link *link) noexcept nogil:
-    cdef Worker *worker = <Worker *> context
-    cdef Conn *conn = conn_of(link)
+cdef bint conn_admit(Worker *worker, Conn *conn) noexcept nogil:
+    """Counts a new connection unless a limit is met, and sets its CONNECT a deadline."""
     cdef Engine *engine = worker.engine
-    cdef Listener *listener = engine.listeners[link.listener]
-    conn_init(worker, conn)
+    cdef Listener *listener = engine.listeners[conn.link.listener]
     if not gauge_take(&engine.connections, engine.settings.max_connections):
         report(worker, LOG_WARNING, EV_CONNECTION_LIMIT, RC_QUOTA_EXCEEDED, conn, NULL, text("too many connections"))
-        return ST_LIMIT
+        return False
     if not gauge_take(&listener.open_count, listener.max_connections):
         atomic_add_u32_relaxed(&engine.connections, <uint32_t> -1)
         report(worker, LOG_WARNING, EV_CONNECTION_LIMIT, RC_QUOTA_EXCEEDED, conn, NULL, text("too many connections on this listener"))
-        return ST_LIMIT
-    if listener.upgrade != NULL and listener.upgrade(listener.upgrade_context, &link.transport) != ST_OK:
-        atomic_add_u32_relaxed(&engine.connections, <uint32_t> -1)
-        atomic_add_u32_relaxed(&listener.open_count, <uint32_t> -1)
-        report(worker, LOG_WARNING, EV_NO_MEMORY, 0, conn, NULL, text("no memory for the connection's transport"))
-        return ST_NO_MEMORY
+        return False
     conn.flags |= CONN_COUNTED
-    wheel_add(worker.reactor.wheel, &link.timer, worker.reactor.now_ms + engine.settings.connect_timeout_ms)
+    wheel_add(worker.reactor.wheel, &conn.link.timer, worker.reactor.now_ms + engine.settings.connect_timeout_ms)
+    return True
+
+
+cdef int on_open(void *context, Link *link) noexcept nogil:
+    cdef Worker *worker = <Worker *> context
+    cdef Conn *conn = conn_of(link)
+    cdef Listener *listener = worker.engine.listeners[link.listener]
+    cdef int status = ST_OK
+    conn_init(worker, conn)
+    if not conn_admit(worker, conn):
+        return ST_LIMIT
+    if listener.proxy != NULL:
+        status = proxy_accept(listener.proxy, &link.transport, &link.peer)
+    elif listener.upgrade != NULL:
+        status = listener.upgrade(listener.upgrade_context, &link.transport)
+    if status != ST_OK:
+        conn_uncount(worker, conn)
+        report(worker, LOG_WARNING, EV_NO_MEMORY, 0, conn, NULL, text("no memory for the connection's transport"))
+        return status
+    if listener.http:
+        conn.phase = CONN_HEAD
     return ST_OK
 
 
@@ -105,7 +126,9 @@ cdef void on_end(void *context, Link *link, int reason) noexcept nogil:
 
 
 cdef void on_drained(void *context, Link *link) noexcept nogil:
-    if conn_of(link).session != NULL:
+    if conn_of(link).partner != NULL:
+        tunnel_drained(<Worker *> context, conn_of(link))
+    elif conn_of(link).session != NULL:
         session_pump(<Worker *> context, conn_of(link).session)
 
 
@@ -167,6 +190,17 @@ cdef void on_brake_mail(Worker *worker, BrakeMail *mail) noexcept nogil:
         conn_brake(worker, session.conn, mail.pause)
 
 
+cdef void on_link_mail(Worker *worker, LinkMail *mail) noexcept nogil:
+    cdef Conn *conn = <Conn *> link_open(worker.reactor, &mail.transport, &mail.peer, mail.listener)
+    if conn == NULL:
+        mail.transport.ops.close(&mail.transport)
+        return
+    conn_init(worker, conn)
+    if worker.shutting_down or not conn_admit(worker, conn):
+        conn.phase = CONN_DONE
+        link_close(worker.reactor, &conn.link, END_REFUSED)
+
+
 cdef void on_mail(void *context, Mail *chain) noexcept nogil:
     cdef Worker *worker = <Worker *> context
     cdef Mail *mail = chain
@@ -185,6 +219,10 @@ cdef void on_mail(void *context, Mail *chain) noexcept nogil:
         elif mail.kind == MAIL_ANSWER:
             on_answer(worker, <AnswerMail *> mail)
             mem_free((<AnswerMail *> mail).auth_data)
+        elif mail.kind == MAIL_HEAD:
+            on_head_answer(worker, <HeadMail *> mail)
+        elif mail.kind == MAIL_LINK:
+            on_link_mail(worker, <LinkMail *> mail)
         elif mail.kind == MAIL_BRAKE:
             on_brake_mail(worker, <BrakeMail *> mail)
         elif mail.kind == MAIL_SHUTDOWN:
@@ -205,7 +243,8 @@ cdef void shutdown_begin(Worker *worker) noexcept nogil:
     report(worker, LOG_INFO, EV_SHUTTING_DOWN, RC_SERVER_SHUTTING_DOWN, NULL, NULL, span_make(NULL, 0))
     link = reactor_next_link(worker.reactor, &cursor)
     while link != NULL:
-        conn_disconnect(worker, conn_of(link), RC_SERVER_SHUTTING_DOWN)
+        if conn_of(link).phase != CONN_TUNNEL:      # these carry the last words of other connections; the control plane ends them
+            conn_disconnect(worker, conn_of(link), RC_SERVER_SHUTTING_DOWN)
         link = reactor_next_link(worker.reactor, &cursor)
     worker.shutdown_since_ms = worker.reactor.now_ms
     shutdown_tick(worker)
@@ -215,10 +254,12 @@ cdef void shutdown_tick(Worker *worker) noexcept nogil:
     """Ends the loop when all output has left and peers had a moment to read it, or when the time is up."""
     cdef uint32_t unsent = 0
     cdef uint32_t ending = reactor_ending(worker.reactor, &unsent)
+    cdef uint32_t cursor = 0
+    cdef bint tunnels = reactor_next_link(worker.reactor, &cursor) != NULL
     cdef int64_t waited = worker.reactor.now_ms - worker.shutdown_since_ms
     cdef uint32_t bound = worker.engine.settings.shutdown_timeout_ms
     worker.unsent = unsent
-    if ending == 0 or waited >= bound or (unsent == 0 and waited >= SHUTDOWN_LINGER_MS):
+    if waited >= bound or (not tunnels and (ending == 0 or (unsent == 0 and waited >= SHUTDOWN_LINGER_MS))):
         worker.reactor.stopping = True
         return
     wheel_add(worker.reactor.wheel, &worker.shutdown_timer, worker.reactor.now_ms + SHUTDOWN_TICK_MS)
@@ -340,7 +381,7 @@ cdef Engine *engine_build(const Settings *settings) noexcept nogil:
     if engine == NULL:
         return NULL
     engine.settings = settings[0]
-    gate_init(&engine.gate, OPEN_QUESTIONS)
+    gate_init(&engine.gate, OPEN_QUESTIONS, OPEN_QUESTION_BYTES)
     engine.log = logring_build(LOG_RECORDS)
     engine.trie = trie_build(settings.max_topic_levels)
     engine.retain = retain_build(settings.max_retained_messages, settings.max_retained_bytes)
@@ -369,7 +410,7 @@ cdef int engine_start(Engine *engine) noexcept nogil:
     cdef sigset_t all_signals, old
     for i in range(engine.settings.workers):
         for k in range(engine.listener_count):
-            if status == ST_OK:
+            if status == ST_OK and engine.listeners[k].fd >= 0:
                 status = reactor_listen(engine.workers[i].reactor, engine.listeners[k].fd, <uint16_t> k)
     if status != ST_OK:
         return status
@@ -440,10 +481,33 @@ cdef void engine_free(Engine *engine) noexcept nogil:
             close(engine.listeners[i].fd)
         if engine.listeners[i].upgrade_drop != NULL:
             engine.listeners[i].upgrade_drop(engine.listeners[i].upgrade_context)
+        if engine.listeners[i].proxy != NULL:
+            mem_free(engine.listeners[i].proxy.trusted)
+        mem_free(engine.listeners[i].proxy)
         mem_free(engine.listeners[i].server_reference)
         mem_free(engine.listeners[i])
     mem_free(engine.response_information)
     mem_free(engine)
+
+
+cdef int engine_adopt(Engine *engine, uint16_t worker, int fd, uint16_t listener, const PeerAddress *peer, const Proofs *proofs, bint websocket) noexcept nogil:
+    cdef LinkMail *mail = <LinkMail *> mem_alloc_zeroed(1, sizeof(LinkMail))
+    if mail == NULL:
+        return ST_NO_MEMORY
+    mail.mail.kind = MAIL_LINK
+    mail.listener = listener
+    mail.peer = peer[0]
+    mail.transport.ops = tcp_ops()
+    mail.transport.fd = fd
+    if vouched_wrap(&mail.transport, proofs) != ST_OK or (
+        websocket and ws_accept(&mail.transport, span_make(NULL, 0), span_make(NULL, 0), engine.settings.max_frame_size) != ST_OK
+    ):
+        mail.transport.ops.close(&mail.transport)
+        mem_free(mail)
+        return ST_NO_MEMORY
+    if inbox_post(&engine.workers[worker].reactor.inbox, &mail.mail, &mail.mail):
+        inbox_wake(&engine.workers[worker].reactor.inbox)
+    return ST_OK
 
 
 cdef void engine_abandon(Engine *engine) noexcept nogil:

@@ -47,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         action="append",
         default=[],
-        help="listen here (tcp://host:port, tls://host:port, unix:///path) instead of at the configured listeners; may be repeated",
+        help="listen here (tcp://host:port, tls://host:port, ws://host:port/path, wss://host:port/path, quic://host:port, unix:///path) "
+        "instead of at the configured listeners; may be repeated",
     )
     parser.add_argument(
         "--set",
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tls-self-signed",
         action="store_true",
-        help="make a self-signed certificate in data_dir for tls:// listeners without one (--set tls.self_signed=true)",
+        help="make a self-signed certificate in data_dir for tls://, wss:// and quic:// listeners without one (--set tls.self_signed=true)",
     )
     parser.add_argument(
         "--tls-host",
@@ -132,7 +133,14 @@ def _hints(config: Config, options: argparse.Namespace) -> list[str]:
             "no configuration: only programs on this machine can connect; to open it to others: "
             "--listen tcp://0.0.0.0:1883 --set auth.anonymous=true"
         ]
-    return []
+    return [
+        f'{listener.name or listener.address.url()}: behind a proxy anonymous = "loopback" admits nobody; '
+        "set the listener's anonymous to true, or auth.allow"
+        for listener in config.listeners
+        if listener.behind_proxy
+        and (config.auth.anonymous if listener.anonymous is None else listener.anonymous) == "loopback"
+        and not config.auth.allow
+    ]
 
 
 class _Signals:
@@ -182,7 +190,7 @@ def _serve(options: argparse.Namespace, config: Config, known: _Identity | None)
         handler.close()
         return _EXIT_RUNTIME
     for hint in _hints(config, options):
-        handler.put(f"mqttc-broker: {hint}")
+        handler.put(f"mqttc-broker: {_printable(hint)}")
     for url in broker.urls:
         handler.put(f"listening on {url}")
     handler.put("ready")

@@ -21,6 +21,7 @@ from mqttc.net.tcp cimport PeerAddress, tcp_dial, tcp_ops, tcp_tune
 from mqttc.net.tls cimport tls_dial
 from mqttc.net.tls_client cimport tls_client_drop, tls_client_share
 from mqttc.net.transport cimport Transport, transport_failure
+from mqttc.net.ws cimport ws_dial
 from mqttc.proto.decode cimport decode_packet, frame_next
 from mqttc.proto.encode cimport PublishParts, encode_ack, encode_packet, encode_publish, packet_size, publish_size
 from mqttc.proto.packet cimport (
@@ -155,6 +156,8 @@ cdef int road_dial(Field *field, const PeerAddress *source, Transport *transport
     transport.wants = 0
     if road.tls != NULL:
         status = tls_dial(road.tls, transport)
+    if status == ST_OK and road.ws_request.n:
+        status = ws_dial(transport, road.ws_request, road.ws_accept, road.ws_frame_most)
     if status != ST_OK:
         transport.ops.close(transport)
     return status

@@ -83,6 +83,7 @@ cdef enum EndReason:           # reasons that the reactor itself gives to on_end
     END_WRITE_FAILED = 3
     END_NO_MEMORY = 4
     END_SHUTDOWN = 5
+    END_PEER_REFUSED = 6       # the transport refused what it sent
 
 cdef struct NetStats:          # written by the owner (counter_add), read by any thread
     uint64_t accepted

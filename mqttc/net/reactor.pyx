@@ -22,7 +22,7 @@ from mqttc.net.poller cimport (
     READY_HANGUP, READY_IN, READY_OUT, READY_SHARED, PollEvent, poller_add, poller_change, poller_close, poller_open, poller_remove, poller_wait,
 )
 from mqttc.net.tcp cimport PeerAddress, tcp_accept, tcp_ops, tcp_tune
-from mqttc.net.transport cimport IO_AGAIN, IO_END, WANTS_IN, WANTS_OUT, WANTS_READ, Transport
+from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_REFUSED, WANTS_IN, WANTS_OUT, WANTS_READ, Transport
 
 cdef extern from "<errno.h>" nogil:
     const int EPROTO
@@ -427,7 +427,10 @@ cdef void link_read(Reactor *reactor, Link *link, int64_t budget, bint hangup) n
             room = room if room < budget else <uint32_t> budget
             n = link_receive(reactor, link, reactor.read_buffer + link.partial_bytes, room)
         if n <= 0:
-            if n != IO_AGAIN or hangup:
+            if n == IO_REFUSED and not hangup:
+                outq_clear(&reactor.chunks, &link.out)
+                link_close(reactor, link, END_PEER_REFUSED)
+            elif n != IO_AGAIN or hangup:
                 link.flags |= LINK_END_SEEN
                 link_close(reactor, link, END_PEER_CLOSED if n == IO_END else END_PEER_RESET)
             elif link.transport.wants & WANTS_OUT:
@@ -511,6 +514,10 @@ cdef void link_flush(Reactor *reactor, Link *link) noexcept nogil:
         status = outq_flush(&reactor.chunks, &link.out, &link.transport, &reactor.gather, &written)
         counter_add(&reactor.stats.writes, 1)
         counter_add(&reactor.stats.bytes_out, written)
+        if link.transport.wants & WANTS_OUT and status != ST_CLOSED:
+            link_read_wants_out(reactor, link)      # the transport has something to say that is not in the queue
+            if link.generation != generation:
+                return
         if status == ST_AGAIN:
             link_stall(reactor, link)
             return

@@ -33,7 +33,7 @@ from mqttc.net.tls_client cimport TlsClient, tls_client_connection, tls_client_d
 from mqttc.net.tls_context cimport (
     Identity, TlsCertificate, TlsFailure, TlsStats, context_protocol, context_trust_ca, identity_free, identity_read, tls_fail, tls_password, tls_stats_read,
 )
-from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_FAILED, PROOF_CERTIFICATE, WANTS_IN, WANTS_OUT, WANTS_READ, Transport, TransportOps, iovec
+from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_FAILED, PROOF_CERTIFICATE, PROOF_KEY_NAME, WANTS_IN, WANTS_OUT, WANTS_READ, Transport, TransportOps, iovec
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -784,7 +784,7 @@ cdef uint32_t tls_proof(Transport *transport, int kind, uint8_t *out, uint32_t n
         if size > 0 and <uint32_t> size <= n:
             i2d_X509(certificate, &p)
         return <uint32_t> size if size > 0 else 0
-    if not used_key(link):
+    if kind != PROOF_KEY_NAME or not used_key(link):
         return 0
     name = link.key_name
     if name == NULL:

@@ -1,4 +1,7 @@
-"""Transport: how the bytes of one connection travel. Plain sockets, TLS; each puts its own ops and state here."""
+"""Transport: how the bytes of one connection travel. Plain sockets, TLS, WebSocket frames over either; each puts its own ops and state here.
+
+Transports stack: one that wraps another holds it in its state, with the same descriptor.
+"""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
@@ -6,6 +9,7 @@ cdef enum IoResult:
     IO_END = 0                 # orderly end of the stream
     IO_AGAIN = -1              # would block
     IO_FAILED = -2             # errno says why; the link is dead
+    IO_REFUSED = -3            # of a read: the peer broke a rule of the transport and was told so; the link ends, what else it sends is of no interest
 
 cdef enum TransportWants:      # the first two are set and cleared by read, the last by write; the reactor acts on them when that returns
     WANTS_OUT = 1              # read goes on when the descriptor takes output again
@@ -15,6 +19,8 @@ cdef enum TransportWants:      # the first two are set and cleared by read, the 
 cdef enum PeerProof:           # what a transport can prove about its peer
     PROOF_CERTIFICATE = 0      # X.509, DER, verified
     PROOF_KEY_NAME = 1         # name of a pre-shared key that the peer holds
+    PROOF_COMMON_NAME = 2      # of a certificate that a trusted proxy has verified, UTF-8
+    PROOF_COUNT = 3
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -38,6 +44,14 @@ cdef struct Transport:
 
 cdef inline uint32_t transport_proof(Transport *transport, int kind, uint8_t *out, uint32_t n) noexcept nogil:
     return transport.ops.proof(transport, kind, out, n) if transport.ops.proof != NULL else 0
+
+cdef inline bint transport_proves(Transport *transport) noexcept nogil:
+    """Whether it can prove anything."""
+    cdef int kind
+    for kind in range(PROOF_COUNT):
+        if transport_proof(transport, kind, NULL, 0):
+            return True
+    return False
 
 cdef inline const char *transport_failure(Transport *transport) noexcept nogil:
     return transport.ops.failure(transport) if transport.ops.failure != NULL else NULL

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from mqttc import __version__
-from mqttc.cli.broker import main
+from mqttc import __version__, certs
+from mqttc.cli.broker import _hints, _load, _parser, main
 from tests.conftest import WORKERS, tcp_address
 from tests.rawclient import Peer
 
@@ -108,6 +108,52 @@ def test_version_schema_and_check(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "mqttc-broker: MQTTC_LIMITS__X: unknown key limits.x\n")
 
 
+@pytest.mark.parametrize("scheme", ["tls", "wss", "quic"])
+def test_check_reads_the_files_of_whoever_speaks_tls(scheme: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listen = f"{scheme}://127.0.0.1:0?certificate={tmp_path}/server.pem&key={tmp_path}/server.key"
+    assert main(["--check", "--listen", listen]) == 2
+    assert "server.pem: No such file" in capsys.readouterr().err
+    certs.make_authority(tmp_path)
+    certs.make_server(tmp_path, ["localhost"])
+    assert main(["--check", "--listen", listen]) == 0
+    (tmp_path / "server.key").write_text("no key")
+    assert main(["--check", "--listen", listen]) == 2
+
+
+@pytest.mark.parametrize("url", ["ws://:8080/mqtt", "ws://", "unix:///x?proxy_protocol=true", "ws://h?trusted_proxies=%5B%22::1%22%5D"])
+def test_check_takes_every_scheme(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check", "--listen", url]) == 0
+    assert capsys.readouterr().err == "mqttc-broker: the configuration is valid\n"
+
+
+def test_help_names_every_scheme(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    missing = [name for name in ("tcp", "tls", "ws", "wss", "quic") if f"{name}://host:port" not in text]
+    assert missing == [] and "unix:///path" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "hinted"),
+    [
+        (["auth.anonymous=true"], False),
+        (["listeners.0.anonymous=false"], False),
+        (['auth.allow=["alice"]'], False),
+        (["auth.anonymous=true", "listeners.0.anonymous=loopback"], True),
+        ([], True),
+    ],
+)
+def test_hint_behind_a_proxy(options: list[str], hinted: bool) -> None:
+    arguments = ["--listen", "unix:///x?proxy_protocol=true", *(word for option in options for word in ("--set", option))]
+    parsed = _parser().parse_args(arguments)
+    hints = _hints(_load(parsed), parsed)
+    hint = 'unix:///x: behind a proxy anonymous = "loopback" admits nobody; set the listener\'s anonymous to true, or auth.allow'
+    assert hints == [hint] * hinted
+    assert _hints(_load(_parser().parse_args(["--listen", "unix:///x"])), parsed) == []
+
+
 def test_wrong_usage_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--nonsense"])
@@ -156,6 +202,14 @@ def test_address_in_use_is_exit_1() -> None:
         port = other.getsockname()[1]
         done = run("--listen", f"tcp://127.0.0.1:{port}")
     assert (done.returncode, done.stderr) == (1, f"mqttc-broker: cannot listen on tcp://127.0.0.1:{port}: the address is in use\n")
+
+
+def test_udp_address_in_use_is_exit_1(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        done = run("--listen", f"quic://127.0.0.1:{port}", "--tls-self-signed", MQTTC_DATA_DIR=str(tmp_path))
+    assert (done.returncode, done.stderr) == (1, f"mqttc-broker: cannot listen on quic://127.0.0.1:{port}: the address is in use\n")
 
 
 def test_default_is_the_loopback_and_says_how_to_open_it(command: Start) -> None:

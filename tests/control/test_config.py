@@ -11,7 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqttc.config import Config, ConfigError, TcpAddress, UnixAddress, _TomlLines, parse_url, schema
+from mqttc.config import (
+    _CONTROL_LIMITS,
+    MAXIMUM_ORIGINS,
+    MAXIMUM_PATH_BYTES,
+    MAXIMUM_TRUSTED_PROXIES,
+    Auth,
+    Config,
+    ConfigError,
+    Http,
+    InetAddress,
+    Limits,
+    Listener,
+    UnixAddress,
+    _TomlLines,
+    parse_url,
+    schema,
+)
 
 
 def load(tmp_path: Path, text: str, **options: Any) -> Config:
@@ -37,6 +53,13 @@ def test_defaults_are_the_contract() -> None:
     assert (limits.max_queued_messages, limits.max_queued_bytes) == (10_000, 16_777_216)
     assert (limits.receive_maximum, limits.topic_alias_maximum) == (1024, 64)
     assert (limits.session_expiry, limits.max_keep_alive, limits.retain_available) == (86_400, 65_535, True)
+    assert (limits.max_request_head, limits.max_frame_size, limits.http_timeout) == (16_384, 16_777_216, 30.0)
+    assert (limits.max_http_connections, limits.max_http_streams) == (1024, 256)
+    assert (limits.max_quic_connections, limits.max_quic_streams) == (10_000, 100)
+    assert (config.http.metrics, config.http.pages) == ("loopback", True)
+    (listener,) = config.listeners
+    assert (listener.allowed_origins, listener.proxy_protocol, listener.trusted_proxies) == ([], False, [])
+    assert (listener.early_data, listener.idle_timeout, listener.stateless_retry, listener.alpn) == (False, 30.0, "auto", None)
 
 
 def test_file(tmp_path: Path) -> None:
@@ -97,7 +120,7 @@ def test_values_given_as_text() -> None:
     assert config.limits.connect_timeout == 2.5
     assert config.broker.response_information == "123"
     assert config.data_dir == "/var/lib/mqttc"
-    assert config.listeners[0].address == TcpAddress("127.0.0.1", 0)
+    assert config.listeners[0].address == InetAddress("tcp", "127.0.0.1", 0)
     assert config.log.level == "debug"
 
 
@@ -138,10 +161,6 @@ def test_errors_name_file_and_line(tmp_path: Path, text: str, expected: str) -> 
         ('[auth]\nacl_file = "acl.toml"', "broker.toml:2: auth.acl_file is"),
         ('[durability]\nmode = "synced"', 'broker.toml:2: durability.mode = "synced" is'),
         ('[durability]\nmode = "written"', 'broker.toml:2: durability.mode = "written" is'),
-        *(
-            (f'[[listeners]]\nurl = "{scheme}://a:1"', f"broker.toml:2: listeners.0.url: {scheme}:// is")
-            for scheme in ("ws", "wss", "quic")
-        ),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
@@ -191,19 +210,77 @@ def test_mapping_is_checked_like_a_file() -> None:
 @pytest.mark.parametrize(
     ("url", "address", "normal"),
     [
-        ("tcp://127.0.0.1:1", TcpAddress("127.0.0.1", 1), "tcp://127.0.0.1:1"),
-        ("mqtt://broker.example", TcpAddress("broker.example", 1883), "tcp://broker.example:1883"),
-        ("TCP://[::1]:0", TcpAddress("::1", 0), "tcp://[::1]:0"),
-        ("tcp://", TcpAddress("*", 1883), "tcp://*:1883"),
-        ("tcp://:5", TcpAddress("*", 5), "tcp://*:5"),
-        ("tcp://*:5/", TcpAddress("*", 5), "tcp://*:5"),
+        ("tcp://127.0.0.1:1", InetAddress("tcp", "127.0.0.1", 1), "tcp://127.0.0.1:1"),
+        ("mqtt://broker.example", InetAddress("tcp", "broker.example", 1883), "tcp://broker.example:1883"),
+        ("TCP://[::1]:0", InetAddress("tcp", "::1", 0), "tcp://[::1]:0"),
+        ("tcp://", InetAddress("tcp", "*", 1883), "tcp://*:1883"),
+        ("tcp://:5", InetAddress("tcp", "*", 5), "tcp://*:5"),
+        ("tcp://*:5/", InetAddress("tcp", "*", 5), "tcp://*:5"),
+        ("mqtts://h", InetAddress("tls", "h", 8883), "tls://h:8883"),
+        ("ws://127.0.0.1:8080", InetAddress("ws", "127.0.0.1", 8080, "/mqtt"), "ws://127.0.0.1:8080/mqtt"),
+        ("ws://h/", InetAddress("ws", "h", 80, "/"), "ws://h:80/"),
+        ("WSS://[::1]/a/B.c;v=1/", InetAddress("wss", "::1", 443, "/a/B.c;v=1/"), "wss://[::1]:443/a/B.c;v=1/"),
+        ("wss://", InetAddress("wss", "*", 443, "/mqtt"), "wss://*:443/mqtt"),
+        ("quic://:0", InetAddress("quic", "*", 0), "quic://*:0"),
+        ("quic://h/", InetAddress("quic", "h", 14567), "quic://h:14567"),
         ("unix:///run/a%20b.sock", UnixAddress("/run/a b.sock", False), "unix:///run/a b.sock"),
         ("unix://@name", UnixAddress("name", True), "unix://@name"),
     ],
 )
-def test_urls(url: str, address: TcpAddress | UnixAddress, normal: str) -> None:
+def test_urls(url: str, address: InetAddress | UnixAddress, normal: str) -> None:
     assert parse_url(url) == (address, {})
     assert address.url() == normal
+    if isinstance(address, InetAddress):  # the normal form of a path with blanks is for people
+        assert parse_url(normal) == (address, {})
+
+
+def test_a_path_of_the_longest_kind() -> None:
+    path = "/" + "x" * (MAXIMUM_PATH_BYTES - 1)
+    assert parse_url(f"ws://h{path}")[0] == InetAddress("ws", "h", 80, path)
+    with pytest.raises(ValueError, match="a path has at most 255 bytes"):
+        parse_url(f"ws://h{path}x")
+
+
+def test_the_actual_port_stands_before_the_path() -> None:
+    assert InetAddress("ws", "::1", 0, "/mqtt").url(8080) == "ws://[::1]:8080/mqtt"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tls", "http", "quic"),
+    [
+        *(("tcp", False, False, False), ("tls", True, False, False), ("ws", False, True, False)),
+        *(("wss", True, True, False), ("quic", True, False, True), ("unix", False, False, False)),
+    ],
+)
+def test_kinds_of_listener(scheme: str, tls: bool, http: bool, quic: bool) -> None:
+    listener = Listener(url="unix:///x" if scheme == "unix" else f"{scheme}://h:1")
+    assert (listener.scheme, listener.is_tls, listener.is_http, listener.is_quic) == (scheme, tls, http, quic)
+    address = listener.address
+    if isinstance(address, InetAddress):
+        assert (address.scheme, address.tls, address.http, address.quic) == (scheme, tls, http, quic)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://a:1", "unknown scheme 'http'; use tcp://, tls://, ws://, wss://, quic:// or unix://"),
+        ("wsss://a:1", "unknown scheme 'wsss', did you mean wss"),
+        ("tcp://a:1/x", "nothing but options may follow the port"),
+        ("quic://a:1/mqtt", "nothing but options may follow the port"),
+        ("ws://a:1/x#y", "nothing but a path and options may follow the port"),
+        ("tcp://a:1#", "nothing but options may follow the port"),
+        ("quic://::1:1", r"put the IPv6 address in brackets, quic://\[::1\]:14567"),
+        ("tcp://[::1]x:1", "put the IPv6 address in brackets"),
+        ("wss://a:65536", "the port is a number from 0 to 65535"),
+        ("ws://u@a:1", "no user name or password"),
+        *((f"ws://a:1{path}", "write the path as in /mqtt") for path in ("/a/../b", "/..", "/./a", "/a/.", "//", "/a//b", "/%2e%2e", "/ä")),
+        *((f"ws://a:1{path}", "write the path as in /mqtt") for path in ("/a\\b", "/a|b", '/"', "/<a>", "/{a}", "/a%20b")),
+        ("ws://a:1/a b", "a blank or a control character"),
+    ],
+)
+def test_bad_urls_are_explained(url: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_url(url)
 
 
 @pytest.mark.parametrize(
@@ -229,19 +306,257 @@ def test_options_in_urls() -> None:
         Config.of({"listeners": [{"url": "tcp://a:1?backlog=5", "backlog": 5}]})
 
 
+WITH_CERTIFICATE = {"url": "quic://h", "certificate": "c"}
+
+
+@pytest.mark.parametrize(
+    ("listener", "message"),
+    [
+        *(
+            ({"url": "quic://h", "certificate": "c", key: value}, f"{key} is not for quic:// listeners")
+            for key, value in {
+                "certificates": [{"certificate": "d"}], "ciphers": "ALL", "ciphersuites": "TLS_AES_128_GCM_SHA256",
+                "minimum_tls_version": "1.3", "psk_file": "p", "psk_hint": "h", "backlog": 5, "tcp_user_timeout": 0,
+                "tcp_keepalive_idle": 0, "allowed_origins": ["http://a"], "proxy_protocol": True, "trusted_proxies": ["::1"],
+            }.items()
+        ),
+        *(
+            ({"url": url, key: value}, f"{key} is for quic:// listeners")
+            for key, value in {"early_data": True, "idle_timeout": 5, "stateless_retry": False}.items()
+            for url in ("tcp://h", "tls://h?certificate=c", "ws://h", "wss://h?certificate=c", "unix:///x")
+        ),
+        *(
+            ({"url": url, "allowed_origins": ["http://a"]}, "allowed_origins is for ws:// and wss:// listeners")
+            for url in ("tcp://h", "tls://h?certificate=c", "unix:///x")
+        ),
+        *(({"url": url, "key": "k"}, "key is for tls://, wss:// and quic:// listeners") for url in ("tcp://h", "ws://h", "unix:///x")),
+        ({"url": "unix:///x", "trusted_proxies": ["::1"]}, "trusted_proxies is for tcp://, tls://, ws:// and wss:// listeners"),
+        ({"url": "tcp://h", "trusted_proxies": ["::1"]}, "trusted_proxies needs proxy_protocol = true on tcp:// listeners"),
+        ({"url": "mqtts://h?certificate=c", "trusted_proxies": ["::1"]}, "trusted_proxies needs proxy_protocol = true on tls:// listeners"),
+        *(
+            ({"url": url, "proxy_protocol": True}, "proxy_protocol needs trusted_proxies")
+            for url in ("tcp://h", "tls://h?certificate=c", "ws://h", "wss://h?certificate=c")
+        ),
+        *(({"url": f"{scheme}://h", "mode": "0660"}, "mode is for Unix sockets with a path") for scheme in ("ws", "quic")),
+        ({**WITH_CERTIFICATE, "alpn": []}, "alpn cannot be empty on quic:// listeners"),
+    ],
+)  # fmt: skip
+def test_keys_are_refused_where_they_do_nothing(listener: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.of({"listeners": [listener]})
+    (problem,) = caught.value.problems
+    assert problem.message.startswith(f"listeners.0.url: {message}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("early_data", "yes", "early_data: should be a valid boolean (got 'yes')"),
+        ("idle_timeout", 0, "idle_timeout: should be greater than 0 (got 0)"),
+        ("idle_timeout", 86401, "idle_timeout: should be less than or equal to 86400 (got 86401)"),
+        ("stateless_retry", "always", "stateless_retry: must be false, true or \"auto\" (got 'always')"),
+        ("stateless_retry", 1, 'stateless_retry: must be false, true or "auto" (got 1)'),
+        ("alpn", [""], "alpn.0: String should have at least 1 character (got '')"),
+        ("alpn", "mqtt", "alpn: should be a valid list (got 'mqtt')"),
+    ],
+)
+def test_bad_values_of_quic(key: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.of({"listeners": [{**WITH_CERTIFICATE, key: value}]})
+    assert [problem.message for problem in caught.value.problems] == [f"listeners.0.{message}"]
+
+
+def test_a_quic_listener() -> None:
+    (listener,) = Config.load(listen=["quic://h?certificate=c.p12&key_password=1&early_data=true&idle_timeout=2.5&stateless_retry=true"]).listeners
+    assert (listener.early_data, listener.idle_timeout, listener.stateless_retry) == (True, 2.5, True)
+    assert (listener.certificate, listener.key_password) == ("c.p12", "1")
+    (listener,) = Config.load(listen=["quic://h?certificate=c&client_ca=d&client_certificate=required&stateless_retry=auto"]).listeners
+    assert (listener.client_certificate, listener.stateless_retry) == ("required", "auto")
+
+
+@pytest.mark.parametrize(
+    ("url", "others"),
+    [
+        ("tls://h", "psk_file, or tls.self_signed = true"),
+        ("wss://h", "psk_file, or tls.self_signed = true"),
+        ("quic://h", "tls.self_signed = true"),
+    ],
+)
+def test_whoever_speaks_tls_needs_a_certificate(url: str, others: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.load(listen=[url])
+    assert str(caught.value) == f"--listen {url}: listeners.0 needs a certificate (or {others})"
+    config = Config.load(listen=[url], settings=["tls.self_signed=true"])
+    assert config.listeners[0].self_signed(config)
+    config = Config.of({"listeners": [{"url": url, "certificate": "c"}], "tls": {"self_signed": True}})
+    assert not config.listeners[0].self_signed(config)
+
+
+def test_protocols() -> None:
+    urls = ("tcp://h", "unix:///x", "ws://h", "tls://h", "wss://h", "quic://h")
+    config = Config.load(listen=urls, settings=["tls.self_signed=true"])
+    expected = [[], [], [], ["mqtt"], ["h2", "http/1.1"], ["mqtt", "mqtt-quic"]]
+    assert [listener.protocols for listener in config.listeners] == expected
+    assert Listener(url="wss://h", alpn=["http/1.1"]).protocols == ["http/1.1"]
+    assert Listener(url="tls://h", alpn=[]).protocols == Listener(url="wss://h", alpn=[]).protocols == []
+
+
+@pytest.mark.parametrize(
+    ("written", "normal"),
+    [
+        ("https://example.org", "https://example.org"),
+        ("HTTPS://Example.ORG:443", "https://example.org"),
+        ("http://localhost:80", "http://localhost"),
+        ("http://localhost:443", "http://localhost:443"),
+        ("https://[::0001]:8443", "https://[::1]:8443"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+    ],
+)
+def test_origins(written: str, normal: str) -> None:
+    assert Listener(url="ws://h", allowed_origins=[written]).allowed_origins == [normal]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "", "null", "*", "example.org", "https://", "https://a/", "https://a/b", "https://*.a", "https://a:0", "https://a:65536", "https://a:",
+        "https://ä", "https://\u212a.org", "https://u@a", "https://a b", "https://[::g]", "https://[::1", "https://a\n", "https://a?b",
+    ],
+)  # fmt: skip
+def test_bad_origins(origin: str) -> None:
+    with pytest.raises(ConfigError, match=r"listeners\.0\.allowed_origins\.0: (must be scheme://host|.* is no IPv6 address)"):
+        Config.of({"listeners": [{"url": "ws://h", "allowed_origins": [origin]}]})
+
+
+@pytest.mark.parametrize(
+    ("written", "normal"),
+    [
+        ("10.1.2.3", "10.1.2.3/32"),
+        ("10.1.2.3/8", "10.0.0.0/8"),
+        ("::1", "::1/128"),
+        ("2001:DB8:0::5/32", "2001:db8::/32"),
+        ("::ffff:10.0.0.1", "10.0.0.1/32"),
+        ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+    ],
+)
+def test_trusted_proxies(written: str, normal: str) -> None:
+    assert Listener(url="ws://h", trusted_proxies=[written]).trusted_proxies == [normal]
+
+
+@pytest.mark.parametrize("network", ["", "localhost", "10.0.0.1:80", "10.0.0.0/33", "[::1]", "fe80::1%eth0", "010.0.0.1", "10.0.0.1 "])
+def test_bad_trusted_proxies(network: str) -> None:
+    with pytest.raises(ConfigError, match=r"listeners\.0\.trusted_proxies\.0: must be an address or a network, for example"):
+        Config.of({"listeners": [{"url": "ws://h", "trusted_proxies": [network]}]})
+
+
+def test_lists_of_a_listener_are_bounded() -> None:
+    proxies = [f"10.0.0.{number}" for number in range(MAXIMUM_TRUSTED_PROXIES)]
+    origins = [f"http://a:{number}" for number in range(1, MAXIMUM_ORIGINS + 1)]
+    listener = Listener(url="ws://h", trusted_proxies=proxies, allowed_origins=origins)
+    assert (len(listener.trusted_proxies), len(listener.allowed_origins)) == (64, 64)
+    for key, value in (("trusted_proxies", [*proxies, "::1"]), ("allowed_origins", [*origins, "http://b"])):
+        with pytest.raises(ConfigError, match=rf"listeners\.0\.{key}: List should have at most 64 items"):
+            Config.of({"listeners": [{"url": "ws://h", key: value}]})
+    with pytest.raises(ConfigError, match=r"allowed_origins\.0: String should have at most 300 characters"):
+        Config.of({"listeners": [{"url": "ws://h", "allowed_origins": ["http://" + "a" * 300]}]})
+
+
+@pytest.mark.parametrize(
+    ("listener", "proxied"),
+    [
+        ({"url": "tcp://h"}, False),
+        ({"url": "unix:///x"}, False),
+        ({"url": "ws://h"}, False),
+        ({"url": "quic://h"}, False),
+        ({"url": "tcp://h", "proxy_protocol": True, "trusted_proxies": ["::1"]}, True),
+        ({"url": "tls://h", "proxy_protocol": True, "trusted_proxies": ["::1"]}, True),
+        ({"url": "unix:///x", "proxy_protocol": True}, True),
+        ({"url": "ws://h", "trusted_proxies": ["::1"]}, True),
+        ({"url": "wss://h", "proxy_protocol": True, "trusted_proxies": ["::1"]}, True),
+    ],
+)
+def test_loopback_never_holds_behind_a_proxy(listener: dict[str, Any], proxied: bool) -> None:
+    made = Listener.model_validate(listener)
+    assert made.behind_proxy is proxied
+    loopback: bool | str = False if proxied else "loopback"
+    assert [made.effective_anonymous(Auth(anonymous=rule)) for rule in (False, True, "loopback")] == [False, True, loopback]
+    assert [made.effective_metrics(Http(metrics=rule)) for rule in (False, True, "loopback")] == [False, True, loopback]
+    own = {rule: Listener.model_validate({**listener, "anonymous": rule}) for rule in (False, True, "loopback")}
+    assert [own[rule].effective_anonymous(Auth(anonymous=True)) for rule in own] == [False, True, loopback]
+    assert own["loopback"].effective_metrics(Http(metrics=True)) is True
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [
+        ("max_request_head", 1024, 65536),
+        ("max_frame_size", 1024, 2**31 - 1),
+        ("max_http_connections", 1, 2**31 - 1),
+        ("max_http_streams", 1, 10_000),
+        ("max_quic_connections", 1, 2**31 - 1),
+        ("max_quic_streams", 1, 10_000),
+    ],
+)
+def test_bounds_of_limits(name: str, lowest: int, highest: int) -> None:
+    for value in (lowest, highest):
+        assert getattr(Config.of({"limits": {name: value}}).limits, name) == value
+    for value, words in ((lowest - 1, "greater than or equal to"), (highest + 1, "less than or equal to")):
+        with pytest.raises(ConfigError, match=rf"limits\.{name}: should be {words}"):
+            Config.of({"limits": {name: value}})
+
+
+def test_bounds_of_http_timeout() -> None:
+    assert Config.of({"limits": {"http_timeout": 0.5}}).limits.http_timeout == 0.5
+    for value in (0, 86401, float("inf")):
+        with pytest.raises(ConfigError, match=r"limits\.http_timeout: should be"):
+            Config.of({"limits": {"http_timeout": value}})
+
+
+def test_limits_of_the_control_plane_are_not_the_engines() -> None:
+    assert set(_CONTROL_LIMITS) < set(Limits.model_fields)
+    settings = Config().engine_settings()
+    assert [name for name in settings if name.removesuffix("_ms") in _CONTROL_LIMITS] == []
+
+
+def test_http_section(tmp_path: Path) -> None:
+    config = load(tmp_path, "[http]\npages = false\n", environment={"MQTTC_HTTP__METRICS": "true"})
+    assert (config.http.pages, config.http.metrics) == (False, True)
+    assert problems(tmp_path, "[http]\nmetrics = 1\npage = true\n") == [
+        'broker.toml:2: http.metrics: must be false, true or "loopback" (got 1)',
+        "broker.toml:3: unknown key http.page, did you mean pages?",
+    ]
+
+
 def test_schema_knows_every_key() -> None:
     described = json.loads(schema())
     assert set(described["properties"]) == set(Config.model_fields)
     assert "max_packet_size" in described["$defs"]["Limits"]["properties"]
-    undescribed = [key for key, value in described["$defs"]["Limits"]["properties"].items() if "description" not in value]
-    assert undescribed == []
+    for section in ("Limits", "Listener", "Http"):
+        undescribed = [key for key, value in described["$defs"][section]["properties"].items() if "description" not in value]
+        assert undescribed == []
+    listener = described["$defs"]["Listener"]["properties"]
+    assert listener["stateless_retry"]["default"] == "auto"
+    assert listener["trusted_proxies"]["maxItems"] == MAXIMUM_TRUSTED_PROXIES
 
 
 def test_documentation_knows_every_key() -> None:
     text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     sections = [Config.model_fields["limits"].default, Config.model_fields["auth"].default, Config.model_fields["log"].default]
     keys = {key for section in sections for key in type(section).model_fields} | set(type(Config().listeners[0]).model_fields)
+    keys |= {f"http.{key}" for key in Http.model_fields}
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
+
+
+def test_documentation_has_the_defaults_of_the_limits() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    wrong = []
+    for key, default in Limits().model_dump().items():
+        shown = f'"{default}"' if isinstance(default, str) else str(default).lower().removesuffix(".0")
+        if f"| `{key}` | {shown} |" not in text and f"| `{key}` | `{shown}` |" not in text:
+            wrong.append((key, shown))
+    assert wrong == []
 
 
 def test_lines_of_hard_toml() -> None:

@@ -180,6 +180,17 @@ def test_lists_answer_questions(engines: list[Engine]) -> None:
     assert {number: answer.reason_code for number, answer in answers.items()} == {1: 0, 2: 0x87, 3: 0x87, 4: 0x8C}
 
 
+def test_loopback_admits_nobody_behind_a_proxy(engines: list[Engine]) -> None:
+    """Neither the engine, for clients without credentials, nor the control thread, for those with a name."""
+    proxied = {"url": "tcp://127.0.0.1:0", "proxy_protocol": True, "trusted_proxies": ["127.0.0.1"]}
+    with server.Broker(config(listeners=[{"url": "tcp://127.0.0.1:0"}, proxied], auth={"deny": ["mallory"]})):
+        (engine,) = engines
+        assert [listener["anonymous"] for listener in engine.listeners] == [2, 0]
+        engine.put(Question(1, listener=0), Question(2, listener=1))
+        answers = engine.wait(2)
+    assert {number: answer.reason_code for number, answer in answers.items()} == {1: 0, 2: 0x87}
+
+
 class Slow:
     """Decides when it is told to."""
 

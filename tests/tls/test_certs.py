@@ -148,8 +148,8 @@ def test_check_reads_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("listener", "message"),
     [
         ({"url": "tls://:1"}, "needs a certificate"),
-        ({"url": "tcp://:1", "certificate": "x"}, "certificate is for tls:// listeners"),
-        ({"url": "unix:///x", "alpn": ["a"]}, "alpn is for tls:// listeners"),
+        ({"url": "tcp://:1", "certificate": "x"}, "certificate is for tls://, wss:// and quic:// listeners"),
+        ({"url": "unix:///x", "alpn": ["a"]}, "alpn is for tls://, wss:// and quic:// listeners"),
         ({"url": "tls://:1", "certificate": "x", "client_certificate": "required"}, "client_certificate needs client_ca"),
         ({"url": "tls://:1", "certificate": "x", "client_ca": "y"}, "client_ca needs client_certificate"),
         ({"url": "tls://:1", "certificate": "x", "crl": "y"}, "crl needs client_ca"),
