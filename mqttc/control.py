@@ -47,6 +47,7 @@ class Control:
         self.reconfigure(config, authenticator)
         self._decisions: set[asyncio.Task[None]] = set()
         self._roads: Roads | None = None
+        self._last_stats: dict[str, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
         self._ready = threading.Event()
@@ -65,7 +66,7 @@ class Control:
 
     def stats(self) -> dict[str, int]:
         """Of HTTP and QUIC. Any thread."""
-        return {} if self._roads is None else self._roads.stats()
+        return self._last_stats if self._roads is None else self._roads.stats()
 
     def begin_stop(self) -> None:
         """HTTP clients are told, and their connections end as soon as the engine has ended what they carry."""
@@ -78,6 +79,10 @@ class Control:
         if self._loop is not None and self._ended is not None:
             self._loop.call_soon_threadsafe(self._ended.set)
         self.thread.join()
+        self._last_stats = self.stats()
+        self._roads = None
+        self._files = ()  # what it was given is free when the broker has stopped, not when cycles are collected
+        self._status = dict
 
     def _run(self) -> None:
         try:

@@ -29,11 +29,11 @@ class LogEvent:
     detail: Final[str]
 
 class Question:
-    """A CONNECT or AUTH that waits, its connection parked, for ``Engine.answer``."""
+    """What waits, its connection parked: a CONNECT or AUTH for ``Engine.answer``, an HTTP request for ``upgrade``, ``respond`` or ``splice``."""
 
     id: Final[int]
     kind: Final[int]
-    """0 CONNECT, 1 AUTH."""
+    """0 CONNECT, 1 AUTH, 2 an HTTP request, of which only ``head`` and what is said of the peer are there."""
     listener: Final[int]
     peer: Final[str]
     client_id: Final[str]
@@ -47,6 +47,10 @@ class Question:
     """The client's X.509 certificate, DER, verified in the TLS handshake."""
     key_name: Final[str | None]
     """Name of the pre-shared key that the client has shown in the TLS handshake to hold."""
+    common_name: Final[str | None]
+    """Of a certificate that a trusted proxy has verified (PROXY protocol version 2)."""
+    head: Final[bytes | None]
+    """The head of the request with its empty line; of HTTP/2 the first 18 bytes of its preface."""
 
 class Tls:
     """The TLS of a listener: certificates in force, and the keys that session tickets are sealed with.
@@ -103,8 +107,13 @@ class Engine:
         keepalive_idle_s: int,
         server_reference: str,
         tls: Tls | None = None,
+        http: bool = False,
+        proxies: Sequence[str] | None = None,
     ) -> int:
         """Take ownership of a bound, listening, non-blocking socket, before ``start``; return the listener's id.
+
+        ``fd`` -1: no socket, the listener's connections come by ``adopt``. ``http``: connections begin with an HTTP
+        request. ``proxies``: with a PROXY protocol header (before TLS), from these addresses or networks alone.
 
         ``family``: 0 TCP, 1 Unix. ``anonymous``: 0 deny, 1 allow, 2 loopback only (a Unix socket is
         loopback). ``auth``: 0 the ``anonymous`` rule decides about every CONNECT, 1 a CONNECT with
@@ -145,6 +154,23 @@ class Engine:
         """Decide a question: 0 admits, 0x18 goes on with an AUTH, 0x80 and above refuses.
 
         A question whose deadline passed or whose connection is gone is ignored.
+        """
+
+    def upgrade(self, question: int, response: bytes, *, peer: str | None = None) -> None:
+        """The HTTP connection gets this response (101) and becomes a WebSocket. ``peer``: the client, where a proxy has told."""
+
+    def respond(self, question: int, response: bytes) -> None:
+        """The HTTP connection gets this response, whole, and ends."""
+
+    def splice(self, question: int, fd: int) -> None:
+        """All of the HTTP connection's bytes, the head first, go through ``fd``, a stream socket that is taken over."""
+
+    def adopt(
+        self, fd: int, listener: int, *, peer: str, websocket: bool, certificate: bytes | None = None, key_name: str | None = None
+    ) -> None:
+        """A worker serves ``fd``, a non-blocking stream socket that is taken over, like a connection of that listener.
+
+        ``websocket``: its bytes are WebSocket frames. ``certificate``, ``key_name``: what the client has proved to the caller.
         """
 
 def live_objects() -> dict[str, int]:

@@ -44,12 +44,12 @@ class QuicFiles(ListenerFiles):
             client_certificate=listener.client_certificate,
             crl=read_file("crl", listener.crl),
             alpn=tuple(listener.protocols),
-            idle_timeout=listener.idle_timeout,
+            idle_timeout_s=listener.idle_timeout,
             early_data=listener.early_data,
             stateless_retry=listener.stateless_retry,
             max_connections=config.limits.max_quic_connections,
             max_streams=config.limits.max_quic_streams,
-            handshake_timeout=config.limits.connect_timeout,
+            handshake_timeout_s=config.limits.connect_timeout,
         )
         Credentials.load(settings)  # ValueError says what cannot be used
         self.settings = settings

@@ -327,6 +327,7 @@ class _Running:
         finally:
             self.control.stop()
             self.last_stats = self.stats()
+            self.files.clear()
             self.engine.close()
             for bound in self.bound:
                 bound.close()

@@ -10,7 +10,7 @@ import pytest
 from mqttc.auth import BAD_AUTHENTICATION_METHOD, NOT_AUTHORIZED, SUCCESS, Request
 from mqttc.auth.static import StaticAuthenticator
 from mqttc.config import Auth
-from mqttc.server import is_loopback
+from mqttc.listen import is_loopback
 
 
 def request(username: str | None, *, admitted: bool = False, method: str | None = None) -> Request:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mqttc import server
+from mqttc import control, server
 from mqttc.auth import Request, Verdict
 from mqttc.config import Config, Listener
 
@@ -33,6 +33,8 @@ class Question:
     auth_data: bytes | None = None
     certificate: bytes | None = None
     key_name: str | None = None
+    common_name: str | None = None
+    head: bytes | None = None
 
 
 @dataclass
@@ -128,7 +130,9 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
         return made[-1]
 
     names = ("connected",)
-    monkeypatch.setattr(server, "native", SimpleNamespace(Engine=make, Question=Question, LogEvent=LogEvent, EVENT_NAMES=names))
+    stand_in = SimpleNamespace(Engine=make, Question=Question, LogEvent=LogEvent, EVENT_NAMES=names)
+    for module in (server, control):
+        monkeypatch.setattr(module, "native", stand_in)
     return made
 
 
@@ -160,7 +164,7 @@ def test_engine_gets_settings_and_listeners(engines: list[Engine]) -> None:
         assert engine.settings["response_information"] == ""
         assert engine.listeners[0] == {
             "name": "one", "family": 0, "maximum_qos": 1, "max_connections": 0, "anonymous": 2, "auth": 0,
-            "tcp_user_timeout_ms": 60_000, "keepalive_idle_s": 60, "server_reference": "", "tls": None,
+            "tcp_user_timeout_ms": 60_000, "keepalive_idle_s": 60, "server_reference": "", "tls": None, "http": False, "proxies": None,
         }  # fmt: skip
         assert engine.listeners[1]["anonymous"] == 0
         assert engine.listeners[1]["name"] == broker.urls[1]

@@ -89,7 +89,7 @@ def test_self_signed_is_renewed_before_it_expires(tmp_path: Path, monkeypatch: p
 def test_a_running_broker_renews(broker_factory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peers: Peers) -> None:
     config = {"listeners": [{"url": "tls://localhost:0"}], "tls": {"self_signed": True}, "data_dir": str(tmp_path)}
     broker = broker_factory({**config, "workers": 1})
-    tls = broker._running.tls[0]
+    tls = broker._running.files[0]
     pem = tmp_path / "tls" / "self-signed.pem"
     old = pem.read_text()
     assert tls.check() is False

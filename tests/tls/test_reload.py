@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mqttc import certs, server
+from mqttc import certs, control
 from mqttc.config import ConfigError
 from tests.broker.conftest import Events, eventually
 from tests.rawclient import Peer, PeerClosed
@@ -66,9 +66,9 @@ def test_ticket_keys_are_replaced_in_two_steps(broker_factory: Any, context: Any
     broker = broker_factory(config(own))
     tls = context(version=version)
     session = leave(peers(broker, tls))
-    broker._running.tls[0].native.rotate()
+    broker._running.files[0].native.rotate()
     assert peers(broker, tls, session=session).socket.session_reused
-    broker._running.tls[0].native.rotate()
+    broker._running.files[0].native.rotate()
     assert not peers(broker, tls, session=session).socket.session_reused
 
 
@@ -119,7 +119,7 @@ def test_files_are_watched(
     broker_factory: Any, context: Any, peers: Peers, own: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also through a symbolic link, which is how Kubernetes and certbot replace files."""
-    monkeypatch.setattr(server, "_WATCH_S", 0.02)
+    monkeypatch.setattr(control, "_WATCH_S", 0.02)
     first, second, link = own / "first", own / "second", own / "current"
     for target in (first, second):
         reissue(own)
@@ -140,7 +140,7 @@ def test_files_are_watched(
 def test_a_bad_file_leaves_the_old_one_in_force(
     broker_factory: Any, context: Any, peers: Peers, own: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_WATCH_S", 0.02)
+    monkeypatch.setattr(control, "_WATCH_S", 0.02)
     broker = broker_factory(config(own))
     old = (own / "server.pem").read_text()
     certs.write_file(own / "server.pem", b"nonsense", 0o644)
