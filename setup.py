@@ -54,7 +54,9 @@ KQUEUE_STAND_IN = "tests/face/kqueue"
 # What builds where there is neither epoll nor kqueue.
 PORTABLE = ("mqttc.base", "mqttc.proto", "mqttc.codec")
 
-LIBRARIES = {f"mqttc.net.{name}": ["ssl", "crypto"] for name in ("tls", "tls_client", "tls_context")}
+LIBRARIES = {f"mqttc.net.{name}": ["ssl", "crypto"] for name in ("tls", "tls_client", "tls_context")} | {
+    f"mqttc.broker.{name}": ["sqlite3"] for name in ("journal", "recover")
+}
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
 

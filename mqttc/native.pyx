@@ -13,7 +13,9 @@ from mqttc.base.logring cimport LogRecord, logring_drain_wake, logring_dropped, 
 from mqttc.base.types cimport Span, atomic_load_u32_relaxed, atomic_load_u64_relaxed, span_make
 from mqttc.broker.gate cimport gate_answer, gate_answer_head, gate_take
 from mqttc.broker.handle cimport handle_make
-from mqttc.broker.routes cimport routes_live, subscription_ids_live
+from mqttc.broker.journal cimport Journal, journal_open
+from mqttc.broker.recover cimport Recovery, engine_recover
+from mqttc.broker.routes cimport DurableFilter, routes_live, subscription_ids_live
 from mqttc.broker.state cimport (
     HEAD_RESPOND, HEAD_SPLICE, HEAD_UPGRADE, Engine as NativeEngine, Listener, Question as NativeQuestion, Settings, Worker,
 )
@@ -36,7 +38,7 @@ from mqttc.net.ws cimport ws_live
 EVENT_NAMES = (
     "connected", "disconnected", "connect refused", "protocol error", "taken over", "keep alive timeout", "connect timeout", "connection lost",
     "session expired", "messages dropped", "accept failed", "connection limit", "no memory", "shutting down", "subscribed", "unsubscribed",
-    "retained limit", "handshake failed", "http request refused",
+    "retained limit", "handshake failed", "http request refused", "store fails", "store holds again",
 )
 
 cdef tuple PACKET_NAMES = (
@@ -50,7 +52,7 @@ cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_N
     "protocol_errors", "keep_alive_timeouts", "connect_timeouts", "gate_questions", "gate_timeouts", "messages_received", "messages_sent",
     "messages_resent", "wills_published", "retained_handed_out", "messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog",
     "subscriptions", "dropped_queue_full", "dropped_output_full", "dropped_expired", "dropped_too_large", "dropped_session_end", "dropped_group_full",
-    "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "rejected_by_client", "publishers_braked", "mail_sent",
+    "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "rejected_by_client", "publishers_braked", "mail_sent", "journal_notes_lost", "journal_refused",
     "websockets_upgraded", "http_requests_refused", "http_connections_spliced",
 )
 assert len(COUNTER_NAMES) == C_COUNT
@@ -61,7 +63,8 @@ NAMES.update(dict.fromkeys((
     "receive_maximum", "max_inflight", "topic_alias_maximum", "topic_alias_out", "session_expiry_s", "max_keep_alive_s", "retain_available",
     "wildcard_available", "shared_available", "subscription_ids_available", "max_topic_levels", "max_topic_bytes", "max_client_id_bytes",
     "connect_timeout_ms", "auth_timeout_ms", "shutdown_timeout_ms", "max_group_backlog", "group_strategy", "route_cache_entries", "turn_bytes",
-    "max_request_head", "max_frame_size", "queue_qos0_offline", "log_level",
+    "max_request_head", "max_frame_size", "queue_qos0_offline",
+    "durability", "spill_after", "log_level",
 ), 0xFFFFFFFF))
 NAMES.update(dict.fromkeys(("max_queued_bytes", "max_retained_messages", "max_retained_bytes"), 0xFFFFFFFFFFFFFFFF))
 NAMES.update(workers=255, receive_maximum=65535, max_inflight=65535, topic_alias_maximum=65535, topic_alias_out=65535, max_keep_alive_s=65535, max_topic_bytes=65535)
@@ -280,6 +283,7 @@ cdef class Engine:
     cdef object process
     cdef bint started
     cdef bint stopped
+    cdef Recovery recovery
     cdef uint64_t adopted               # connections, so that workers take turns
     cdef int inside                    # threads that are in the engine without the GIL
     cdef double started_at              # time.monotonic
@@ -336,6 +340,8 @@ cdef class Engine:
         native.max_request_head = settings["max_request_head"]
         native.max_frame_size = settings["max_frame_size"]
         native.queue_qos0_offline = settings["queue_qos0_offline"]
+        native.durability = settings["durability"]
+        native.spill_after = settings["spill_after"]
         native.log_level = settings["log_level"]
         self.engine = engine_build(&native)
         if self.engine == NULL:
@@ -367,7 +373,7 @@ cdef class Engine:
 
     def add_listener(
         self, int fd, *, str name, int family, int maximum_qos, int max_connections, int anonymous, int auth, uint32_t tcp_user_timeout_ms,
-        uint32_t keepalive_idle_s, str server_reference, Tls tls=None, bint http=False, proxies=None,
+        uint32_t keepalive_idle_s, str server_reference, Tls tls=None, bint http=False, proxies=None, int durability=0,
     ):
         cdef NativeEngine *engine = self.alive()
         cdef Listener *listener
@@ -396,6 +402,7 @@ cdef class Engine:
                 mem_free(listener)
                 raise
         listener.http = http
+        listener.durability = <uint8_t> durability
         listener.fd = fd
         listener.unix_socket = family == 1
         listener.maximum_qos = <uint8_t> maximum_qos
@@ -422,6 +429,44 @@ cdef class Engine:
             mem_free(listener)
             raise ValueError("too many listeners")
         return index
+
+    def open_store(self, str path, *, uint64_t max_backlog_bytes, uint32_t retry_ms, filters):
+        cdef NativeEngine *engine = self.alive()
+        cdef bytes encoded = os.fsencode(path)
+        cdef const char *name = encoded
+        cdef char[200] why
+        cdef int status
+        if self.started or engine.journal != NULL:
+            raise RuntimeError("the store is opened once, before start")
+        items = [(text.encode(), mode) for text, mode in filters]
+        if items:
+            engine.rules.filters = <DurableFilter *> mem_alloc_zeroed(len(items), sizeof(DurableFilter))
+            if engine.rules.filters == NULL:
+                raise MemoryError()
+        for text, mode in items:
+            engine.rules.filters[engine.rules.filter_count].text = <uint8_t *> mem_alloc(len(text))
+            if engine.rules.filters[engine.rules.filter_count].text == NULL:
+                raise MemoryError()
+            memcpy(engine.rules.filters[engine.rules.filter_count].text, <const char *> (<bytes> text), len(text))
+            engine.rules.filters[engine.rules.filter_count].bytes = <uint32_t> len(text)
+            engine.rules.filters[engine.rules.filter_count].durability = <uint8_t> mode
+            engine.rules.filter_count += 1
+        engine.rules.durability = <uint8_t> engine.settings.durability
+        memset(&self.recovery, 0, sizeof(Recovery))
+        self.inside += 1
+        with nogil:
+            engine.journal = journal_open(name, engine.settings.workers, max_backlog_bytes, retry_ms, why)
+            status = engine_recover(engine, &self.recovery, why) if engine.journal != NULL else -3
+        self.inside -= 1
+        if status != 0:
+            raise ValueError((<bytes> why).decode("utf-8", "replace"))
+
+    def recovered(self):
+        return {
+            "sessions": atomic_load_u64_relaxed(&self.recovery.sessions), "subscriptions": atomic_load_u64_relaxed(&self.recovery.subscriptions),
+            "deliveries": atomic_load_u64_relaxed(&self.recovery.deliveries), "retained": atomic_load_u64_relaxed(&self.recovery.retained),
+            "expired": atomic_load_u64_relaxed(&self.recovery.expired), "orphans": atomic_load_u64_relaxed(&self.recovery.orphans),
+        }
 
     def start(self):
         cdef NativeEngine *engine = self.alive()
@@ -496,6 +541,18 @@ cdef class Engine:
         stats["tree_nodes"] = atomic_load_u64_relaxed(&engine.trie.node_count)
         stats["tree_lock_waits"] = atomic_load_u64_relaxed(&engine.trie.lock_waits)
         stats["uptime_seconds"] = int(time.monotonic() - self.started_at) if self.started else 0
+        if engine.journal != NULL:
+            stats["journal_commits"] = atomic_load_u64_relaxed(&engine.journal.stats.commits)
+            stats["journal_syncs"] = atomic_load_u64_relaxed(&engine.journal.stats.syncs)
+            stats["journal_records"] = atomic_load_u64_relaxed(&engine.journal.stats.records)
+            stats["journal_cancelled"] = atomic_load_u64_relaxed(&engine.journal.stats.cancelled)
+            stats["journal_failures"] = atomic_load_u64_relaxed(&engine.journal.stats.failures)
+            stats["journal_reads"] = atomic_load_u64_relaxed(&engine.journal.stats.reads)
+            stats["journal_commit_us"] = atomic_load_u64_relaxed(&engine.journal.stats.commit_ns) // 1000
+            stats["journal_last_commit_us"] = atomic_load_u64_relaxed(&engine.journal.stats.last_commit_ns) // 1000
+            stats["journal_longest_commit_us"] = atomic_load_u64_relaxed(&engine.journal.stats.longest_commit_ns) // 1000
+            stats["journal_backlog_bytes"] = atomic_load_u64_relaxed(&engine.journal.stats.backlog_bytes)
+            stats["journal_failing"] = atomic_load_u32_relaxed(&engine.journal.failing)
         stats["log_records_dropped"] = logring_dropped(engine.log)
         return stats
 

@@ -26,7 +26,7 @@ cdef struct Msg:
     uint8_t size_class         # of the maker's free lists; 255: malloc'ed for itself
     # any thread
     uint32_t refs              # atomic: relaxed add, acq_rel sub
-    # owner, or the list it stands in
+    # the list it stands in when dead; alive: see msg_journal
     Msg *next
 
 cdef struct MsgPool:           # one per worker, owner thread only
@@ -42,12 +42,20 @@ cdef struct MsgPool:           # one per worker, owner thread only
 cdef int pool_init(MsgPool *pool, uint16_t owner, uint32_t owners_count) noexcept nogil
 cdef void pool_free(MsgPool *pool) noexcept nogil                          # frees the cached blocks
 cdef Msg *msg_alloc(MsgPool *pool, uint32_t capacity) noexcept nogil       # refs 1, fields zero but capacity, owner, size_class; NULL: no memory
+cdef Msg *msg_alloc_for(MsgPool *pool, uint32_t capacity, uint16_t owner) noexcept nogil   # the same, a block for itself that belongs to that worker
 cdef void msg_drop(MsgPool *pool, Msg *msg) noexcept nogil                 # gives one reference up; the last one sends the block home or to free list
 cdef Msg *msg_take_strays(MsgPool *pool, uint16_t owner, uint32_t *count) noexcept nogil   # dead blocks to mail to that worker; NULL: none; count may be NULL
 cdef void msg_come_home(MsgPool *pool, Msg *chain) noexcept nogil          # a chain of dead blocks that other workers mailed back
 
 cdef inline uint8_t *msg_data(Msg *msg) noexcept nogil:
     return <uint8_t *> msg + sizeof(Msg)
+
+cdef inline uint64_t msg_journal(const Msg *msg) noexcept nogil:
+    """Its id in the journal; 0: it is not there. Immutable after build, like all that is said of a message."""
+    return <uint64_t> msg.next
+
+cdef inline void msg_journal_set(Msg *msg, uint64_t id) noexcept nogil:
+    msg.next = <Msg *> id
 
 cdef inline Span msg_topic(const Msg *msg) noexcept nogil:
     cdef Span span

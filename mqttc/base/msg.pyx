@@ -100,6 +100,19 @@ cdef Msg *msg_alloc(MsgPool *pool, uint32_t capacity) noexcept nogil:
     return msg
 
 
+cdef Msg *msg_alloc_for(MsgPool *pool, uint32_t capacity, uint16_t owner) noexcept nogil:
+    cdef Msg *msg = <Msg *> mem_alloc(sizeof(Msg) + <size_t> capacity)
+    if msg == NULL:
+        return NULL
+    memset(msg, 0, sizeof(Msg))
+    msg.capacity = capacity
+    msg.owner = owner
+    msg.size_class = ALONE
+    msg.refs = 1
+    counter_add(&pool.made, 1)
+    return msg
+
+
 cdef void msg_drop(MsgPool *pool, Msg *msg) noexcept nogil:
     """Who sees 1 holds the only reference, and nobody can add one: that saves the locked subtraction."""
     if atomic_load_u32_acquire(&msg.refs) != 1 and atomic_sub_u32_acq_rel(&msg.refs, 1) != 1:

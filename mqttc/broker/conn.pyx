@@ -2,7 +2,6 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcmp
 
 from mqttc.base.alloc cimport mem_free
-from mqttc.base.ring cimport ring_free
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, likely, span_make, unlikely
 from mqttc.broker.on_connect cimport on_auth, on_connect
@@ -10,11 +9,11 @@ from mqttc.broker.on_head cimport head_data, tunnel_ended
 from mqttc.broker.on_publish cimport aliases_in_free, on_ack, on_publish
 from mqttc.broker.on_subscribe cimport on_subscribe, on_unsubscribe
 from mqttc.broker.presence cimport session_offline
-from mqttc.broker.reply cimport END_DISCONNECT, conn_fail, packet_clear, refuse_connect, send_packet
+from mqttc.broker.reply cimport END_DISCONNECT, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet
 from mqttc.broker.report cimport EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, EV_TRANSPORT_FAILED, LOG_INFO, report, text
 from mqttc.broker.routes cimport route_drop
 from mqttc.broker.state cimport (
-    CONN_ASKED, CONN_AUTHENTICATING, CONN_BRAKE_PAUSED, CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_HEAD_ASKED, CONN_NEW, CONN_QUESTION_OPEN, CONN_UP, Conn,
+    CONN_ASKED, CONN_AUTHENTICATING, CONN_BRAKE_PAUSED, CONN_COMMITTING, CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_HEAD_ASKED, CONN_NEW, CONN_QUESTION_OPEN, CONN_UP, Conn,
     Session, Worker,
 )
 from mqttc.broker.stats cimport (
@@ -27,6 +26,10 @@ from mqttc.proto.packet cimport (
     AUTH, CONNECT, DISCONNECT, HAS_SESSION_EXPIRY, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, RC_KEEP_ALIVE_TIMEOUT, RC_MALFORMED_PACKET, RC_NOT_AUTHORIZED,
     RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED, RC_SUCCESS, SUBSCRIBE, UNSUBSCRIBE, Frame, Packet,
 )
+
+cdef enum:
+    COMMITTING_MS = 1000
+
 
 cdef void on_disconnect(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
     cdef Session *session = conn.session
@@ -173,6 +176,8 @@ cdef void conn_timer(Worker *worker, Conn *conn) noexcept nogil:
     elif conn.phase == CONN_AUTHENTICATING:
         stat(&worker.stats, C_CONNECT_TIMEOUTS)
         refuse_connect(worker, conn, conn.dialect.level, RC_NOT_AUTHORIZED, span_make(NULL, 0), text("authentication took too long"))
+    elif conn.phase == CONN_COMMITTING:         # the client's patience decides: what it was promised is not safe yet
+        wheel_add(worker.reactor.wheel, &conn.link.timer, worker.reactor.now_ms + COMMITTING_MS)
     elif conn.phase == CONN_NEW or conn.phase >= CONN_HEAD:
         if conn.phase == CONN_HEAD_ASKED:
             stat(&worker.stats, C_GATE_TIMEOUTS)
@@ -226,10 +231,7 @@ cdef void conn_release(Conn *conn) noexcept nogil:
             mem_free(conn.aliases_out.items[i].topic)
         mem_free(conn.aliases_out)
         conn.aliases_out = NULL
-    if conn.held_acks != NULL:
-        ring_free(conn.held_acks)
-        mem_free(conn.held_acks)
-        conn.held_acks = NULL
+    replies_drop(conn)
     mem_free(conn.pending)
     conn.pending = NULL
     mem_free(conn.auth_method)

@@ -5,10 +5,11 @@ QoS 0 is encoded once per layout and retain flag into the worker's run and share
 queue, copied from there for the others, and gets its packet id patched.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from mqttc.base.msg cimport Msg
 from mqttc.base.types cimport Span
+from mqttc.broker.journal cimport Body
 from mqttc.broker.routes cimport Route
 from mqttc.broker.state cimport GroupMail, Session, Worker
 from mqttc.net.outq cimport Chunk
@@ -45,6 +46,8 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
 cdef void publish_message(Worker *worker, Msg *msg) noexcept nogil                             # a will, or a message from inside: retained, route, fan-out; msg is borrowed
 
 cdef void session_pump(Worker *worker, Session *session) noexcept nogil                        # sends what window and output allow: resends, queue, retained hand-outs
+cdef void delivery_ready(Worker *worker, Session *session, uint16_t packet_id) noexcept nogil          # the journal has that packet id: it may be sent
+cdef void bodies_arrived(Worker *worker, Session *session, Body *bodies, uint32_t count) noexcept nogil   # takes the messages it needs out of them
 cdef int session_drop(Worker *worker, Session *session, int counter) noexcept nogil            # counts a loss; gives 0
 cdef void on_group_mail(Worker *worker, GroupMail *mail) noexcept nogil                        # at the group's home, or at the member's; takes mail.msg over
 cdef void tell_group(Worker *worker, GroupMail *mail, uint64_t group) noexcept nogil           # at once when the group lives here, else by mail (copied)

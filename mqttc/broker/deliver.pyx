@@ -4,16 +4,20 @@ from libc.string cimport memcpy, memset
 from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.inbox cimport Mail, inbox_post, inbox_wake
 from mqttc.base.map cimport hash_bytes
-from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_payload, msg_properties, msg_share, msg_topic
+from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_journal, msg_journal_set, msg_payload, msg_properties, msg_share, msg_topic
 from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at
+from mqttc.broker.durable cimport (
+    entry_id, journaled, note_done, note_filter, note_group_done, note_message, note_read, note_sent, until_now, wait_add,
+)
 from mqttc.broker.group cimport (
     backlog_pop, backlog_push, backlog_push_front, group_close, group_credit, group_find, group_join, group_leave, group_offline, group_online, group_pick,
 )
 from mqttc.broker.handle cimport handle_worker
+from mqttc.broker.journal cimport RECORD_HANDED_OUT, Body
 from mqttc.broker.mail cimport post_group, post_publish
-from mqttc.broker.reply cimport conn_disconnect, send_ack
+from mqttc.broker.reply cimport answer, conn_disconnect
 from mqttc.broker.report cimport EV_MESSAGES_DROPPED, EV_RETAINED_LIMIT, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_done, retain_set, retain_step
 from mqttc.broker.routes cimport (
@@ -21,16 +25,16 @@ from mqttc.broker.routes cimport (
     subscription_ids_drop, subscription_ids_share,
 )
 from mqttc.broker.session cimport (
-    group_home, handout_end, inflight_done, inflight_push, membership_find, membership_release, queue_pop, queue_push, queue_remove, session_handle, session_of, window_free,
+    group_home, handout_end, inflight_done, inflight_find, inflight_push, membership_find, membership_release, queue_pop, queue_push, queue_remove, session_handle, session_of, window_free,
 )
 from mqttc.broker.state cimport (
     CONN_UP, DISCONNECT_SLOW, DROP_NEWEST, DROP_QOS0_FIRST, GROUP_CLOSE, GROUP_CREDIT, GROUP_DELIVER, GROUP_JOIN, GROUP_LEAVE, GROUP_OFFER, GROUP_OFFLINE, GROUP_ONLINE,
-    GROUP_RETURN, MAIL_GROUP, OUT_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, QE_RETAIN, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, SESSION_QOS0_QUEUED, AliasesOut, AliasOut,
+    GROUP_RETURN, MAIL_GROUP, OUT_DONE, OUT_HELD, OUT_READY, OUT_RELEASED, OUT_SENT, QE_COUNTED, QE_JOURNALED, QE_RETAIN, QE_STORED, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, SESSION_QOS0_QUEUED, AliasesOut, AliasOut,
     Conn, Group, GroupMail, Handout, Member, Membership, QueueEntry, Run,
-    Session, Settings, Worker,
+    Session, Settings, Wait, WAIT_SESSION, Worker,
 )
 from mqttc.broker.stats cimport (
-    C_DROPPED_EXPIRED, C_DROPPED_GROUP_END, C_DROPPED_NO_MEMORY, C_DROPPED_OUTPUT_FULL, C_DROPPED_QUEUE_FULL, C_DROPPED_RETAINED_LIMIT, C_DROPPED_TOO_LARGE, C_MESSAGES_OUT, C_MESSAGES_RESENT,
+    C_JOURNAL_LOST, C_DROPPED_EXPIRED, C_DROPPED_GROUP_END, C_DROPPED_NO_MEMORY, C_DROPPED_OUTPUT_FULL, C_DROPPED_QUEUE_FULL, C_DROPPED_RETAINED_LIMIT, C_DROPPED_TOO_LARGE, C_MESSAGES_OUT, C_MESSAGES_RESENT,
     C_RETAINED_HANDED_OUT, C_SENT, stat, stat_add,
 )
 from mqttc.net.outq cimport Chunk, chunk_build, chunk_data, chunk_drop, outq_reserve, outq_share
@@ -44,6 +48,8 @@ cdef enum:
     HANDOUT_BATCH = 32                 # retained messages read under one lock hold
     PATIENCE_MS = 1000                 # for how long a receiver that stands still slows its publishers
     HANDOUT_BUDGET = 4096              # topics looked at for them in one turn
+    BODIES_BATCH = 128                 # messages read back at a time
+    BODIES_BYTES = 1 << 20
 
 
 # ---- the publication
@@ -257,19 +263,60 @@ cdef void offer_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
                 session_drop(worker, session, C_DROPPED_OUTPUT_FULL)
             entry_drop(worker, session, entry)
             return
-        if entry.qos and may_send_now(worker, session, conn):
+        if entry.qos == 2 and entry.state & (QE_JOURNALED << 4):
+            if may_hold_now(worker, session, conn) and hold_entry(worker, session, entry):
+                return
+        elif entry.qos and may_send_now(worker, session, conn):
             place = inflight_push(worker, session)
             if place != NULL:
                 parts.packet_id = place.packet_id
                 entry.packet_id = place.packet_id
                 entry.state = (entry.state & 0xF0) | OUT_SENT | (QE_COUNTED << 4)
                 place[0] = entry[0]
+                note_sent(worker, session, place)
                 send_parts(worker, conn, &parts)
                 return
     queue_entry(worker, session, entry)
 
 
+cdef inline bint may_hold_now(const Worker *worker, const Session *session, const Conn *conn) noexcept nogil:
+    """As may_send_now; also behind others that wait for the journal."""
+    if session.queue.count or conn.link.out.bytes >= out_high(worker) or window_free(session) == 0:
+        return False
+    return session.resend == session.inflight.count or (<QueueEntry *> ring_at(&session.inflight, session.resend)).state & 15 == OUT_HELD
+
+
+cdef bint hold_entry(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
+    """A QoS 2 delivery gets its packet id, and is sent when the journal has it. False: no memory; the entry is the caller's still."""
+    cdef Wait *wait
+    cdef QueueEntry *place = inflight_push(worker, session)
+    if place == NULL:
+        return False
+    session.resend -= 1                 # not sent
+    wait = wait_add(worker, WAIT_SESSION)
+    entry.packet_id = place.packet_id
+    # Without memory for the waiting it is sent at once: it may come twice after a crash, rather than never.
+    entry.state = (entry.state & 0xF0) | (OUT_HELD if wait != NULL else OUT_READY) | (QE_COUNTED << 4)
+    place[0] = entry[0]
+    note_sent(worker, session, place)
+    if wait != NULL:
+        wait.session = session_handle(worker, session)
+        wait.packet_id = place.packet_id
+    return True
+
+
+cdef void delivery_ready(Worker *worker, Session *session, uint16_t packet_id) noexcept nogil:
+    cdef QueueEntry *entry = inflight_find(session, packet_id)
+    if entry != NULL and entry.state & 15 == OUT_HELD:
+        entry.state = (entry.state & 0xF0) | OUT_READY
+    session_pump(worker, session)
+
+
 cdef void entry_drop(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
+    note_done(worker, session, entry)
+    if entry.state & (QE_STORED << 4):
+        entry.msg = NULL
+        entry.member = 0
     if entry.msg != NULL:
         msg_drop(&worker.msgs, entry.msg)
         entry.msg = NULL
@@ -285,6 +332,7 @@ cdef void queue_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
     cdef uint32_t policy = worker.engine.settings.queue_policy
     cdef uint32_t i
     cdef uint64_t n = 32 + entry.msg.topic_bytes + entry.msg.properties_bytes + entry.msg.payload_bytes
+    cdef uint64_t id
     if entry.member == 0 and n > worker.engine.settings.max_queued_bytes:      # would not fit if it were alone: nothing gives way to it
         session_drop(worker, session, C_DROPPED_QUEUE_FULL)
         entry_drop(worker, session, entry)
@@ -304,12 +352,18 @@ cdef void queue_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
                 i += 1
             if i == session.queue.count:
                 i = 0
-        if (<QueueEntry *> ring_at(&session.queue, i)).member:
+        if lent(<QueueEntry *> ring_at(&session.queue, i)):
             i = droppable(session)
             if i == session.queue.count:
                 entry_drop(worker, session, entry)
                 return
         queue_remove(worker, session, i)
+    if session.conn == NULL and entry.state & (QE_JOURNALED << 4) and entry.member == 0 and session.queue.count >= worker.engine.settings.spill_after:
+        id = msg_journal(entry.msg)     # the journal has it, or gets it before it is asked for it
+        msg_drop(&worker.msgs, entry.msg)
+        entry.msg = <Msg *> id
+        entry.member = <uint32_t> (n - 32)
+        entry.state |= QE_STORED << 4
     if queue_push(worker, session, entry) != ST_OK:
         session_drop(worker, session, C_DROPPED_NO_MEMORY)
         entry_drop(worker, session, entry)
@@ -318,10 +372,15 @@ cdef void queue_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
         session.conn.link.flags |= LINK_NOTIFY              # goes on when the output has drained
 
 
+cdef inline bint lent(const QueueEntry *entry) noexcept nogil:
+    """By a shared group."""
+    return entry.member != 0 and not entry.state & (QE_STORED << 4)
+
+
 cdef uint32_t droppable(const Session *session) noexcept nogil:
     """The oldest queued message that no shared group lent; the queue's length if there is none."""
     cdef uint32_t i = 0
-    while i < session.queue.count and (<QueueEntry *> ring_at(&session.queue, i)).member:
+    while i < session.queue.count and lent(<QueueEntry *> ring_at(&session.queue, i)):
         i += 1
     return i
 
@@ -392,7 +451,7 @@ cdef bint send_qos0(Worker *worker, Publication *pub, Session *session, Conn *co
     return True
 
 
-cdef bint send_qos(Worker *worker, Publication *pub, Session *session, Conn *conn, uint8_t qos, uint8_t retain) noexcept nogil:
+cdef bint send_qos(Worker *worker, Publication *pub, Session *session, Conn *conn, uint8_t qos, uint8_t retain, bint lasting) noexcept nogil:
     """QoS 1 or 2 to a receiver whose window is open: copies the packet encoded for the first of its layout. True: a reference of pub.msg was used."""
     cdef uint8_t layout = conn.layout
     cdef PublishParts parts
@@ -423,6 +482,9 @@ cdef bint send_qos(Worker *worker, Publication *pub, Session *session, Conn *con
     entry.msg = pub.msg
     if retain:
         entry.state |= QE_RETAIN << 4
+    if lasting:
+        entry.state |= QE_JOURNALED << 4
+        note_sent(worker, session, entry)
     if pub.encoded_bytes[layout] == 0:
         parts.packet_id = entry.packet_id
         encode_publish(conn.dialect, &parts, out)
@@ -449,6 +511,7 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
     cdef uint32_t sent = 0
     cdef uint32_t shares = 0           # references of the message that may still be given out
     cdef uint8_t qos, retain
+    cdef bint lasting = pub.qos != 0 and pub.msg != NULL and msg_journal(pub.msg) != 0
     if pub.qos and slice.count:
         if publication_msg(worker, pub) == NULL:
             return
@@ -476,8 +539,8 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
                 if unlikely(conn.link.out.bytes >= worker.engine.settings.max_output_bytes // 4 * 3 or session.pressure_since_ms != 0):
                     pub.pressure |= under_pressure(worker, session, 0)
                 continue
-            if likely(qos and may_send_now(worker, session, conn)):
-                if send_qos(worker, pub, session, conn, qos, retain):
+            if likely(qos and may_send_now(worker, session, conn) and not (lasting and qos == 2 and session.durable)):
+                if send_qos(worker, pub, session, conn, qos, retain, lasting and session.durable):
                     shares -= 1
                     sent += 1
                 continue
@@ -496,6 +559,8 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
         entry.packet_id = 0
         entry.qos = qos
         entry.state = QE_RETAIN << 4 if retain else 0
+        if lasting and qos and session.durable:
+            entry.state |= QE_JOURNALED << 4
         offer_entry(worker, session, &entry)
         pub.pressure |= under_pressure(worker, session, qos)
     while shares:                       # unused ones: the publication's own reference keeps the count above 0
@@ -530,16 +595,20 @@ cdef void fan_out(Worker *worker, Publication *pub, Route *route) noexcept nogil
 cdef void publish_message(Worker *worker, Msg *msg) noexcept nogil:
     cdef Publication pub
     cdef Route *route
+    cdef uint64_t version = 0
     msg_share(msg, 1)
     publication_of(worker, &pub, msg)
     if msg.retain and worker.engine.settings.retain_available:
-        if retain_set(worker.engine.retain, &worker.msgs, msg) != ST_OK:
+        if retain_set(worker.engine.retain, &worker.msgs, msg, &version) != ST_OK:
             stat(&worker.stats, C_DROPPED_RETAINED_LIMIT)
             report(worker, LOG_WARNING, EV_RETAINED_LIMIT, RC_QUOTA_EXCEEDED, NULL, NULL, pub.topic)
     route = route_lookup(&worker.routes, pub.topic)
     if route == NULL:
         stat(&worker.stats, C_DROPPED_NO_MEMORY)
     else:
+        if journaled(worker) and (version or (msg.qos and route.durability and (route.durable_count or route.group_count))):
+            if not note_message(worker, msg, route, route.durability, pub.publisher, 0, version):
+                stat(&worker.stats, C_JOURNAL_LOST)
         fan_out(worker, &pub, route)
     publication_clear(worker, &pub)
 
@@ -573,6 +642,7 @@ cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
         link_dirty(worker.reactor, &conn.link)
         return False
     if count == 0:
+        note_filter(worker, RECORD_HANDED_OUT, session, span_make(handout.cursor.filter, handout.cursor.filter_bytes))
         handout_end(session, 0)
         return True
     for i in range(count):
@@ -615,21 +685,25 @@ cdef bint resend_step(Worker *worker, Session *session) noexcept nogil:
         session.resend += 1
         return True
     if entry.state & 15 == OUT_RELEASED:
-        send_ack(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS)
+        answer(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS, until_now(worker) - 1)       # its PUBREC came before this turn
         session.resend += 1
         return True
-    if session.window_used >= session.receive_maximum:
+    if entry.state & 15 == OUT_HELD:
+        return False
+    if not entry.state & (QE_COUNTED << 4) and session.window_used >= session.receive_maximum:
         return False
     parts_of_entry(worker, entry, &parts)
-    parts.dup = 1                       # [MQTT-3.3.1-1]
+    if entry.state & 15 != OUT_READY:
+        parts.dup = 1                   # [MQTT-3.3.1-1]
+        stat(&worker.stats, C_MESSAGES_RESENT)
     if not fits(conn, &parts):
         session_drop(worker, session, C_DROPPED_TOO_LARGE)
         inflight_done(worker, session, entry)
         return True
-    entry.state |= QE_COUNTED << 4
-    session.window_used += 1
+    if not entry.state & (QE_COUNTED << 4):
+        session.window_used += 1
+    entry.state = (entry.state & 0xF0) | OUT_SENT | (QE_COUNTED << 4)
     session.resend += 1
-    stat(&worker.stats, C_MESSAGES_RESENT)
     return send_parts(worker, conn, &parts)
 
 
@@ -646,9 +720,11 @@ cdef void session_pump(Worker *worker, Session *session) noexcept nogil:
             conn.link.flags |= LINK_NOTIFY
             return
         if session.resend < session.inflight.count:
-            if not resend_step(worker, session):
-                return
-            continue
+            if resend_step(worker, session):
+                continue
+            if (<QueueEntry *> ring_at(&session.inflight, session.resend)).state & 15 == OUT_HELD:
+                hold_queued(worker, session)
+            return
         if session.handouts != NULL and (session.queue.count == 0 or session.flags & SESSION_HANDOUT_TURN):
             session.flags &= ~SESSION_HANDOUT_TURN
             if handout_step(worker, session):
@@ -658,6 +734,9 @@ cdef void session_pump(Worker *worker, Session *session) noexcept nogil:
         front = <QueueEntry *> ring_at(&session.queue, 0)
         if front.qos and window_free(session) == 0:
             return
+        if front.state & (QE_STORED << 4):
+            bodies_ask(worker, session)
+            return
         queue_pop(worker, session, &entry)
         session.flags |= SESSION_HANDOUT_TURN
         if entry.msg.expires_at_ms and entry.msg.expires_at_ms <= worker.reactor.now_ms:    # [MQTT-3.3.2-5]
@@ -665,6 +744,77 @@ cdef void session_pump(Worker *worker, Session *session) noexcept nogil:
             entry_drop(worker, session, &entry)
             continue
         send_queued(worker, session, conn, &entry)
+
+
+cdef void hold_queued(Worker *worker, Session *session) noexcept nogil:
+    """QoS 2 messages at the queue's front get their packet ids in the same commit as those before them."""
+    cdef QueueEntry entry
+    cdef QueueEntry *front
+    while session.queue.count and window_free(session):
+        front = <QueueEntry *> ring_at(&session.queue, 0)
+        if front.qos != 2 or not front.state & (QE_JOURNALED << 4) or front.state & (QE_STORED << 4):
+            return
+        queue_pop(worker, session, &entry)
+        if not hold_entry(worker, session, &entry):
+            session_drop(worker, session, C_DROPPED_NO_MEMORY)
+            entry_drop(worker, session, &entry)
+            return
+
+
+cdef void bodies_ask(Worker *worker, Session *session) noexcept nogil:
+    """The next messages of the queue lie in the journal's file: asks for a batch of them, unless that is under way."""
+    cdef uint64_t ids[BODIES_BATCH]
+    cdef QueueEntry *entry
+    cdef uint64_t bytes = 0
+    cdef uint32_t count = 0
+    cdef uint32_t i
+    if session.reading:
+        return
+    for i in range(session.queue.count):
+        entry = <QueueEntry *> ring_at(&session.queue, i)
+        if count == BODIES_BATCH or not entry.state & (QE_STORED << 4) or (count and bytes + entry.member > BODIES_BYTES):
+            break
+        ids[count] = entry_id(entry)
+        bytes += entry.member
+        count += 1
+    session.reading = note_read(worker, session, ids, count)
+    if not session.reading and session.conn != NULL:
+        session.conn.link.flags |= LINK_NOTIFY      # no memory: tried again
+        link_dirty(worker.reactor, &session.conn.link)
+
+
+cdef void bodies_arrived(Worker *worker, Session *session, Body *bodies, uint32_t count) noexcept nogil:
+    """Fills in what was asked for; what is not in the file any more is dropped and counted."""
+    cdef QueueEntry *entry
+    cdef Body *body
+    cdef uint32_t i = 0
+    cdef uint32_t k
+    session.reading = False
+    for k in range(count):
+        body = &bodies[k]
+        while i < session.queue.count:              # the queue's front may have been dropped meanwhile, by policy
+            entry = <QueueEntry *> ring_at(&session.queue, i)
+            if entry.state & (QE_STORED << 4) and entry_id(entry) == body.message:
+                break
+            i += 1
+        if i >= session.queue.count:
+            i = 0
+            continue
+        if body.msg == NULL:
+            session_drop(worker, session, C_DROPPED_NO_MEMORY)
+            queue_remove(worker, session, i)
+            continue
+        msg_journal_set(body.msg, body.message)
+        if body.expires_wall_ms:
+            body.msg.expires_at_ms = worker.reactor.now_ms + body.expires_wall_ms - worker.reactor.wall_ms
+            if body.msg.expires_at_ms <= 0:
+                body.msg.expires_at_ms = 1
+        entry.state &= ~(QE_STORED << 4)
+        entry.member = 0
+        entry.msg = body.msg
+        body.msg = NULL
+        i += 1
+    session_pump(worker, session)
 
 
 cdef void send_queued(Worker *worker, Session *session, Conn *conn, QueueEntry *entry) noexcept nogil:
@@ -676,6 +826,11 @@ cdef void send_queued(Worker *worker, Session *session, Conn *conn, QueueEntry *
         session_drop(worker, session, C_DROPPED_TOO_LARGE)
         entry_drop(worker, session, entry)
         return
+    if entry.qos == 2 and entry.state & (QE_JOURNALED << 4):
+        if not hold_entry(worker, session, entry):
+            session_drop(worker, session, C_DROPPED_NO_MEMORY)
+            entry_drop(worker, session, entry)
+        return
     if entry.qos:
         place = inflight_push(worker, session)
         if place == NULL:
@@ -686,6 +841,7 @@ cdef void send_queued(Worker *worker, Session *session, Conn *conn, QueueEntry *
         entry.packet_id = place.packet_id
         entry.state = (entry.state & 0xF0) | OUT_SENT | (QE_COUNTED << 4)
         place[0] = entry[0]
+        note_sent(worker, session, place)
         send_parts(worker, conn, &parts)
         return
     send_parts(worker, conn, &parts)
@@ -865,6 +1021,10 @@ cdef void member_deliver(Worker *worker, const GroupMail *mail) noexcept nogil:
     entry.packet_id = 0
     entry.qos = mail.qos if mail.qos < mail.msg.qos else mail.msg.qos
     entry.state = QE_RETAIN << 4 if mail.retain_as_published and mail.msg.retain else 0     # [MQTT-3.3.1-12, MQTT-3.3.1-13]
+    if msg_journal(mail.msg) and entry.qos:
+        entry.state |= QE_JOURNALED << 4
+    elif mail.msg.qos:
+        note_group_done(worker, mail.group, mail.msg)           # at QoS 0 it is through
     offer_entry(worker, session, &entry)
 
 

@@ -6,6 +6,7 @@ from mqttc.base.msg cimport Msg, msg_drop
 from mqttc.base.ring cimport ring_at, ring_free, ring_init, ring_pop_front, ring_push, ring_push_front, ring_trim
 from mqttc.base.types cimport ST_NO_MEMORY, ST_OK, span_make
 from mqttc.base.vec cimport vec_at, vec_free, vec_init, vec_push, vec_swap_remove
+from mqttc.broker.durable cimport note_group_done, note_group_end
 from mqttc.broker.state cimport LEAST_IN_FLIGHT, Group, GroupMail, Member, Worker
 from mqttc.broker.stats cimport (
     C_DROPPED_EXPIRED, C_DROPPED_GROUP_END, C_DROPPED_GROUP_FULL, C_DROPPED_NO_MEMORY, C_GROUP_BACKLOG, stat, stat_sub,
@@ -82,7 +83,11 @@ cdef void group_leave(Worker *worker, uint64_t id, uint64_t session) noexcept no
 
 cdef void group_close(Worker *worker, Group *group) noexcept nogil:
     cdef uint64_t id = group.id
+    cdef uint32_t i
     map_remove(&worker.groups, group_hash(id), &id, NULL)
+    for i in range(group.backlog.count):
+        note_group_done(worker, id, (<Msg **> ring_at(&group.backlog, i))[0])
+    note_group_end(worker, id)
     group_free(worker, group)
 
 
@@ -157,6 +162,7 @@ cdef Member *group_pick(Worker *worker, Group *group) noexcept nogil:
 cdef void backlog_push(Worker *worker, Group *group, Msg *msg) noexcept nogil:
     cdef Msg **place
     if group.backlog.count >= worker.engine.settings.max_group_backlog:
+        note_group_done(worker, group.id, (<Msg **> ring_at(&group.backlog, 0))[0])
         msg_drop(&worker.msgs, (<Msg **> ring_at(&group.backlog, 0))[0])
         ring_pop_front(&group.backlog, 1)
         stat(&worker.stats, C_DROPPED_GROUP_FULL)
@@ -164,6 +170,7 @@ cdef void backlog_push(Worker *worker, Group *group, Msg *msg) noexcept nogil:
     place = <Msg **> ring_push(&group.backlog)
     if place == NULL:
         stat(&worker.stats, C_DROPPED_NO_MEMORY)
+        note_group_done(worker, group.id, msg)
         msg_drop(&worker.msgs, msg)
         return
     place[0] = msg
@@ -174,6 +181,7 @@ cdef void backlog_push_front(Worker *worker, Group *group, Msg *msg) noexcept no
     cdef Msg **place
     if group.backlog.count >= worker.engine.settings.max_group_backlog:
         stat(&worker.stats, C_DROPPED_GROUP_FULL)       # it is the oldest
+        note_group_done(worker, group.id, msg)
         msg_drop(&worker.msgs, msg)
         return
     place = <Msg **> ring_push_front(&group.backlog)
@@ -196,5 +204,6 @@ cdef Msg *backlog_pop(Worker *worker, Group *group) noexcept nogil:
         if msg.expires_at_ms == 0 or msg.expires_at_ms > worker.reactor.now_ms:
             return msg
         stat(&worker.stats, C_DROPPED_EXPIRED)
+        note_group_done(worker, group.id, msg)
         msg_drop(&worker.msgs, msg)
     return NULL

@@ -7,7 +7,7 @@ from mqttc.base.msg cimport Msg, msg_drop, msg_share
 from mqttc.base.types cimport ST_NO_MEMORY, ST_OK, atomic_add_u64_relaxed, atomic_load_u64_relaxed
 from mqttc.broker.routes cimport Route, route_drop, route_share
 from mqttc.broker.state cimport (
-    MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_GROUP, MAIL_HEAD, MAIL_LINK, MAIL_PUBLISH, MAIL_SHUTDOWN, PUBLISH_MAIL_ITEMS, AdoptMail, AnswerMail, BlocksMail,
+    MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_GROUP, MAIL_HEAD, MAIL_LINK, MAIL_PUBLISH, MAIL_SHUTDOWN, PUBLISH_MAIL_ITEMS, AdoptMail, AnswerMail, BlocksMail, BodiesMail,
     GroupMail, HeadMail, LinkMail, PublishMail, Worker,
 )
 from mqttc.broker.stats cimport C_MAIL_SENT, stat
@@ -77,6 +77,7 @@ cdef void post_strays(Worker *worker, uint16_t to) noexcept nogil:
 
 
 cdef void post_all(Worker *worker) noexcept nogil:
+    """After journal_flush: what a peer does about a message comes behind the record that holds it."""
     cdef uint32_t to
     cdef Mail *first
     cdef Worker *peer
@@ -104,6 +105,7 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
     cdef GroupMail *group
     cdef AnswerMail *answer
     cdef LinkMail *link
+    cdef BodiesMail *bodies
     cdef Msg *msg
     cdef Msg *next
     cdef uint32_t i
@@ -132,6 +134,12 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
     elif mail.kind == MAIL_LINK:
         link = <LinkMail *> mail
         link.transport.ops.close(&link.transport)
+    elif mail.kind == MAIL_BODIES:
+        bodies = <BodiesMail *> mail
+        for i in range(bodies.count):
+            if bodies.bodies[i].msg != NULL:
+                msg_drop(&worker.msgs, bodies.bodies[i].msg)
+        mem_free(bodies.bodies)
     elif mail.kind == MAIL_BLOCKS:
         msg = (<BlocksMail *> mail).chain
         while msg != NULL:

@@ -14,4 +14,5 @@ cdef void conn_init(Worker *worker, Conn *conn) noexcept nogil                  
 cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8_t *packet_start, const uint8_t *rest, uint32_t rest_bytes) noexcept nogil
 cdef void on_auth(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil
 cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil
+cdef void connect_welcome(Worker *worker, Conn *conn) noexcept nogil              # its CONNACK, which waited for the journal, has been sent
 cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil           # takes what the mail holds, not the mail

@@ -4,18 +4,18 @@ from libc.string cimport memcpy, memset
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.map cimport random_bytes
 from mqttc.base.msg cimport msg_alloc, msg_data
-from mqttc.base.ring cimport ring_free
 from mqttc.base.timer cimport wheel_add, wheel_cancel
 from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u32_acquire, span_equal, span_make
 from mqttc.broker.deliver cimport session_pump
 from mqttc.broker.gate cimport gate_ask
 from mqttc.broker.mail cimport post
 from mqttc.broker.presence cimport session_finish, session_offline, session_online, session_rejoin, session_timer, will_free
-from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse_connect, send_packet
+from mqttc.broker.durable cimport journal_fails, journaled, note_presence, note_session, note_will, until_now
+from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet, send_packet_after
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle
 from mqttc.broker.state cimport (
-    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COUNTED, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
+    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
     AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, Will, Worker,
 )
 from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, stat
@@ -56,6 +56,8 @@ cdef uint8_t connect_verdict(Worker *worker, Conn *conn, const Packet *packet) n
     cdef Settings *settings = &worker.engine.settings
     if atomic_load_u32_acquire(&worker.engine.stopping):
         return RC_SERVER_UNAVAILABLE
+    if journal_fails(worker) and not packet.clean_start:        # a session that cannot be kept is not promised
+        return RC_QUOTA_EXCEEDED
     if packet.client_id.n == 0:
         if not conn.dialect.empty_client_id or (conn.dialect.empty_client_id_needs_clean and not packet.clean_start):
             return RC_CLIENT_IDENTIFIER_NOT_VALID               # [MQTT-3.1.3-8]
@@ -375,7 +377,7 @@ cdef Will *will_build(Worker *worker, Conn *conn, const Packet *packet, uint64_t
     return will
 
 
-cdef Session *session_claim(Worker *worker, const Packet *packet, Span client_id, uint32_t hash, bint *present) noexcept nogil:
+cdef Session *session_claim(Worker *worker, const Packet *packet, Span client_id, uint32_t hash, bint *present, bint *discarded) noexcept nogil:
     """Take-over and clean start [MQTT-3.1.4-3, MQTT-3.1.4-4]: the session for this client, with nobody connected to it. NULL: no room for a new one."""
     cdef Session *session = session_find(worker, client_id, hash)
     cdef Conn *loser
@@ -383,20 +385,20 @@ cdef Session *session_claim(Worker *worker, const Packet *packet, Span client_id
     if session != NULL and session.conn == NULL:
         session_timer(worker, session)  # its end or its will may be due, and the wheel not have turned yet [MQTT-4.1.0-2]
         session = session_find(worker, client_id, hash)
+    discarded[0] = False                # of a durable one
     if session != NULL and session.conn != NULL:
         loser = session.conn
         ending = packet.clean_start or session.expiry_s == 0
         stat(&worker.stats, C_TAKEOVERS)
         report(worker, LOG_INFO, EV_TAKEN_OVER, RC_SESSION_TAKEN_OVER, loser, session, nothing())
-        if loser.held_acks != NULL:     # its unsent acknowledgements are dropped: the client will repeat
-            ring_free(loser.held_acks)
-            mem_free(loser.held_acks)
-            loser.held_acks = NULL
+        replies_drop(loser)             # its unsent acknowledgements: the client will repeat
         conn_disconnect(worker, loser, RC_SESSION_TAKEN_OVER)
+        discarded[0] = ending and session.durable
         session_offline(worker, loser, ending, True)
         if ending:
             session = NULL
     elif session != NULL and packet.clean_start:
+        discarded[0] = session.durable
         session_finish(worker, session)
         session = NULL
     present[0] = session != NULL
@@ -478,8 +480,9 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     cdef Will *will = NULL
     cdef Packet connack
     cdef bint present = False
-    cdef uint32_t maximum
-    session = session_claim(worker, packet, client_id, hash, &present)
+    cdef bint discarded = False
+    cdef int status
+    session = session_claim(worker, packet, client_id, hash, &present, &discarded)
     if session == NULL:
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no room for another session"))
         return
@@ -505,8 +508,16 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
             connack.props.session_expiry = session.expiry_s
     else:
         session.expiry_s = 0 if packet.clean_start else settings.session_expiry_s
+    if present:
+        note_presence(worker, session, True)
+    elif journaled(worker) and session.expiry_s and not note_session(worker, session):
+        will_free(worker, will)
+        session_finish(worker, session)
+        refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no memory"))
+        return
     session_online(worker, session, conn)
     session.will = will
+    note_will(worker, session, will)
     keep_alive_start(worker, conn, packet, &connack)
     if conn.dialect.properties:
         if packet.client_id.n == 0:                             # [MQTT-3.2.2-16]
@@ -516,11 +527,27 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
         if auth_data.p != NULL:
             connack.props.present |= HAS_AUTH_DATA
             connack.props.auth_data = auth_data
-    conn.phase = CONN_UP
     stat(&worker.stats, C_CONNECTS_ACCEPTED)
-    if send_packet(worker, conn, &connack) == ST_LIMIT:         # it takes less than our shortest CONNACK [MQTT-3.1.2-24]
+    if discarded or (session.durable and not present):          # it must be true before it is said
+        conn.phase = CONN_COMMITTING
+        link_pause(worker.reactor, &conn.link)
+        status = send_packet_after(worker, conn, &connack, until_now(worker))
+    else:
+        conn.phase = CONN_UP
+        status = send_packet(worker, conn, &connack)
+    if status == ST_LIMIT:                                      # it takes less than our shortest CONNACK [MQTT-3.1.2-24]
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+    elif conn.phase == CONN_UP:
+        connect_welcome(worker, conn)
+
+
+cdef void connect_welcome(Worker *worker, Conn *conn) noexcept nogil:
+    """CONNACK has been sent."""
+    if conn.phase == CONN_COMMITTING:
+        conn.phase = CONN_UP
+        link_resume(worker.reactor, &conn.link)
+    if conn.phase != CONN_UP or conn.session == NULL:
         return
-    report(worker, LOG_INFO, EV_CONNECTED, RC_SUCCESS, conn, session, nothing())
-    session_pump(worker, session)
-    session_rejoin(worker, session)
+    report(worker, LOG_INFO, EV_CONNECTED, RC_SUCCESS, conn, conn.session, nothing())
+    session_pump(worker, conn.session)
+    session_rejoin(worker, conn.session)

@@ -2,22 +2,25 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
-from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_properties, msg_topic, msg_payload
+from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_journal, msg_payload, msg_properties, msg_share, msg_topic
 from mqttc.base.ring cimport ring_at
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
-from mqttc.broker.deliver cimport Publication, fan_out, publication_clear, publication_init, session_pump
-from mqttc.broker.reply cimport acknowledge, acks_held, acks_release, conn_fail, send_ack
+from mqttc.broker.deliver cimport Publication, fan_out, publication_clear, publication_init, publication_msg, session_pump
+from mqttc.broker.durable cimport journal_crowded, journal_fails, journaled, note_inbound_done, note_message, note_released, until_now, wait_add
+from mqttc.broker.journal cimport DURABILITY_OFF
+from mqttc.broker.reply cimport acknowledge, acks_held, acks_release, answer, conn_fail
 from mqttc.broker.report cimport EV_RETAINED_LIMIT, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport Route, route_drop, route_fresh, route_lookup, route_share
 from mqttc.broker.session cimport entry_release, inbound_add, inbound_count, inbound_has, inbound_remove, inflight_done, inflight_find, session_handle, session_of
 from mqttc.broker.state cimport (
-    CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, OUT_RELEASED, QE_COUNTED, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry, Session, Settings, Worker,
+    CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, OUT_RELEASED, QE_COUNTED, QE_JOURNALED, QE_STORED, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry,
+    Session, Settings, Wait, Worker,
 )
 from mqttc.broker.stats cimport (
-    C_BRAKED, C_DROPPED_NO_MEMORY, C_DROPPED_RETAINED_LIMIT, C_MESSAGES_IN, C_REJECTED_BY_CLIENT, stat,
+    C_BRAKED, C_DROPPED_NO_MEMORY, C_DROPPED_RETAINED_LIMIT, C_JOURNAL_REFUSED, C_MESSAGES_IN, C_REJECTED_BY_CLIENT, stat,
 )
 from mqttc.net.reactor cimport END_NO_MEMORY, link_close, link_pause, link_resume
 from mqttc.proto.decode cimport decode_ack, decode_publish, publish_forward
@@ -186,7 +189,30 @@ cdef void publish_refuse(Worker *worker, Conn *conn, const Packet *packet, uint8
     if not conn.dialect.ack_reasons:                            # 3.x: acknowledged or cut off [MQTT-3.3.5-2]
         conn_fail(worker, conn, reason, text("message refused"))
         return
-    acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason)
+    acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason, 0)
+
+
+cdef bint must_last(Worker *worker, Conn *conn, const Packet *packet, const Route *route, uint8_t *durability) noexcept nogil:
+    """Whether something of this message must outlive the process, and how."""
+    cdef uint8_t least = worker.engine.listeners[conn.link.listener].durability
+    durability[0] = route.durability if route.durability > least else least
+    if packet.retain:                   # what is retained is always written: another message of the topic may have been
+        return True
+    if packet.qos == 0 or durability[0] == DURABILITY_OFF:
+        return False
+    return route.durable_count != 0 or route.group_count != 0 or (packet.qos == 2 and conn.session.durable)
+
+
+cdef bint offer_later(Worker *worker, Publication *pub, Route *route) noexcept nogil:
+    """A QoS 2 message of a durable publisher reaches nobody before a crash can no longer make it a new one. False: no memory."""
+    cdef Wait *wait = wait_add(worker, WAIT_OFFER)
+    if wait == NULL:
+        return False
+    msg_share(pub.msg, 1)
+    route_share(route, 1)
+    wait.msg = pub.msg
+    wait.route = route
+    return True
 
 
 cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
@@ -195,6 +221,10 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
     cdef Route *route
     cdef AliasIn *alias = NULL
     cdef uint8_t reason = RC_SUCCESS
+    cdef uint8_t durability = DURABILITY_OFF
+    cdef uint64_t until = 0
+    cdef uint64_t version = 0
+    cdef bint lasting = False
     cdef int status = decode_publish(conn.dialect, frame, &packet)
     if unlikely(status != ST_OK):
         conn_fail(worker, conn, <uint8_t> -status, text("PUBLISH cannot be read"))
@@ -208,9 +238,15 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
     if unlikely(not topic_in_limits(worker, packet.topic)):
         publish_refuse(worker, conn, &packet, RC_TOPIC_NAME_INVALID)
         return
+    if unlikely(journal_fails(worker)) and conn.dialect.ack_reasons and (packet.qos or packet.retain):
+        route = route_for(worker, conn, packet.topic, alias)    # 3.x has no word for it: its acknowledgement waits until the disk takes it
+        if route == NULL or must_last(worker, conn, &packet, route, &durability):
+            stat(&worker.stats, C_JOURNAL_REFUSED)
+            publish_refuse(worker, conn, &packet, RC_QUOTA_EXCEEDED)
+            return
     if packet.qos == 2:
         if inbound_has(conn.session, packet.packet_id):         # repeated: acknowledged again, not published again [MQTT-4.3.3-10]
-            acknowledge(worker, conn, PUBREC, packet.packet_id, RC_SUCCESS)
+            acknowledge(worker, conn, PUBREC, packet.packet_id, RC_SUCCESS, until_now(worker) if conn.session.durable else 0)
             return
         if inbound_add(conn.session, packet.packet_id) != ST_OK:
             link_close(worker.reactor, &conn.link, END_NO_MEMORY)
@@ -237,7 +273,7 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
             link_close(worker.reactor, &conn.link, END_NO_MEMORY)
             return
     if packet.retain:                   # before the route is looked up: see retain.pxd
-        status = retain_set(worker.engine.retain, &worker.msgs, pub.msg)
+        status = retain_set(worker.engine.retain, &worker.msgs, pub.msg, &version)
         if status != ST_OK:
             stat(&worker.stats, C_DROPPED_RETAINED_LIMIT)
             report(worker, LOG_WARNING, EV_RETAINED_LIMIT, RC_QUOTA_EXCEEDED, conn, conn.session, pub.topic)
@@ -250,14 +286,27 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
             inbound_remove(conn.session, packet.packet_id)      # [MQTT-4.3.3-9]
         publish_refuse(worker, conn, &packet, RC_QUOTA_EXCEEDED)
         return
-    if route.entry_count or route.group_count:
-        fan_out(worker, &pub, route)
-    else:
+    if journaled(worker):
+        lasting = must_last(worker, conn, &packet, route, &durability)
+        if lasting:
+            if publication_msg(worker, &pub) == NULL or not note_message(
+                worker, pub.msg, route, durability, pub.publisher, packet.packet_id if packet.qos == 2 and conn.session.durable else 0, version,
+            ):
+                publication_clear(worker, &pub)
+                if packet.qos == 2:
+                    inbound_remove(conn.session, packet.packet_id)
+                publish_refuse(worker, conn, &packet, RC_QUOTA_EXCEEDED)
+                return
+            until = until_now(worker)
+            pub.pressure |= journal_crowded(worker)
+    if not route.entry_count and not route.group_count:
         reason = RC_NO_MATCHING_SUBSCRIBERS
+    elif not (lasting and packet.qos == 2 and conn.session.durable and offer_later(worker, &pub, route)):
+        fan_out(worker, &pub, route)
     if unlikely(pub.pressure or conn.flags & CONN_BRAKED):      # braked already: so that held acknowledgements stay bounded for 3.x clients too
-        conn_brake(worker, conn, pub.pressure and packet.qos == 0)
+        conn_brake(worker, conn, pub.pressure and (packet.qos == 0 or journal_crowded(worker)))
     if packet.qos:
-        acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason)
+        acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason, until)
     publication_clear(worker, &pub)
 
 
@@ -273,14 +322,15 @@ cdef void on_ack(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
         return
     if frame.type == PUBREL:                                    # [MQTT-4.3.3-11]
         if inbound_remove(session, packet.packet_id):
-            send_ack(worker, conn, PUBCOMP, packet.packet_id, RC_SUCCESS)
+            note_inbound_done(worker, session, packet.packet_id)
+            answer(worker, conn, PUBCOMP, packet.packet_id, RC_SUCCESS, until_now(worker) if session.durable else 0)
         else:
-            send_ack(worker, conn, PUBCOMP, packet.packet_id, RC_PACKET_IDENTIFIER_NOT_FOUND)
+            answer(worker, conn, PUBCOMP, packet.packet_id, RC_PACKET_IDENTIFIER_NOT_FOUND, 0)
         return
     entry = inflight_find(session, packet.packet_id)
     if entry == NULL:
         if frame.type == PUBREC:                                # [MQTT-4.3.3-4] state is gone: 5.0 says so, 3.x is let go on
-            send_ack(worker, conn, PUBREL, packet.packet_id, RC_PACKET_IDENTIFIER_NOT_FOUND)
+            answer(worker, conn, PUBREL, packet.packet_id, RC_PACKET_IDENTIFIER_NOT_FOUND, 0)
         return
     if frame.type == PUBACK and entry.qos == 1:
         if unlikely(packet.reason >= 0x80):
@@ -292,7 +342,7 @@ cdef void on_ack(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
             inflight_done(worker, session, entry)
         else:
             pubrec_done(worker, session, entry)
-            send_ack(worker, conn, PUBREL, packet.packet_id, RC_SUCCESS)
+            answer(worker, conn, PUBREL, packet.packet_id, RC_SUCCESS, until_now(worker) if entry.state & (QE_JOURNALED << 4) else 0)
             return
     elif frame.type == PUBCOMP and entry.qos == 2 and entry.state & 15 == OUT_RELEASED:
         inflight_done(worker, session, entry)
@@ -305,8 +355,17 @@ cdef void on_ack(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
 
 cdef void pubrec_done(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
     """The client has it: the message goes, the packet id stays until PUBCOMP. [MQTT-4.3.3-5]"""
+    cdef uint64_t id = 0
+    if entry.state & (QE_JOURNALED << 4) and entry.state & 15 != OUT_RELEASED:
+        id = msg_journal(entry.msg)
+        note_released(worker, session, entry)
+    elif entry.state & 15 == OUT_RELEASED:
+        return                          # PUBREC once more
     entry_release(worker, session, entry)
     entry.state = (entry.state & (QE_COUNTED << 4)) | OUT_RELEASED
+    if id:                              # until PUBCOMP the journal knows it by this
+        entry.msg = <Msg *> id
+        entry.state |= (QE_JOURNALED | QE_STORED) << 4
 
 
 # ---- brakes

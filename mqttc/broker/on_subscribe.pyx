@@ -6,10 +6,12 @@ from mqttc.base.map cimport hash_bytes
 from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, span_equal, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
 from mqttc.broker.deliver cimport session_pump, tell_group
-from mqttc.broker.reply cimport conn_fail, packet_clear, send_packet
+from mqttc.broker.durable cimport note_filter, note_group, note_subscribe, until_now
+from mqttc.broker.journal cimport HANDOUT_PENDING, RECORD_UNSUBSCRIBE
+from mqttc.broker.reply cimport conn_fail, packet_clear, send_packet_after
 from mqttc.broker.report cimport EV_SUBSCRIBED, EV_UNSUBSCRIBED, LOG_DEBUG, report, text
 from mqttc.broker.retain cimport retain_cursor_init
-from mqttc.broker.routes cimport subscription_ids_build
+from mqttc.broker.routes cimport OPTION_DURABLE, subscription_ids_build
 from mqttc.broker.session cimport (
     group_credit_of, groups_take_back, handout_end, membership_add, session_handle, subscription_add, subscription_find, subscription_remove,
 )
@@ -53,7 +55,8 @@ cdef uint8_t group_join_tree(Worker *worker, Session *session, Subscription *sub
         home = <uint16_t> ((hash_bytes(group) ^ hash_bytes(plain)) % worker.engine.settings.workers)
         if trie_group_join(worker.engine.trie, group, plain, home, &id) != ST_OK:
             return RC_QUOTA_EXCEEDED
-        subscription.membership = membership_add(session, id)
+        if not session.durable or note_group(worker, id, span_make(subscription.filter, subscription.filter_bytes)):
+            subscription.membership = membership_add(session, id)
         if subscription.membership == 0:
             trie_group_leave(worker.engine.trie, group, plain)
             return RC_QUOTA_EXCEEDED
@@ -120,7 +123,7 @@ cdef uint8_t subscribe_one(Worker *worker, Conn *conn, const Filter *filter, uin
     cdef uint8_t reason
     cdef bint shared = False
     cdef bint existed = False
-    cdef bint fresh
+    cdef bint fresh, handing_out
     reason = filter_verdict(worker, conn, filter.text, &group, &plain, &shared)
     if reason != RC_SUCCESS:
         return reason
@@ -138,17 +141,29 @@ cdef uint8_t subscribe_one(Worker *worker, Conn *conn, const Filter *filter, uin
     subscription.id = id
     if shared:
         reason = group_join_tree(worker, session, subscription, group, plain, fresh)
-    elif trie_subscribe(worker.engine.trie, plain, session_handle(worker, session), options, id, &existed) != ST_OK:
+    elif trie_subscribe(
+        worker.engine.trie, plain, session_handle(worker, session), options | (OPTION_DURABLE if session.durable else 0), id, &existed,
+    ) != ST_OK:
         reason = RC_QUOTA_EXCEEDED
     if reason != RC_SUCCESS:
         if fresh:
             subscription_remove(worker, session, subscription)
         return reason
+    handing_out = not shared and (options & OPT_RETAIN_HANDLING_MASK == 0x00 or (options & OPT_RETAIN_HANDLING_MASK == 0x10 and fresh))
+    if not note_subscribe(worker, session, filter.text, options | (HANDOUT_PENDING if handing_out else 0), id):
+        handing_out = False             # it is in force, but a crash may lose it: rather none
+        if shared:
+            unsubscribe_one(worker, session, filter.text)
+            return RC_QUOTA_EXCEEDED
+        trie_unsubscribe(worker.engine.trie, plain, session_handle(worker, session))
+        subscription_remove(worker, session, subscription)
+        return RC_QUOTA_EXCEEDED
     # Retained messages: not for shared subscriptions [MQTT-4.8.2], else by retain handling [MQTT-3.3.1-9..11]
-    if not shared and (options & OPT_RETAIN_HANDLING_MASK == 0x00 or (options & OPT_RETAIN_HANDLING_MASK == 0x10 and fresh)):
+    if handing_out:
         reason = handout_add(session, subscription, plain)
         if reason != RC_SUCCESS:
             if fresh:                   # what is refused is not in force
+                note_filter(worker, RECORD_UNSUBSCRIBE, session, filter.text)
                 trie_unsubscribe(worker.engine.trie, plain, session_handle(worker, session))
                 subscription_remove(worker, session, subscription)
             return reason
@@ -161,7 +176,7 @@ cdef bint reply_with_codes(Worker *worker, Conn *conn, uint8_t packet_type, uint
     packet_clear(&reply, packet_type)
     reply.packet_id = packet_id
     reply.list = codes
-    if send_packet(worker, conn, &reply) == ST_LIMIT:           # the client takes less than its own request's answer
+    if send_packet_after(worker, conn, &reply, until_now(worker) if conn.session.durable else 0) == ST_LIMIT:   # it takes less than its own request's answer
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
     return True
@@ -233,6 +248,7 @@ cdef uint8_t unsubscribe_one(Worker *worker, Session *session, Span filter) noex
     else:
         trie_unsubscribe(worker.engine.trie, filter, session_handle(worker, session))
         handout_drop(session, filter)
+    note_filter(worker, RECORD_UNSUBSCRIBE, session, filter)
     subscription_remove(worker, session, subscription)
     return RC_SUCCESS
 

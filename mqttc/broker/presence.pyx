@@ -8,6 +8,7 @@ from mqttc.base.timer cimport wheel_add, wheel_cancel
 from mqttc.base.types cimport span_make
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.deliver cimport publish_message, tell_group
+from mqttc.broker.durable cimport note_presence, note_will_done
 from mqttc.broker.report cimport EV_SESSION_EXPIRED, LOG_INFO, report
 from mqttc.broker.session cimport group_credit_of, groups_take_back, session_end, session_handle
 from mqttc.broker.state cimport (
@@ -24,12 +25,19 @@ cdef void will_free(Worker *worker, Will *will) noexcept nogil:
     mem_free(will)
 
 
+cdef void will_drop(Worker *worker, Session *session) noexcept nogil:
+    note_will_done(worker, session)
+    will_free(worker, session.will)
+    session.will = NULL
+
+
 cdef void will_publish(Worker *worker, Session *session) noexcept nogil:
     """[MQTT-3.1.2-8]; the message's expiry counts from now."""
     cdef Will *will = session.will
     session.will = NULL
     if will == NULL:
         return
+    note_will_done(worker, session)
     if will.has_expiry:
         will.msg.expires_at_ms = worker.reactor.now_ms + <int64_t> will.expiry_s * 1000
     stat(&worker.stats, C_WILLS_PUBLISHED)
@@ -61,7 +69,7 @@ cdef void session_finish(Worker *worker, Session *session) noexcept nogil:
     session_end(worker, session)
 
 
-cdef void timer_arm(Worker *worker, Session *session) noexcept nogil:
+cdef void session_rest(Worker *worker, Session *session) noexcept nogil:
     cdef int64_t deadline = -1
     cdef int64_t will_due
     if session.expiry_s != NEVER:
@@ -99,24 +107,22 @@ cdef void session_offline(Worker *worker, Conn *conn, bint ending, bint cancel_d
         ending = True
     if session.will != NULL:
         if not conn.keep_will:          # [MQTT-3.14.4-3]
-            will_free(worker, session.will)
-            session.will = NULL
+            will_drop(worker, session)
         elif ending or session.will.delay_s == 0:
             will_publish(worker, session)
         elif cancel_delayed:
-            will_free(worker, session.will)
-            session.will = NULL
+            will_drop(worker, session)
     if ending:
         session_end(worker, session)
         return
-    timer_arm(worker, session)
+    note_presence(worker, session, False)
+    session_rest(worker, session)
 
 
 cdef void session_online(Worker *worker, Session *session, Conn *conn) noexcept nogil:
     wheel_cancel(worker.reactor.wheel, &session.timer)
     if session.will != NULL:            # the client is back before the delay's end [MQTT-3.1.3-9]
-        will_free(worker, session.will)
-        session.will = NULL
+        will_drop(worker, session)
     session.conn = conn
     conn.session = session
     session.window_used = 0
@@ -137,4 +143,4 @@ cdef void session_timer(Worker *worker, Session *session) noexcept nogil:
         return
     if session.will != NULL and worker.reactor.now_ms >= session.offline_since_ms + <int64_t> session.will.delay_s * 1000:
         will_publish(worker, session)
-    timer_arm(worker, session)
+    session_rest(worker, session)

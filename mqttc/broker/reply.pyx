@@ -1,9 +1,10 @@
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memset
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_free
-from mqttc.base.ring cimport Ring, ring_at, ring_free, ring_init, ring_push
+from mqttc.base.ring cimport Ring, ring_at, ring_free, ring_init, ring_pop_front, ring_push
 from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
+from mqttc.broker.durable cimport wait_conn
 from mqttc.broker.report cimport EV_PROTOCOL_ERROR, EV_REFUSED, LOG_WARNING, report
 from mqttc.broker.state cimport CONN_BRAKED, CONN_DONE, CONN_QUIET, CONN_UP, Conn, HeldAck, Worker
 from mqttc.broker.stats cimport C_CONNECTS_REFUSED, C_PROTOCOL_ERRORS, C_SENT, stat
@@ -62,24 +63,105 @@ cdef void send_ack(Worker *worker, Conn *conn, uint8_t packet_type, uint16_t pac
     stat(&worker.stats, C_SENT + packet_type)
 
 
-cdef void acknowledge(Worker *worker, Conn *conn, uint8_t packet_type, uint16_t packet_id, uint8_t reason) noexcept nogil:
-    cdef HeldAck *held
-    if not conn.flags & CONN_BRAKED:
-        send_ack(worker, conn, packet_type, packet_id, reason)
-        return
+cdef HeldAck *held_push(Worker *worker, Conn *conn, uint64_t until) noexcept nogil:
+    """NULL: no memory, and the connection closes."""
+    cdef HeldAck *held = NULL
     if conn.held_acks == NULL:
         conn.held_acks = <Ring *> mem_alloc(sizeof(Ring))
-        if conn.held_acks == NULL:
-            link_close(worker.reactor, &conn.link, END_NO_MEMORY)
-            return
-        ring_init(conn.held_acks, sizeof(HeldAck))
-    held = <HeldAck *> ring_push(conn.held_acks)
+        if conn.held_acks != NULL:
+            ring_init(conn.held_acks, sizeof(HeldAck))
+    if conn.held_acks != NULL:
+        held = <HeldAck *> ring_push(conn.held_acks)
     if held == NULL:
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return NULL
+    memset(held, 0, sizeof(HeldAck))
+    if until > worker.journal_committed:
+        held.until = until
+        wait_conn(worker, conn)
+    return held
+
+
+cdef void acknowledge(Worker *worker, Conn *conn, uint8_t packet_type, uint16_t packet_id, uint8_t reason, uint64_t until) noexcept nogil:
+    cdef HeldAck *held
+    if conn.phase == CONN_DONE:
         return
-    held.packet_id = packet_id
-    held.packet_type = packet_type
-    held.reason = reason
+    if conn.held_acks == NULL and not conn.flags & CONN_BRAKED and until <= worker.journal_committed:
+        send_ack(worker, conn, packet_type, packet_id, reason)
+        return
+    held = held_push(worker, conn, until)
+    if held != NULL:
+        held.packet_id = packet_id
+        held.packet_type = packet_type
+        held.reason = reason
+
+
+cdef void answer(Worker *worker, Conn *conn, uint8_t packet_type, uint16_t packet_id, uint8_t reason, uint64_t until) noexcept nogil:
+    if until <= worker.journal_committed and (conn.held_acks == NULL or conn.flags & CONN_BRAKED):
+        send_ack(worker, conn, packet_type, packet_id, reason)
+    else:
+        acknowledge(worker, conn, packet_type, packet_id, reason, until)
+
+
+cdef int send_packet_after(Worker *worker, Conn *conn, const Packet *packet, uint64_t until) noexcept nogil:
+    cdef HeldAck *held
+    cdef uint32_t n
+    if until <= worker.journal_committed:
+        return send_packet(worker, conn, packet)
+    n = packet_size(conn.dialect, packet)
+    if n == 0 or (conn.maximum_packet_size and n > conn.maximum_packet_size):
+        return ST_LIMIT
+    held = held_push(worker, conn, until)
+    if held == NULL:
+        return ST_NO_MEMORY
+    held.packet_type = packet.type
+    held.packet_bytes = n
+    held.packet = <uint8_t *> mem_alloc(n)
+    if held.packet == NULL:
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        return ST_NO_MEMORY
+    encode_packet(conn.dialect, packet, held.packet)
+    return ST_OK
+
+
+cdef void held_send(Worker *worker, Conn *conn, HeldAck *held) noexcept nogil:
+    cdef uint8_t *out
+    if held.packet == NULL:
+        send_ack(worker, conn, held.packet_type, held.packet_id, held.reason)
+        return
+    if conn.phase != CONN_DONE:
+        conn.reply_bytes = (conn.reply_bytes if conn.link.out.bytes else 0) + held.packet_bytes
+        out = outq_reserve(&worker.reactor.chunks, &conn.link.out, held.packet_bytes)
+        if out == NULL:
+            link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+        else:
+            memcpy(out, held.packet, held.packet_bytes)
+            link_dirty(worker.reactor, &conn.link)
+            stat(&worker.stats, C_SENT + held.packet_type)
+    mem_free(held.packet)
+    held.packet = NULL
+
+
+cdef void held_free(Conn *conn) noexcept nogil:
+    ring_free(conn.held_acks)
+    mem_free(conn.held_acks)
+    conn.held_acks = NULL
+
+
+cdef bint replies_release(Worker *worker, Conn *conn) noexcept nogil:
+    cdef HeldAck *held
+    cdef bint welcome = False
+    if conn.held_acks == NULL or conn.flags & CONN_BRAKED:
+        return False
+    while conn.held_acks.count:
+        held = <HeldAck *> ring_at(conn.held_acks, 0)
+        if held.until > worker.journal_committed:
+            return welcome
+        welcome |= held.packet_type == CONNACK
+        held_send(worker, conn, held)
+        ring_pop_front(conn.held_acks, 1)
+    held_free(conn)
+    return welcome
 
 
 cdef uint32_t acks_held(const Conn *conn) noexcept nogil:
@@ -87,17 +169,17 @@ cdef uint32_t acks_held(const Conn *conn) noexcept nogil:
 
 
 cdef void acks_release(Worker *worker, Conn *conn) noexcept nogil:
-    cdef uint32_t i
-    cdef HeldAck *held
     conn.flags &= ~CONN_BRAKED
+    replies_release(worker, conn)
+
+
+cdef void replies_drop(Conn *conn) noexcept nogil:
+    cdef uint32_t i
     if conn.held_acks == NULL:
         return
     for i in range(conn.held_acks.count):
-        held = <HeldAck *> ring_at(conn.held_acks, i)
-        send_ack(worker, conn, held.packet_type, held.packet_id, held.reason)
-    ring_free(conn.held_acks)
-    mem_free(conn.held_acks)
-    conn.held_acks = NULL
+        mem_free((<HeldAck *> ring_at(conn.held_acks, i)).packet)
+    held_free(conn)
 
 
 cdef void refuse_connect(Worker *worker, Conn *conn, uint8_t level, uint8_t reason, Span server_reference, Span detail) noexcept nogil:

@@ -25,6 +25,8 @@ cdef enum LogEvent:
     EV_RETAINED_LIMIT
     EV_TRANSPORT_FAILED
     EV_HTTP_REFUSED
+    EV_JOURNAL_FAILS
+    EV_JOURNAL_HOLDS
 
 cdef enum LogLevel:
     LOG_DEBUG = 10

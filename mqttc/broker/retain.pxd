@@ -15,6 +15,7 @@ cdef struct RetainStore:
     uint64_t bytes                         # of memory held: blocks, index entries and topics
     uint64_t max_count                     # limits; 0: none
     uint64_t max_bytes
+    uint64_t *versions                     # atomic: counts changes; NULL: nobody asks
     void *private
 
 cdef struct RetainCursor:                  # of one hand-out; owner thread only
@@ -32,7 +33,8 @@ cdef RetainStore *retain_build(uint64_t max_count, uint64_t max_bytes) noexcept 
 cdef void retain_free(RetainStore *store, MsgPool *pool) noexcept nogil
 # Sets (takes a reference of its own) or, when the payload is empty, clears [MQTT-3.3.1-6]. ST_OK, ST_NO_MEMORY, ST_LIMIT (not stored: a new topic over a limit,
 # or a larger message over max_bytes; what stood there stands). The replaced message is dropped into pool after the lock is let go.
-cdef int retain_set(RetainStore *store, MsgPool *pool, Msg *msg) noexcept nogil
+# version: of two changes to one topic the later one's is higher; 0 where the store counts none. May be NULL.
+cdef int retain_set(RetainStore *store, MsgPool *pool, Msg *msg, uint64_t *version) noexcept nogil
 cdef int retain_cursor_init(RetainCursor *cursor, Span filter) noexcept nogil          # ST_OK, ST_NO_MEMORY
 cdef void retain_cursor_free(RetainCursor *cursor) noexcept nogil
 # Up to room messages that match, in topic order inside a stripe, each with a reference for the caller; expired ones are left out (and removed).

@@ -11,7 +11,7 @@ from libc.string cimport memcmp, memcpy, memmove
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free, mem_resize
 from mqttc.base.map cimport Map, hash_bytes, map_find, map_free, map_init, map_insert, map_remove
 from mqttc.base.msg cimport Msg, MsgPool, msg_drop, msg_share, msg_topic
-from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_load_u64_relaxed, atomic_store_u64_relaxed, span_make
+from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_u64_relaxed, atomic_load_u64_relaxed, atomic_store_u64_relaxed, span_make
 from mqttc.broker.trie cimport trie_stripe
 from mqttc.proto.topic cimport filter_has_wildcard, level_next
 
@@ -352,7 +352,13 @@ cdef void retain_free(RetainStore *store, MsgPool *pool) noexcept nogil:
     mem_free(store)
 
 
-cdef int retain_clear(RetainStore *store, MsgPool *pool, Span topic) noexcept nogil:
+cdef inline void version_next(RetainStore *store, uint64_t *version) noexcept nogil:
+    """Under the topic's stripe lock."""
+    if version != NULL:
+        version[0] = atomic_add_u64_relaxed(store.versions, 1) if store.versions != NULL else 0
+
+
+cdef int retain_clear(RetainStore *store, MsgPool *pool, Span topic, uint64_t *version) noexcept nogil:
     cdef Stripe *stripe = stripe_of(store, topic)
     cdef uint32_t hash = hash_bytes(topic)
     cdef Msg *old = NULL
@@ -361,6 +367,7 @@ cdef int retain_clear(RetainStore *store, MsgPool *pool, Span topic) noexcept no
     entry = entry_find(stripe, topic, hash)
     if entry != NULL:
         old = entry_remove(store, stripe, entry)
+    version_next(store, version)
     pthread_mutex_unlock(&stripe.lock)
     if old != NULL:
         msg_drop(pool, old)
@@ -398,7 +405,7 @@ cdef int entry_add(RetainStore *store, Stripe *stripe, Entry *entry, Msg *msg) n
     return ST_OK
 
 
-cdef int retain_set(RetainStore *store, MsgPool *pool, Msg *msg) noexcept nogil:
+cdef int retain_set(RetainStore *store, MsgPool *pool, Msg *msg, uint64_t *version) noexcept nogil:
     cdef Span topic = msg_topic(msg)
     cdef Stripe *stripe
     cdef Entry *entry
@@ -407,7 +414,7 @@ cdef int retain_set(RetainStore *store, MsgPool *pool, Msg *msg) noexcept nogil:
     cdef uint32_t hash
     cdef int status
     if msg.payload_bytes == 0:
-        return retain_clear(store, pool, topic)
+        return retain_clear(store, pool, topic, version)
     stripe = stripe_of(store, topic)
     hash = hash_bytes(topic)
     pthread_mutex_lock(&stripe.lock)
@@ -430,6 +437,10 @@ cdef int retain_set(RetainStore *store, MsgPool *pool, Msg *msg) noexcept nogil:
         status = entry_add(store, stripe, spare, msg)
         if status == ST_OK:
             spare = NULL
+    if status == ST_OK:
+        version_next(store, version)
+    elif version != NULL:
+        version[0] = 0
     pthread_mutex_unlock(&stripe.lock)
     mem_free(spare)
     if old != NULL:

@@ -21,6 +21,20 @@ cdef enum EntryFlag:
     ENTRY_NOT_OWN = 1              # not for messages that this session published itself
     ENTRY_OWN_ONLY = 2             # only for those
     ENTRY_RETAIN_AS_PUBLISHED = 4
+    ENTRY_DURABLE = 8              # the session outlives its connection
+
+cdef enum:
+    OPTION_DURABLE = 0x40          # beside SubscriptionOption in the tree: the subscriber is such a session
+
+cdef struct DurableFilter:         # messages whose topic matches are at least that durable
+    uint8_t *text                  # owned
+    uint32_t bytes
+    uint8_t durability
+
+cdef struct RouteRules:            # immutable while routes are built
+    DurableFilter *filters         # owned
+    uint32_t filter_count
+    uint8_t durability             # of every topic
 
 cdef struct RouteEntry:
     uint64_t session               # handle
@@ -46,6 +60,8 @@ cdef struct Route:
     uint32_t hash
     uint32_t age                   # of the cache: 1 since it was used last
     uint32_t ring_index            # of the cache
+    uint32_t durable_count         # entries with ENTRY_DURABLE
+    uint8_t durability             # Durability by the topic
     uint64_t bytes                 # of this block; subscription identifiers not counted
     RouteSlice *slices             # worker_count of them
     RouteEntry *entries
@@ -60,6 +76,7 @@ cdef struct RouteCache:            # one per worker, owner thread only
     uint32_t capacity              # routes
     uint32_t worker_count
     Trie *trie
+    const RouteRules *rules        # NULL: none
     uint64_t bytes                 # of all routes in it
     uint64_t max_bytes             # routes_init sets a default; the newest route stays whatever its size
     uint64_t hits                  # counters of the owner, any reader
@@ -78,6 +95,12 @@ cdef void subscription_ids_drop(SubscriptionIds *ids) noexcept nogil           #
 cdef SubscriptionIds *subscription_ids_build(uint32_t count) noexcept nogil    # refs 1, ids to be filled; NULL: no memory
 cdef uint64_t routes_live() noexcept nogil                                     # debug: routes made less freed, of the process
 cdef uint64_t subscription_ids_live() noexcept nogil
+
+cdef inline bint entry_applies(const RouteEntry *entry, uint64_t publisher) noexcept nogil:
+    """Whether it is for what this session has published. [MQTT-3.8.3-3]"""
+    if entry.session == publisher:
+        return not entry.flags & ENTRY_NOT_OWN
+    return not entry.flags & ENTRY_OWN_ONLY
 
 cdef inline bint route_fresh(const Trie *trie, const Route *route) noexcept nogil:
     """Whether the route still says what the tree says."""

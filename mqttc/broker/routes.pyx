@@ -17,6 +17,7 @@ from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push, vec_swap_
 from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.trie cimport Trie, TrieMatch, trie_match, trie_stripe
 from mqttc.proto.packet cimport OPT_NO_LOCAL, OPT_QOS_MASK, OPT_RETAIN_AS_PUBLISHED
+from mqttc.proto.topic cimport topic_matches
 
 cdef enum:
     ROUTE_BYTES_MEAN = 2048        # max_bytes is capacity times this by default
@@ -168,6 +169,8 @@ cdef int entry_fill(RouteEntry *entry, const Scratch *scratch, const Merged *mer
         if not (whose == ENTRY_OWN_ONLY and no_local(match)):
             if (match.options & OPT_QOS_MASK) > entry.qos:
                 entry.qos = match.options & OPT_QOS_MASK           # the highest [MQTT-3.3.4-2]
+            if match.options & OPTION_DURABLE:
+                entry.flags |= ENTRY_DURABLE
             if match.options & OPT_RETAIN_AS_PUBLISHED:
                 entry.flags |= ENTRY_RETAIN_AS_PUBLISHED
             id_count += match.subscription_id != 0
@@ -251,6 +254,18 @@ cdef int route_fill(Route *route, const Scratch *scratch) noexcept nogil:
     return ST_OK
 
 
+cdef void route_rate(Route *route, const RouteRules *rules) noexcept nogil:
+    """What durability asks for."""
+    cdef Span topic = span_make(route.topic, route.topic_bytes)
+    cdef uint32_t i
+    for i in range(route.entry_count):
+        route.durable_count += route.entries[i].flags & ENTRY_DURABLE != 0
+    route.durability = rules.durability
+    for i in range(rules.filter_count):
+        if rules.filters[i].durability > route.durability and topic_matches(span_make(rules.filters[i].text, rules.filters[i].bytes), topic):
+            route.durability = rules.filters[i].durability
+
+
 cdef Route *route_build(RouteCache *cache, Span topic, uint32_t hash) noexcept nogil:
     cdef Scratch scratch
     cdef Route *route = NULL
@@ -268,6 +283,8 @@ cdef Route *route_build(RouteCache *cache, Span topic, uint32_t hash) noexcept n
             if route_fill(route, &scratch) != ST_OK:
                 route_drop(route)
                 route = NULL
+            elif cache.rules != NULL:
+                route_rate(route, cache.rules)
         mem_free(scratch.merged)
     if cache.matches.capacity > SCRATCH_MAX:
         vec_free(&cache.matches)
@@ -294,6 +311,7 @@ cdef int routes_init(RouteCache *cache, Trie *trie, uint32_t worker_count, uint3
     cache.capacity = capacity if capacity else 1
     cache.worker_count = worker_count
     cache.trie = trie
+    cache.rules = NULL
     cache.bytes = 0
     cache.max_bytes = <uint64_t> cache.capacity * ROUTE_BYTES_MEAN
     cache.hits = 0

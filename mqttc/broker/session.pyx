@@ -8,11 +8,12 @@ from mqttc.base.ring cimport Ring, ring_at, ring_free, ring_init, ring_pop_front
 from mqttc.base.timer cimport wheel_cancel
 from mqttc.base.types cimport ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, span_equal, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push, vec_swap_remove
+from mqttc.broker.durable cimport note_done, note_session_end
 from mqttc.broker.mail cimport post_group
 from mqttc.broker.retain cimport retain_cursor_free
 from mqttc.broker.routes cimport subscription_ids_drop
 from mqttc.broker.state cimport (
-    GROUP_LEAVE, GROUP_RETURN, OUT_DONE, OUT_SENT, QE_COUNTED, SESSION_CREDIT_DIRTY, SESSION_QOS0_QUEUED, SESSION_SPARSE, TIMER_SESSION, GroupMail,
+    GROUP_LEAVE, GROUP_RETURN, OUT_DONE, OUT_SENT, QE_COUNTED, QE_JOURNALED, QE_STORED, SESSION_CREDIT_DIRTY, SESSION_QOS0_QUEUED, SESSION_SPARSE, TIMER_SESSION, GroupMail,
     Handout, Membership, QueueEntry, Session, Subscription, Worker,
 )
 from mqttc.broker.stats cimport (
@@ -182,6 +183,11 @@ cdef void session_end(Worker *worker, Session *session) noexcept nogil:
                     mail.session = handle
                 membership.group = 0    # what is still outstanding (QoS 2) ends with the session and owes nobody
     credit_forget(worker, session)      # after all that may owe credit
+    for i in range(session.inflight.count):
+        note_done(worker, session, <QueueEntry *> ring_at(&session.inflight, i))
+    for i in range(session.queue.count):
+        note_done(worker, session, <QueueEntry *> ring_at(&session.queue, i))
+    note_session_end(worker, session)
     if session.subscriptions != NULL:
         for i in range(session.subscriptions.count):
             subscription = <Subscription *> vec_at(session.subscriptions, i)
@@ -203,6 +209,9 @@ cdef void session_end(Worker *worker, Session *session) noexcept nogil:
 # ---- queue and in-flight ring
 
 cdef void entry_release(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
+    if entry.state & (QE_STORED << 4):
+        entry.msg = NULL
+        entry.member = 0
     if entry.msg != NULL:
         msg_drop(&worker.msgs, entry.msg)
         entry.msg = NULL
@@ -279,10 +288,12 @@ cdef QueueEntry *inflight_find(Session *session, uint16_t packet_id) noexcept no
 
 
 cdef void inflight_done(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
+    note_done(worker, session, entry)
     if entry.state & (QE_COUNTED << 4):
         session.window_used -= 1
-    entry.state = OUT_DONE
+    entry.state = (entry.state & (QE_STORED << 4)) | OUT_DONE
     entry_release(worker, session, entry)
+    entry.state = OUT_DONE
     stat_sub(&worker.stats, C_INFLIGHT, 1)
     while session.inflight.count and (<QueueEntry *> ring_at(&session.inflight, 0)).state & 15 == OUT_DONE:
         ring_pop_front(&session.inflight, 1)
@@ -295,6 +306,8 @@ cdef void inflight_done(Worker *worker, Session *session, QueueEntry *entry) noe
 
 
 cdef uint64_t entry_bytes(const QueueEntry *entry) noexcept nogil:
+    if entry.state & (QE_STORED << 4):
+        return ENTRY_OVERHEAD + entry.member
     return ENTRY_OVERHEAD + entry.msg.topic_bytes + entry.msg.properties_bytes + entry.msg.payload_bytes
 
 
@@ -330,6 +343,7 @@ cdef void queue_remove(Worker *worker, Session *session, uint32_t index) noexcep
     session.queued_bytes -= n
     stat_sub(&worker.stats, C_QUEUED, 1)
     stat_sub(&worker.stats, C_QUEUED_BYTES, n)
+    note_done(worker, session, &entry)
     entry_release(worker, session, &entry)
 
 
@@ -516,6 +530,7 @@ cdef uint32_t membership_add(Session *session, uint64_t group) noexcept nogil:
             return 0
     memset(membership, 0, sizeof(Membership))
     membership.group = group
+    membership.origin = group
     return i + 1
 
 
@@ -558,12 +573,15 @@ cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint
     while i:
         i -= 1
         entry = <QueueEntry *> ring_at(&session.queue, i)
-        if entry.member and (only == 0 or entry.member == only):
+        if entry.member and not entry.state & (QE_STORED << 4) and (only == 0 or entry.member == only):
             session.queued_bytes -= entry_bytes(entry)
             stat_sub(&worker.stats, C_QUEUED, 1)
             stat_sub(&worker.stats, C_QUEUED_BYTES, entry_bytes(entry))
-            if not give_back(worker, session, entry):
+            if give_back(worker, session, entry):
+                entry.state &= ~(QE_JOURNALED << 4)             # it is the group's again, as the journal has it
+            else:
                 stat(&worker.stats, C_DROPPED_SESSION_END)
+            note_done(worker, session, entry)
             entry_release(worker, session, entry)
             ring_remove(&session.queue, i)
     if not with_inflight:
@@ -575,7 +593,9 @@ cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint
             continue                    # acknowledged ones at the front were removed with it
         entry = <QueueEntry *> ring_at(&session.inflight, i)
         if entry.member and entry.qos == 1 and entry.state & 15 == OUT_SENT and (only == 0 or entry.member == only):
-            if not give_back(worker, session, entry):
+            if give_back(worker, session, entry):
+                entry.state &= ~(QE_JOURNALED << 4)
+            else:
                 stat(&worker.stats, C_DROPPED_SESSION_END)
             inflight_done(worker, session, entry)
 

@@ -15,8 +15,9 @@ from mqttc.base.ring cimport Ring
 from mqttc.base.timer cimport TimerNode
 from mqttc.base.types cimport Span
 from mqttc.base.vec cimport Vec
+from mqttc.broker.journal cimport Body, Journal, Record
 from mqttc.broker.retain cimport RetainCursor, RetainStore
-from mqttc.broker.routes cimport Route, RouteCache, SubscriptionIds
+from mqttc.broker.routes cimport Route, RouteCache, RouteRules, SubscriptionIds
 from mqttc.broker.stats cimport Stats
 from mqttc.broker.trie cimport Trie
 from mqttc.net.outq cimport Chunk
@@ -85,6 +86,8 @@ cdef struct Settings:                  # read only once workers run; units in na
     uint32_t max_request_head          # bytes, of HTTP
     uint32_t max_frame_size            # bytes, of WebSocket
     uint32_t queue_qos0_offline
+    uint32_t durability                # Durability of every message; filters and listeners may ask for more
+    uint32_t spill_after               # messages of an off-line session whose bodies stay in memory
     uint32_t log_level
 
 cdef struct Listener:                  # read only once workers run, but for the gauge
@@ -94,6 +97,7 @@ cdef struct Listener:                  # read only once workers run, but for the
     uint8_t anonymous                  # 0 deny, 1 allow, 2 loopback
     uint8_t ask_gate                   # CONNECTs with credentials or an authentication method become questions
     uint8_t http                       # connections begin with an HTTP request
+    uint8_t durability                 # at least, of what its clients publish
     uint32_t max_connections
     uint32_t tcp_user_timeout_ms
     uint32_t keepalive_idle_s
@@ -111,15 +115,19 @@ cdef enum EntryState:
     OUT_DONE = 0                       # acknowledged, not yet at the front of the ring (or given back to a group)
     OUT_SENT = 1                       # PUBLISH was sent (on this or an earlier connection)
     OUT_RELEASED = 2                   # PUBREC came, PUBREL was sent; the message is gone
+    OUT_HELD = 3                       # has a packet id that is not in the journal's file yet: QoS 2 waits for that
+    OUT_READY = 4                      # that is done: it may be sent for the first time
 
 cdef enum QueueEntryFlag:
     QE_RETAIN = 1                      # send with RETAIN 1
     QE_COUNTED = 2                     # takes a slot of the window on this connection
+    QE_JOURNALED = 4                   # the journal knows this delivery
+    QE_STORED = 8                      # its body lies in the journal's file alone: see QueueEntry.msg
 
 cdef struct QueueEntry:                # a message in a session's queue or in-flight ring; owns one reference each of msg and subscription_ids
-    Msg *msg
+    Msg *msg                           # QE_STORED: its id in the journal instead (entry_id)
     SubscriptionIds *subscription_ids  # NULL: none
-    uint32_t member                    # 1 + index in session.memberships; 0: not from a shared group
+    uint32_t member                    # 1 + index in session.memberships; 0: not from a shared group. QE_STORED: bytes of the body
     uint16_t packet_id                 # in flight only
     uint8_t qos
     uint8_t state                      # EntryState (low 4 bits), QueueEntryFlag (high 4 bits, shifted)
@@ -135,6 +143,7 @@ cdef struct Subscription:              # one of a session's
 
 cdef struct Membership:                # a session's part in a shared group
     uint64_t group                     # id; 0: left (the slot is free when outstanding is 0)
+    uint64_t origin                    # the same, also after it was left
     uint32_t outstanding               # entries of the session's rings that came from the group
     uint32_t owed                      # credit to grant at the end of the turn
 
@@ -178,6 +187,8 @@ cdef struct Session:
     uint32_t resend                    # in-flight entries before this index were sent on this connection
     uint32_t dropped                   # messages dropped, all reasons
     uint8_t flags
+    uint8_t durable                    # the journal knows it: it outlives its connection
+    uint8_t reading                    # bodies of its queue are on their way
     uint16_t pressure_id               # next_packet_id when it was last looked at
     int64_t offline_since_ms
     int64_t pressure_since_ms          # its publishers are slowed since then; 0: they are not
@@ -204,6 +215,7 @@ cdef enum ConnPhase:
     CONN_HEAD_ASKED = 6                # parked: the head is with the gate
     CONN_UPGRADING = 7                 # resumed: it becomes a WebSocket with what was read so far
     CONN_TUNNEL = 8                    # bytes go through to `partner`, unread
+    CONN_COMMITTING = 9                # parked: its CONNACK waits for the journal
 
 cdef enum ConnFlag:
     CONN_BRAKED = 1                    # acks are held until brake_until_ms
@@ -236,7 +248,10 @@ cdef struct AliasesOut:
     uint32_t bytes
     AliasOut items[1]
 
-cdef struct HeldAck:
+cdef struct HeldAck:                   # or another reply that waits for the journal
+    uint64_t until                     # sequence of this worker's journal that must be committed; 0: none
+    uint8_t *packet                    # owned: encoded, where it is no plain acknowledgement; NULL
+    uint32_t packet_bytes
     uint16_t packet_id
     uint8_t packet_type
     uint8_t reason
@@ -259,6 +274,7 @@ cdef struct Conn:
     int64_t brake_until_ms
     int64_t last_packet_ms
     int64_t question_due_ms            # where CONN_QUESTION_OPEN
+    uint64_t waits_until               # the last sequence for which it stands in worker.waits
     uint32_t maximum_packet_size       # what the client takes, bytes; 0: no limit
     uint32_t keep_alive_ms             # 1.5 x keep alive; 0: none
     uint32_t question                  # number of the last question; answers to others are stale
@@ -304,6 +320,8 @@ cdef enum MailKind:
     MAIL_SHUTDOWN = 7
     MAIL_HEAD = 8
     MAIL_LINK = 9
+    MAIL_COMMITTED = 10
+    MAIL_BODIES = 11
 
 cdef enum:
     PUBLISH_MAIL_ITEMS = 62
@@ -392,6 +410,29 @@ cdef struct BrakeMail:                 # a receiver of this publisher's messages
 cdef struct PlainMail:
     Mail mail
 
+cdef struct CommittedMail:             # of the journal
+    Mail mail
+    uint64_t sequence
+
+cdef struct BodiesMail:                # of the journal: what a session had asked for
+    Mail mail
+    uint64_t session
+    Body *bodies                       # owned
+    uint32_t count
+
+cdef enum WaitKind:
+    WAIT_CONN = 0                      # replies of a connection
+    WAIT_OFFER = 1                     # a QoS 2 message that is offered when it is safe
+    WAIT_SESSION = 2                   # QoS 2 deliveries whose packet ids are safe then, up to packet_id
+
+cdef struct Wait:                      # for a sequence of this worker's journal
+    uint64_t until
+    uint64_t session                   # handle; of WAIT_CONN: slot and generation of the link
+    Msg *msg                           # one reference
+    Route *route                       # one reference
+    uint16_t packet_id
+    uint8_t kind
+
 # ---- the gate
 
 cdef enum QuestionKind:
@@ -462,6 +503,13 @@ cdef struct Worker:
     TimerNode brake_timer
     TimerNode sweep_timer
     TimerNode shutdown_timer
+    Record *journal_first              # records of this turn
+    Record *journal_last
+    Record *journal_events             # a page of events, not linked yet
+    uint64_t journal_bytes
+    uint64_t journal_sequence          # of this turn's chain
+    uint64_t journal_committed
+    Ring waits                         # Wait, in the order of `until`
     Mail *post_first[256]              # mail of this turn, per worker
     Mail *post_last[256]
     uint64_t post_bytes[256]           # of the publications among it
@@ -477,6 +525,8 @@ cdef struct Engine:
     Clock clock
     Trie *trie
     RetainStore *retain
+    Journal *journal                   # NULL: nothing outlives the process
+    RouteRules rules                   # what routes are told beside the tree
     LogRing *log
     Gate gate
     Listener *listeners[256]

@@ -41,6 +41,8 @@ cdef enum Counter:
     C_REJECTED_BY_CLIENT               # PUBACK or PUBREC with a failure
     C_BRAKED
     C_MAIL_SENT
+    C_JOURNAL_LOST                     # notes that found no memory: after a crash something comes again
+    C_JOURNAL_REFUSED                  # PUBLISH refused while the journal cannot be written
     C_WEBSOCKETS_UPGRADED
     C_HTTP_REFUSED                     # requests that are none, too long, or answered with an error
     C_HTTP_SPLICED                     # connections handed through to the control plane

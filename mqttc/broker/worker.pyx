@@ -1,12 +1,13 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport strlen
+from libc.string cimport memset, strlen
 from posix.unistd cimport close, usleep
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport Mail, inbox_post, inbox_take, inbox_wake
-from mqttc.base.logring cimport logring_build, logring_free
+from mqttc.base.logring cimport LogRecord, log_text, logring_build, logring_free, logring_push
 from mqttc.base.map cimport map_free, map_init, map_next
-from mqttc.base.msg cimport msg_come_home, msg_take_strays, pool_free, pool_init
+from mqttc.base.msg cimport Msg, msg_come_home, msg_drop, msg_take_strays, pool_free, pool_init
+from mqttc.base.ring cimport ring_at, ring_init, ring_pop_front, ring_trim
 from mqttc.base.timer cimport TimerNode, wheel_add
 from mqttc.base.types cimport (
     ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_i64_relaxed, atomic_add_u32_relaxed, atomic_load_u64_relaxed, atomic_store_u32_release, span_equal,
@@ -14,30 +15,34 @@ from mqttc.base.types cimport (
 )
 from mqttc.base.vec cimport vec_at, vec_free, vec_init
 from mqttc.broker.conn cimport conn_data, conn_ended, conn_release, conn_timer, conn_uncount
-from mqttc.broker.deliver cimport Publication, credits_grant, fan_out_slice, on_group_mail, own_mail, publication_clear, publication_of, session_pump
+from mqttc.broker.deliver cimport Publication, bodies_arrived, credits_grant, delivery_ready, fan_out, fan_out_slice, on_group_mail, own_mail, publication_clear, publication_of, session_pump
+from mqttc.broker.durable cimport journal_flush, journal_forget
 from mqttc.broker.gate cimport gate_free, gate_init
 from mqttc.broker.group cimport group_free
 from mqttc.broker.handle cimport handle_worker
+from mqttc.broker.journal cimport Body, JournalHooks, journal_free, journal_start, journal_stop
 from mqttc.broker.mail cimport mail_discard, post, post_all, publish_mail_done
-from mqttc.broker.on_connect cimport conn_init, connect_adopt, on_answer
+from mqttc.broker.on_connect cimport conn_init, connect_adopt, connect_welcome, on_answer
 from mqttc.broker.on_head cimport on_head_answer, tunnel_drained
 from mqttc.broker.on_publish cimport brakes_release, conn_brake
 from mqttc.broker.presence cimport session_timer
-from mqttc.broker.reply cimport END_REFUSED, conn_disconnect, conn_of
-from mqttc.broker.report cimport EV_ACCEPT_ERROR, EV_CONNECTION_LIMIT, EV_NO_MEMORY, EV_SHUTTING_DOWN, LOG_INFO, LOG_WARNING, report, text
+from mqttc.broker.reply cimport END_REFUSED, conn_disconnect, conn_of, replies_release
+from mqttc.broker.report cimport (
+    EV_ACCEPT_ERROR, EV_CONNECTION_LIMIT, EV_JOURNAL_FAILS, EV_JOURNAL_HOLDS, EV_NO_MEMORY, EV_SHUTTING_DOWN, LOG_ERROR, LOG_INFO, LOG_WARNING, report, text,
+)
 from mqttc.broker.retain cimport retain_build, retain_free, retain_sweep
 from mqttc.broker.routes cimport route_drop, routes_free, routes_init
 from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
 from mqttc.broker.state cimport (
-    CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BRAKE, MAIL_GROUP, MAIL_HEAD, MAIL_LINK, MAIL_PUBLISH, MAIL_SHUTDOWN, TIMER_BRAKE,
-    TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, AdoptMail, AnswerMail, BlocksMail, BrakeMail, Conn, Engine, Group, GroupMail, HeadMail, LinkMail, Listener,
-    PlainMail, PublishMail, Session, Settings, Worker,
+    CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_BRAKE, MAIL_COMMITTED, MAIL_GROUP, MAIL_HEAD, MAIL_LINK,
+    MAIL_PUBLISH, MAIL_SHUTDOWN, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, WAIT_OFFER, WAIT_SESSION, AdoptMail, AnswerMail, BlocksMail,
+    BodiesMail, BrakeMail, CommittedMail, Conn, Engine, Group, GroupMail, HeadMail, LinkMail, Listener, PlainMail, PublishMail, Session, Settings, Wait, Worker,
 )
 from mqttc.broker.trie cimport trie_build, trie_free
 from mqttc.net.outq cimport chunk_drop
 from mqttc.net.proxy cimport proxy_accept
 from mqttc.net.reactor cimport (
-    Link, LinkHooks, link_close, link_open, reactor_abandon, reactor_build, reactor_ending, reactor_free, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
+    Link, LinkHooks, link_close, link_open, reactor_abandon, reactor_build, reactor_ending, reactor_free, reactor_link, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
 )
 from mqttc.net.tcp cimport PeerAddress, tcp_ops
 from mqttc.net.vouched cimport Proofs, vouched_wrap
@@ -151,6 +156,8 @@ cdef void on_turn_end(void *context) noexcept nogil:
     cdef Worker *worker = <Worker *> context
     credits_grant(worker)
     own_mail(worker)
+    if worker.engine.journal != NULL:
+        journal_flush(worker)
     post_all(worker)
 
 
@@ -190,6 +197,110 @@ cdef void on_brake_mail(Worker *worker, BrakeMail *mail) noexcept nogil:
         conn_brake(worker, session.conn, mail.pause)
 
 
+# ---- the journal
+
+cdef void wait_over(Worker *worker, Wait *wait) noexcept nogil:
+    cdef Publication pub
+    cdef Session *session
+    cdef Conn *conn
+    if wait.kind == WAIT_OFFER:
+        publication_of(worker, &pub, wait.msg)
+        fan_out(worker, &pub, wait.route)
+        publication_clear(worker, &pub)
+        route_drop(wait.route)
+    elif wait.kind == WAIT_SESSION:
+        session = session_of(worker, wait.session)
+        if session != NULL:
+            delivery_ready(worker, session, wait.packet_id)
+    else:
+        conn = <Conn *> reactor_link(worker.reactor, <uint32_t> wait.session, <uint32_t> (wait.session >> 32))
+        if conn != NULL and replies_release(worker, conn):
+            connect_welcome(worker, conn)
+
+
+cdef void on_committed(Worker *worker, uint64_t sequence) noexcept nogil:
+    cdef Wait wait
+    worker.journal_committed = sequence
+    while worker.waits.count and (<Wait *> ring_at(&worker.waits, 0)).until <= sequence:
+        wait = (<Wait *> ring_at(&worker.waits, 0))[0]
+        ring_pop_front(&worker.waits, 1)
+        wait_over(worker, &wait)
+    if worker.waits.count == 0 and worker.waits.capacity > 256:
+        ring_trim(&worker.waits)
+
+
+cdef void on_bodies_mail(Worker *worker, BodiesMail *mail) noexcept nogil:
+    cdef Session *session = session_of(worker, mail.session)
+    cdef uint32_t i
+    if session != NULL:
+        bodies_arrived(worker, session, mail.bodies, mail.count)
+    for i in range(mail.count):
+        if mail.bodies[i].msg != NULL:
+            msg_drop(&worker.msgs, mail.bodies[i].msg)
+    mem_free(mail.bodies)
+
+
+cdef void engine_post(Engine *engine, uint16_t worker, Mail *mail) noexcept nogil:
+    """[any thread]"""
+    mail.next = NULL
+    if inbox_post(&engine.workers[worker].reactor.inbox, mail, mail):
+        inbox_wake(&engine.workers[worker].reactor.inbox)
+
+
+cdef void journal_committed(void *context, uint16_t worker, uint64_t sequence) noexcept nogil:
+    cdef CommittedMail *mail = <CommittedMail *> mem_alloc(sizeof(CommittedMail))
+    while mail == NULL:                 # nothing else can tell it
+        usleep(1000)
+        mail = <CommittedMail *> mem_alloc(sizeof(CommittedMail))
+    mail.mail.kind = MAIL_COMMITTED
+    mail.sequence = sequence
+    engine_post(<Engine *> context, worker, &mail.mail)
+
+
+cdef void journal_bodies(void *context, uint16_t worker, uint64_t handle, Body *bodies, uint32_t count) noexcept nogil:
+    cdef BodiesMail *mail = <BodiesMail *> mem_alloc(sizeof(BodiesMail))
+    while mail == NULL:
+        usleep(1000)
+        mail = <BodiesMail *> mem_alloc(sizeof(BodiesMail))
+    mail.mail.kind = MAIL_BODIES
+    mail.session = handle
+    mail.bodies = bodies
+    mail.count = count
+    engine_post(<Engine *> context, worker, &mail.mail)
+
+
+cdef void journal_strays(void *context, uint16_t worker, Msg *chain) noexcept nogil:
+    cdef BlocksMail *mail = <BlocksMail *> mem_alloc(sizeof(BlocksMail))
+    cdef Msg *next
+    if mail == NULL:                    # dead and counted: the system gets them
+        while chain != NULL:
+            next = chain.next
+            mem_free(chain)
+            chain = next
+        return
+    mail.mail.kind = MAIL_BLOCKS
+    mail.chain = chain
+    engine_post(<Engine *> context, worker, &mail.mail)
+
+
+cdef void journal_state(void *context, bint failing, const char *why) noexcept nogil:
+    cdef Engine *engine = <Engine *> context
+    cdef LogRecord record
+    memset(&record, 0, sizeof(LogRecord))
+    record.wall_ms = engine.workers[0].reactor.wall_ms
+    record.event = EV_JOURNAL_FAILS if failing else EV_JOURNAL_HOLDS
+    record.level = LOG_ERROR if failing else LOG_WARNING
+    log_text(record.detail, &record.detail_bytes, sizeof(record.detail), text(why))
+    logring_push(engine.log, &record)
+
+
+cdef JournalHooks journal_hooks
+journal_hooks.committed = journal_committed
+journal_hooks.bodies = journal_bodies
+journal_hooks.strays = journal_strays
+journal_hooks.state = journal_state
+
+
 cdef void on_link_mail(Worker *worker, LinkMail *mail) noexcept nogil:
     cdef Conn *conn = <Conn *> link_open(worker.reactor, &mail.transport, &mail.peer, mail.listener)
     if conn == NULL:
@@ -219,6 +330,10 @@ cdef void on_mail(void *context, Mail *chain) noexcept nogil:
         elif mail.kind == MAIL_ANSWER:
             on_answer(worker, <AnswerMail *> mail)
             mem_free((<AnswerMail *> mail).auth_data)
+        elif mail.kind == MAIL_COMMITTED:
+            on_committed(worker, (<CommittedMail *> mail).sequence)
+        elif mail.kind == MAIL_BODIES:
+            on_bodies_mail(worker, <BodiesMail *> mail)
         elif mail.kind == MAIL_HEAD:
             on_head_answer(worker, <HeadMail *> mail)
         elif mail.kind == MAIL_LINK:
@@ -302,13 +417,16 @@ cdef Worker *worker_build(Engine *engine, uint16_t index) noexcept nogil:
     vec_init(&worker.session_pages, sizeof(Session *))
     vec_init(&worker.session_free, sizeof(uint32_t))
     vec_init(&worker.braked, sizeof(uint64_t))
-    if pool_init(&worker.msgs, index, settings.workers) != ST_OK:
+    ring_init(&worker.waits, sizeof(Wait))
+    worker.journal_sequence = 1
+    if pool_init(&worker.msgs, index, settings.workers + 1) != ST_OK:          # one more: blocks of the journal's
         mem_free(worker)
         return NULL
     if routes_init(&worker.routes, engine.trie, settings.workers, settings.route_cache_entries) != ST_OK:
         pool_free(&worker.msgs)
         mem_free(worker)
         return NULL
+    worker.routes.rules = &engine.rules
     worker.reactor = reactor_build(&worker_hooks, worker, &worker.msgs, &engine.clock, sizeof(Conn), settings.turn_bytes)
     if worker.reactor == NULL:
         routes_free(&worker.routes)
@@ -364,6 +482,7 @@ cdef void worker_empty(Worker *worker) noexcept nogil:
     cursor = 0
     while map_next(&worker.groups, &cursor, &value):
         group_free(worker, <Group *> value)
+    journal_forget(worker)
     map_free(&worker.groups)
     map_free(&worker.clients)
     vec_free(&worker.session_pages)
@@ -414,6 +533,10 @@ cdef int engine_start(Engine *engine) noexcept nogil:
                 status = reactor_listen(engine.workers[i].reactor, engine.listeners[k].fd, <uint16_t> k)
     if status != ST_OK:
         return status
+    if engine.journal != NULL:
+        status = journal_start(engine.journal, &journal_hooks, engine)
+        if status != ST_OK:
+            return status
     sigfillset(&all_signals)
     pthread_sigmask(SIG_SETMASK, &all_signals, &old)
     for i in range(engine.settings.workers):
@@ -452,6 +575,8 @@ cdef bint engine_stop(Engine *engine, uint32_t timeout_ms) noexcept nogil:
         if engine.listeners[i].fd >= 0:
             close(engine.listeners[i].fd)
             engine.listeners[i].fd = -1
+    if engine.journal != NULL and not journal_stop(engine.journal):
+        flushed = False
     return flushed
 
 
@@ -471,6 +596,11 @@ cdef void engine_free(Engine *engine) noexcept nogil:
         if engine.workers[i] != NULL:
             pool_free(&engine.workers[i].msgs)
             mem_free(engine.workers[i])
+    if engine.journal != NULL:
+        journal_free(engine.journal)
+    for i in range(engine.rules.filter_count):
+        mem_free(engine.rules.filters[i].text)
+    mem_free(engine.rules.filters)
     if engine.trie != NULL:
         trie_free(engine.trie)
     if engine.log != NULL:

@@ -81,7 +81,7 @@ cdef class Store:
         cdef Msg *msg = msg_make(&pool.pool, span_of(topic), span_of(payload), expires_at_ms)
         if msg == NULL:
             raise MemoryError
-        cdef int status = retain_set(self.store, &pool.pool, msg)
+        cdef int status = retain_set(self.store, &pool.pool, msg, NULL)
         msg_drop(&pool.pool, msg)
         return status
 
@@ -120,7 +120,7 @@ cdef class Store:
                 n += 1 + decimal(topic + n + 1, i)
                 msg = msg_make(&pool.pool, span_make(topic, n), span_make(&i, 4), 0)
                 if msg != NULL:
-                    stored += retain_set(self.store, &pool.pool, msg) == ST_OK
+                    stored += retain_set(self.store, &pool.pool, msg, NULL) == ST_OK
                     msg_drop(&pool.pool, msg)
         return stored
 
@@ -145,7 +145,7 @@ cdef class Store:
                 size = 0 if clear and (state >> 40) % 4 == 0 else <uint32_t> (1 + (state >> 45) % 64)
                 msg = msg_make(&pool.pool, spans[(state >> 33) % n], span_make(payload, size), 0)
                 if msg != NULL:
-                    refused += retain_set(self.store, &pool.pool, msg) != ST_OK
+                    refused += retain_set(self.store, &pool.pool, msg, NULL) != ST_OK
                     msg_drop(&pool.pool, msg)
         mem_free(spans)
         return refused
