@@ -29,6 +29,8 @@ MAXIMUM_UNIX_PATH_BYTES = 107
 MAXIMUM_PATH_BYTES = 255
 MAXIMUM_TRUSTED_PROXIES = 64
 MAXIMUM_ORIGINS = 64
+MAXIMUM_DURABLE_FILTERS = 64
+MAXIMUM_TOPIC_BYTES = 65_535
 
 KeyPath = tuple[str | int, ...]
 
@@ -195,6 +197,20 @@ def _check_mode(value: object) -> object:
     raise ValueError('must be the octal permissions as text, for example "0660"')
 
 
+def _topic_filter(text: str) -> str:
+    """A topic filter by [MQTT-4.7.1-1..2], [MQTT-4.7.3-1..3]; of topics, so none of a shared subscription."""
+    levels = text.split("/")
+    if not text or "\0" in text or len(text.encode("utf-8", "surrogatepass")) > MAXIMUM_TOPIC_BYTES:
+        raise ValueError(f"a topic filter has 1 to {MAXIMUM_TOPIC_BYTES} bytes and no U+0000")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise ValueError("a topic filter has no surrogates")
+    if any("#" in level for level in levels[:-1]) or any(len(level) > 1 and ("#" in level or "+" in level) for level in levels):
+        raise ValueError("# stands alone in the last level, + alone in its level")
+    if levels[0] == "$share":
+        raise ValueError("must be a filter of topics, without $share")
+    return text
+
+
 def _check_retry(value: object) -> object:
     if value is True or value is False or value == "auto":
         return value
@@ -236,6 +252,7 @@ Anonymous = Annotated[bool | Literal["loopback"], BeforeValidator(_check_anonymo
 Retry = Annotated[bool | Literal["auto"], BeforeValidator(_check_retry)]
 Mode = Annotated[str, BeforeValidator(_check_mode)]
 Network = Annotated[str, AfterValidator(_network)]
+TopicFilter = Annotated[str, AfterValidator(_topic_filter)]
 Origin = Annotated[str, Field(max_length=300), AfterValidator(_origin)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 PositiveCount = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -355,6 +372,8 @@ class Listener(_Section):
     stateless_retry: Retry = "auto"
     """QUIC: whether new connections have to prove their address by a Retry first, which takes a round trip (RFC 9000
     section 8.1.2); ``"auto"``: only while many handshakes are half open."""
+    durability: Literal["off", "written", "synced"] | None = None
+    """What clients of this listener publish is kept at least like this, whatever ``[durability]`` says of its topic."""
     server_reference: str = ""
     """If set, every client that connects here is sent elsewhere: 0x9C and this Server Reference."""
 
@@ -560,11 +579,31 @@ class Auth(_Section):
     """Seconds before a client with a user name is told the decision; slows down guessing."""
 
 
-class Durability(_Section):
-    """``[durability]``: nothing is written to disk in this version."""
+class DurableFilter(_Section):
+    """One of ``durability.filters``."""
 
-    mode: Literal["off"] = "off"
-    """``"off"`` is the only mode: sessions and retained messages end with the process."""
+    filter: TopicFilter
+    """Of topics: ``orders/#``."""
+    mode: Literal["written", "synced"]
+    """At least this for what is published to them."""
+
+
+class Durability(_Section):
+    """``[durability]``: what outlives the process, in ``data_dir``. Of all modes that apply to a message (this section's, those
+    of the filters that match, its listener's) the strongest holds."""
+
+    mode: Literal["off", "written", "synced"] = "off"
+    """``"off"``: nothing outlives the process. ``"written"``: sessions, subscriptions, queued and retained messages outlive
+    a crash of the process (kill -9), but not a loss of power. ``"synced"``: that too, as PUBACK, PUBREC, PUBCOMP, SUBACK,
+    UNSUBACK and a CONNACK that makes or discards a session leave only after the commit (fsync) that holds them."""
+    filters: Annotated[list[DurableFilter], Field(max_length=MAXIMUM_DURABLE_FILTERS)] = []
+    """Topics that are kept better than ``mode`` says. At most 64."""
+    spill_after: Annotated[int, Field(ge=16, le=2**31 - 1)] = 1000
+    """Messages of an off-line session that stay in memory; what comes after them lies in the store alone."""
+    max_backlog: Annotated[int, Field(ge=2**20, le=2**40)] = 67_108_864
+    """Bytes of what waits for the disk; at more, publishers are slowed."""
+    retry: Seconds = 1.0
+    """Seconds after which a failed write is tried again."""
 
 
 class Tls(_Section):
@@ -607,7 +646,7 @@ class Config(_Section):
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Worker threads; 0: one for each core that this process may use."""
     data_dir: str = "mqttc-data"
-    """Directory for what shall outlive the process: the self-signed certificate of ``[tls]``."""
+    """Directory for what shall outlive the process: the store of ``[durability]``, the self-signed certificate of ``[tls]``."""
     listeners: Annotated[list[Listener], Field(min_length=1)] = [Listener(url=DEFAULT_URL)]
     limits: Limits = Limits()
     auth: Auth = Auth()
@@ -657,6 +696,12 @@ class Config(_Section):
         if hasattr(os, "sched_getaffinity"):
             return min(256, len(os.sched_getaffinity(0)))
         return min(256, os.cpu_count() or 1)
+
+    @property
+    def stores(self) -> bool:
+        """Whether anything is kept in ``data_dir``: any mode of the section, its filters or a listener is not ``"off"``."""
+        modes = [self.durability.mode, *(one.mode for one in self.durability.filters), *(one.durability for one in self.listeners)]
+        return any(mode not in ("off", None) for mode in modes)
 
     def engine_settings(self) -> dict[str, int]:
         """The integers that the data plane takes, times in the units of its names."""
@@ -814,10 +859,6 @@ class _Sources:
         for key in auth if isinstance(auth, Mapping) else ():
             if ("auth", key) in _NOT_BUILT_KEYS:
                 yield ("auth", key), f"auth.{key} is not available in this version"
-        durability = self.data.get("durability")
-        if isinstance(durability, Mapping) and durability.get("mode") in ("written", "synced"):
-            mode = durability["mode"]
-            yield ("durability", "mode"), f'durability.mode = "{mode}" is not available in this version'
 
     def _where(self, path: KeyPath) -> str:
         """The origin of the key, or of the nearest thing around it."""

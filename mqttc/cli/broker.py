@@ -39,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
         description="An MQTT 3.1, 3.1.1 and 5.0 broker.",
         epilog="Every key of the configuration file is also a variable (MQTTC_LIMITS__MAX_PACKET_SIZE=65536) and an "
         "option (--set limits.max_packet_size=65536). SIGTERM and SIGINT end the broker, SIGHUP reads the "
-        "configuration again. mqttc-broker cert makes certificates. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
+        "configuration again. mqttc-broker cert makes certificates; mqttc-broker store and mqttc-broker backup look after "
+        "what is kept in data_dir. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file to read")
     parser.add_argument(
@@ -70,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="name or address in the self-signed certificate, instead of this machine's; may be repeated",
     )
+    parser.add_argument(
+        "--recover",
+        action="store_true",
+        help="read the whole store in data_dir before serving; if it is damaged, keep what is sound and move the damaged file aside",
+    )
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of the configuration and exit")
     parser.add_argument("--version", action="version", version=f"mqttc-broker {__version__}")
@@ -83,6 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from mqttc.cli.cert import main as cert
 
         return cert(given[1:])
+    if given[:1] == ["store"]:
+        from mqttc.cli.store import main as store
+
+        return store(given[1:])
+    if given[:1] == ["backup"]:
+        from mqttc.cli.store import main_backup
+
+        return main_backup(given[1:])
     options = _parser().parse_args(given)
     if options.schema:
         print(schema())
@@ -104,7 +118,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return error.exit_code
         print("mqttc-broker: the configuration is valid", file=sys.stderr)
         return _EXIT_OK
+    if options.recover and (code := _recover(config)) != _EXIT_OK:
+        return code
     return _serve(options, config, known)
+
+
+def _recover(config: Config) -> int:
+    """``--recover``; the broker then starts with the store as any other."""
+    from mqttc.cli.store import recover
+
+    if not config.stores:
+        print("mqttc-broker: --recover: nothing is kept, durability.mode is off", file=sys.stderr)
+        return _EXIT_USAGE
+    return recover(config.data_dir)
 
 
 def _load(options: argparse.Namespace) -> Config:
@@ -118,10 +144,10 @@ def _load(options: argparse.Namespace) -> Config:
 
 def _complain(error: ConfigError) -> None:
     for problem in error.problems:
-        print(f"mqttc-broker: {_printable(str(problem))}", file=sys.stderr)
+        print(f"mqttc-broker: {printable(str(problem))}", file=sys.stderr)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Messages quote what was configured; a control character in it must not reach the terminal."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
@@ -186,11 +212,11 @@ def _serve(options: argparse.Namespace, config: Config, known: _Identity | None)
         _complain(error)
         return error.exit_code
     except OSError as error:
-        handler.put(f"mqttc-broker: {_printable(str(error))}")
+        handler.put(f"mqttc-broker: {printable(str(error))}")
         handler.close()
         return _EXIT_RUNTIME
     for hint in _hints(config, options):
-        handler.put(f"mqttc-broker: {_printable(hint)}")
+        handler.put(f"mqttc-broker: {printable(hint)}")
     for url in broker.urls:
         handler.put(f"listening on {url}")
     handler.put("ready")
@@ -262,7 +288,7 @@ def _end(broker: Broker, signals: _Signals, handler: logs.BackgroundHandler) -> 
                 os._exit(128 + number)
             if number == 0:
                 for failure in failures:
-                    handler.put(f"mqttc-broker: {_printable(repr(failure))}")
+                    handler.put(f"mqttc-broker: {printable(repr(failure))}")
                 handler.close()
                 return _EXIT_RUNTIME if failures else _EXIT_OK
 

@@ -1,0 +1,102 @@
+"""``mqttc-broker store export`` and ``mqttc-broker backup``: copies of a store of one moment, also while a broker writes."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import struct
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Final, TextIO
+
+from mqttc.store import database, schema
+from mqttc.store.check import require_tables
+from mqttc.store.database import StoreError
+
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
+
+
+def export(path: Path, output: TextIO) -> int:
+    """Write everything as JSON lines: one object a row, with ``type``, the table's name. One row is held at a time.
+
+    What is binary and not UTF-8 stands as ``<column>_base64``; subscription identifiers of a delivery as a list of numbers.
+    The number of lines; raises ``StoreError``.
+    """
+    lines = 0
+    with database.snapshot(path) as connection:
+        version = database.identify(connection, path)
+        require_tables(connection, path, version)
+        output.write(json.dumps({"type": "store", "version": version}) + "\n")
+        for table in schema.TABLES:
+            columns = ", ".join(table.columns)
+            for row in connection.execute(f"SELECT {columns} FROM {table.name} ORDER BY {', '.join(table.key)}"):
+                entry: dict[str, object] = {"type": table.name}
+                for column, value in zip(table.columns, row, strict=True):
+                    entry.update(_shown(column, value))
+                output.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                lines += 1
+    return lines + 1
+
+
+def _shown(column: str, value: object) -> dict[str, object]:
+    if not isinstance(value, bytes):
+        return {column: value}
+    if column == "identifiers" and len(value) % 4 == 0:
+        return {column: list(struct.unpack(f"<{len(value) // 4}I", value))}
+    try:
+        return {column: value.decode()}
+    except UnicodeDecodeError:
+        return {f"{column}_base64": base64.b64encode(value).decode()}
+
+
+def backup(path: Path, target: Path, progress: Callable[[str], None] = lambda line: None) -> int:
+    """Copy the store of this moment to a new file, mode 0600, that can be used as ``store.db``; its size in bytes.
+
+    It has its name only when it is complete, checked and on the disk. Raises ``StoreError``: there is such a file, no room, damage.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        if target.is_symlink() or target.exists():
+            raise StoreError(f"{target} exists; a backup replaces nothing")
+        database.create_file(partial)
+        try:
+            with database.snapshot(path) as connection:
+                database.identify(connection, path)
+                progress(f"copying {path}")
+                database.copy(connection, partial)
+            progress(f"checking {target}")
+            _verify(path, partial)
+            _name(partial, target)
+        finally:
+            database.remove(partial)
+        database.sync_directory(target.absolute().parent)
+        return target.stat().st_size
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{error.filename or target}: {error.strerror}") from error
+
+
+def _verify(path: Path, copied: Path) -> None:
+    with database.store_errors(copied), closing(database.connect(copied, "immutable")) as connection:
+        database.identify(connection, copied)
+        rows = [str(row[0]) for row in connection.execute(f"PRAGMA quick_check({database.MAXIMUM_FINDINGS})")]
+    if rows != ["ok"]:
+        raise database.DamageError(path, f"the copy has {len(rows)} faults, the first: {rows[0]}")
+
+
+def _name(partial: Path, target: Path) -> None:
+    """By a link, which fails if there is such a file by now; where there are no links, after another look."""
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise StoreError(f"{target} exists; a backup replaces nothing") from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if target.exists():
+            raise StoreError(f"{target} exists; a backup replaces nothing") from None
+        partial.rename(target)
