@@ -40,7 +40,8 @@ cdef void on_disconnect(Worker *worker, Conn *conn, const Packet *packet) noexce
     conn.keep_will = packet.reason != RC_SUCCESS                                # [MQTT-3.14.4-3]; 0x04 and every failure keep it
     conn.disconnect_reason = packet.reason
     conn.phase = CONN_DONE
-    conn.link.flags |= LINK_NO_LINGER
+    if not worker.engine.listeners[conn.link.listener].http:                    # a WebSocket client still waits for our close frame: RFC 6455 section 7.1.1
+        conn.link.flags |= LINK_NO_LINGER
     link_close(worker.reactor, &conn.link, END_DISCONNECT)
 
 
