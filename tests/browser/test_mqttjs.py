@@ -131,7 +131,7 @@ def test_several_clients_in_one_page(serve: Serve, visit: Visit, road: Road) -> 
 
 @each_road
 def test_reconnects_after_a_restart_of_the_broker(serve: Serve, visit: Visit, road: Road) -> None:
-    """A page outlives its broker. The new one knows nothing of it, so MQTT.js subscribes again."""
+    """A page outlives its broker. MQTT.js comes back, by HTTP/1.1 as no HTTP/2 connection is open, and subscribes again."""
     broker = serve(road)
     url = broker.urls[0]
     page = visit(page_url(url))
@@ -151,6 +151,7 @@ def test_reconnects_after_a_restart_of_the_broker(serve: Serve, visit: Visit, ro
     old.next("connect")
     new.next("connect")
     eventually(lambda: again.stats()["subscriptions"] == 2)
+    assert [socket.by_upgrade for socket in page.sockets[-2:]] == [True, True]
     old.publish(topic, "again", 2)
     assert old.next("message") == new.next("message") == message(topic, "again", 2)
     old.end()
