@@ -13,8 +13,9 @@ import pytest
 
 from mqttc.adapters import Origin
 from mqttc.adapters.exchange import HttpLimits, Receive, Scope, Send
+from mqttc.adapters.http1 import Http1
 from mqttc.web.app import make_app
-from tests.adapters.http_peer import PEER, RULES, WAIT_S, Bench, Peer, run, until
+from tests.adapters.http_peer import PEER, RULES, WAIT_S, Bench, Peer, echo_app, run, until
 
 SHORT = HttpLimits(http_timeout=0.05)
 
@@ -113,18 +114,32 @@ def test_the_scope() -> None:
     run(scenario, app=app)
 
 
-def test_pipelined_requests_are_answered_in_order() -> None:
+def test_pipelined_requests_are_answered_in_order_and_read_as_they_are_answered() -> None:
+    held = 0
+    benches: list[Bench] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal held
+        (line,) = benches[0].side._lines
+        assert isinstance(line.speaker, Http1)
+        held = max(held, len(line.speaker._input))
+        for _ in range(3):
+            await asyncio.sleep(0)  # let more come in
+        await echo_app(scope, receive, send)
+
     async def scenario(bench: Bench) -> None:
+        benches.append(bench)
         peer = bench.connect()
-        count = 400
+        count = 3000
         requests = b"".join(b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc" % i for i in range(count))
         sending = asyncio.create_task(peer.send(requests + b"GET /end HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
         got = await peer.rest()
         await sending
         assert [int(part.split(b" ", 1)[0]) for part in got.split(b"POST /")[1:]] == list(range(count))
         assert b"GET /end " in got and bench.side.stats()["http_requests"] == count + 1
+        assert 0 < held <= 2 * 16384
 
-    run(scenario)
+    run(scenario, app=app)
 
 
 def test_a_request_byte_by_byte() -> None:
