@@ -459,14 +459,10 @@ class Http2:
         self._unblock(0)
 
     def _data(self, stream_id: int, data: bytes, charged: int) -> None:
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            if charged:
-                self._h2.acknowledge_received_data(charged, stream_id)
-        elif not data and charged and not self._budget.spend(1, self.shared.clock()):
+        if not data and charged and not self._budget.spend(1, self.shared.clock()):
             self._flood("too much padding")
         else:
-            stream.data(data, charged)
+            self._streams[stream_id].data(data, charged)  # of a stream that is not there h2 makes no event
 
     # ------------------------------------------------------------------------------------- requests
 
