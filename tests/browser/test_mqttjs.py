@@ -144,14 +144,14 @@ def test_reconnects_after_a_restart_of_the_broker(serve: Serve, visit: Visit, ro
     new.next("close")
     assert old.unread("disconnect") == []
     assert new.unread("disconnect") == [0x8B]
-    assert page.call("closes")[:2] == [NORMAL, NORMAL]
+    assert page.call("closes").count(NORMAL) == 2  # what is tried meanwhile ends otherwise
 
     again = serve(road, port=urlsplit(url).port)
     assert again.urls[0] == url
     old.next("connect")
     new.next("connect")
     eventually(lambda: again.stats()["subscriptions"] == 2)
-    assert [socket.by_upgrade for socket in page.sockets[-2:]] == [True, True]
+    assert [socket.status for socket in page.sockets if socket.status][-2:] == [101, 101]
     old.publish(topic, "again", 2)
     assert old.next("message") == new.next("message") == message(topic, "again", 2)
     old.end()
