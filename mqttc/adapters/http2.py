@@ -40,6 +40,7 @@ from mqttc.adapters.upgrade import (
     client_of,
     date_header,
     error_headers,
+    is_foreign_page,
     split_target,
 )
 
@@ -504,7 +505,8 @@ class Http2:
             self.refuse(stream, verdict)
             return
         client, proxied = client_of(self.origin.peer, headers, self.rules.trusted_proxies)
-        origin = replace(self.origin, peer=client, proxied=proxied or self.origin.proxied)
+        remote = proxied or self.origin.proxied or is_foreign_page(headers, self.rules)
+        origin = replace(self.origin, peer=client, proxied=remote)
         try:
             sock = self.shared.adopt(origin, True)
         except OSError as error:
