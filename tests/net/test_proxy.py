@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -202,6 +203,31 @@ def test_header_and_then_nothing(name: str) -> None:
                 assert wire.carrier.read() == END
             else:
                 assert wire.refused() == "closed before the PROXY protocol header"
+
+
+def test_header_that_arrives_while_it_is_read() -> None:
+    """Between a look and the reading of what was seen more may come."""
+    rounds = 300
+    pairs = [Wire() for _ in range(rounds)]
+
+    def send() -> None:
+        for pair in pairs:
+            for at in range(len(V1)):
+                pair.proxy.send(V1[at : at + 1])
+            pair.proxy.send(b"!")
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    got: list[object] = []
+    for wire in pairs:
+        while (one := wire.carrier.read()) == AGAIN:
+            pass
+        got.append(one)
+    sender.join()
+    for wire in pairs:
+        with wire:
+            assert wire.carrier.failure is None
+    assert got == [b"!"] * rounds
 
 
 def test_reset_before_the_header() -> None:
