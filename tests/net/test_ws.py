@@ -983,6 +983,7 @@ def test_refused_memory_of_making() -> None:
             return False
 
         assert until_granted(attempt) == refusals
+        carrier.close()
 
 
 @needs_refusals
