@@ -9,13 +9,13 @@ from libc.string cimport memcmp, memcpy, memmove
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.map cimport random_bytes
-from mqttc.base.types cimport ST_NEED_MORE, ST_NO_MEMORY, ST_OK, Span, atomic_add_u64_relaxed, atomic_load_u64_relaxed, span_equal, span_make
+from mqttc.base.types cimport ST_NEED_MORE, ST_NO_MEMORY, ST_OK, Span, atomic_add_u64_relaxed, atomic_load_u64_relaxed, span_make
 from mqttc.net.transport cimport (
     IO_AGAIN, IO_END, IO_FAILED, IO_REFUSED, WANTS_IN, WANTS_OUT, WANTS_READ, Transport, TransportOps, iovec, transport_failure, transport_proof,
 )
 from mqttc.proto.wsframe cimport (
-    WS_BINARY, WS_CLOSE, WS_CONTROL_MOST, WS_HEADER_MOST, WS_NORMAL, WS_NOT_TEXT, WS_PING, WS_PONG, WS_TOO_BIG, WS_UNSUPPORTED, WsHeader, ws_close_check,
-    ws_header_check, ws_header_next, ws_header_put, ws_mask,
+    WS_ANSWER_GOOD, WS_ANSWER_REFUSAL, WS_BINARY, WS_CLOSE, WS_HEADER_MOST, WS_NORMAL, WS_NOT_TEXT, WS_PING, WS_PONG, WS_TOO_BIG, WS_UNSUPPORTED,
+    WsHeader, ws_answer_check, ws_close_check, ws_header_check, ws_header_next, ws_header_put, ws_mask,
 )
 
 cdef enum:
@@ -407,72 +407,14 @@ cdef int64_t answer_fail(WsLink *link, const char *why) noexcept nogil:
     return IO_FAILED
 
 
-cdef bint same_letters(const uint8_t *p, const char *lower, uint32_t n) noexcept nogil:
-    cdef uint32_t i
-    for i in range(n):
-        if (p[i] + 32 if 65 <= p[i] <= 90 else p[i]) != <uint8_t> lower[i]:
-            return False
-    return True
-
-
-cdef Span span_trim(const uint8_t *p, const uint8_t *end) noexcept nogil:
-    while p < end and (p[0] == c' ' or p[0] == c'\t'):
-        p += 1
-    while p < end and ((end - 1)[0] == c' ' or (end - 1)[0] == c'\t'):
-        end -= 1
-    return span_make(p, <size_t> (end - p))
-
-
-cdef bint line_value(const uint8_t *p, const uint8_t *end, const char *name, uint32_t name_bytes, Span *value) noexcept nogil:
-    """The value of a header line, if it has that name."""
-    if end - p < name_bytes + 1 or p[name_bytes] != c':' or not same_letters(p, name, name_bytes):
-        return False
-    value[0] = span_trim(p + name_bytes + 1, end)
-    return True
-
-
-cdef bint list_has(Span listed, const char *token, uint32_t n) noexcept nogil:
-    """Whether it is one of the words between commas."""
-    cdef const uint8_t *p = listed.p
-    cdef const uint8_t *end = listed.p + listed.n
-    cdef const uint8_t *start
-    cdef Span word
-    while True:
-        start = p
-        while p < end and p[0] != c',':
-            p += 1
-        word = span_trim(start, p)
-        if word.n == n and same_letters(word.p, token, n):
-            return True
-        if p == end:
-            return False
-        p += 1
-
-
-cdef int64_t answer_check(WsLink *link, const uint8_t *p, const uint8_t *end) noexcept nogil:
-    """The head of the server's answer, without the empty line, by section 4.1. 1, or IO_FAILED."""
-    cdef const uint8_t *line
-    cdef Span value
-    cdef bint upgraded = False
-    cdef bint connected = False
-    cdef bint accepted = False
-    if end - p < 12 or memcmp(p, b"HTTP/1.1 101", 12) != 0 or (end - p > 12 and p[12] != c' ' and p[12] != c'\r'):
-        return answer_fail(link, "WebSocket: the server has not agreed to it")
-    while p < end:
-        line = p
-        while p < end and p[0] != c'\r':
-            p += 1
-        if line_value(line, p, "upgrade", 7, &value):
-            upgraded = list_has(value, "websocket", 9)
-        elif line_value(line, p, "connection", 10, &value):
-            connected = connected or list_has(value, "upgrade", 7)
-        elif line_value(line, p, "sec-websocket-accept", 20, &value):
-            accepted = span_equal(value, span_make(link.accept, link.accept_bytes))
-        elif line_value(line, p, "sec-websocket-extensions", 24, &value):
-            accepted = False                    # we offer none
-            break
-        p += 2
-    return 1 if upgraded and connected and accepted else answer_fail(link, "WebSocket: the server's handshake is wrong")
+cdef int64_t answer_check(WsLink *link) noexcept nogil:
+    """Of the head that ends at `held_at`. 1, or IO_FAILED."""
+    cdef int status = ws_answer_check(link.held, link.held + link.held_at - 4, span_make(link.accept, link.accept_bytes))
+    if status == WS_ANSWER_GOOD:
+        return 1
+    return answer_fail(
+        link, "WebSocket: the server has not agreed to it" if status == WS_ANSWER_REFUSAL else "WebSocket: the server's handshake is wrong"
+    )
 
 
 cdef int64_t answer_read(Transport *transport, WsLink *link, uint8_t *out, uint32_t n) noexcept nogil:
@@ -504,7 +446,7 @@ cdef int64_t answer_read(Transport *transport, WsLink *link, uint8_t *out, uint3
     for i in range(before + 1 if before > 3 else 4, link.held_bytes + 1):
         if memcmp(link.held + i - 4, b"\r\n\r\n", 4) == 0:
             link.held_at = i
-            if answer_check(link, link.held, link.held + i - 4) != 1:
+            if answer_check(link) != 1:
                 return IO_FAILED
             if link.held_at == link.held_bytes:
                 mem_free(link.held)

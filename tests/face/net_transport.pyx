@@ -438,3 +438,54 @@ cdef class TlsFace:
         cdef TlsStats stats
         tls_stats(self.tls, &stats)
         return stats
+
+
+# ---------------------------------------------------------------------------------------------- for bench/micro
+
+cdef bytes masked_frames(uint32_t size, uint32_t count):
+    head = bytes([0x82, 0x80 | size]) if size < 126 else bytes([0x82, 0xFE, size >> 8, size & 255])
+    return (head + b"\0\0\0\0" + bytes(size)) * count
+
+
+def time_ws_read(uint32_t size, uint32_t count, uint32_t rounds) -> int:
+    """Reads the same frames again and again without leaving C; payload bytes."""
+    cdef Carrier carrier = Carrier()
+    cdef uint8_t *room = <uint8_t *> malloc(1 << 17)
+    cdef int64_t got
+    cdef int64_t total = 0
+    cdef uint32_t i
+    if room == NULL:
+        raise MemoryError
+    carrier.ws_accept()
+    carrier.feed(masked_frames(size, count))
+    with nogil:
+        for i in range(rounds):
+            carrier.script.input_at = 0
+            got = 1
+            while got > 0:
+                got = carrier.transport.ops.read(&carrier.transport, room, 1 << 17)
+                total += got if got > 0 else 0
+    free(room)
+    return total
+
+
+def time_ws_write(uint32_t size, bint client, uint32_t rounds) -> int:
+    """Writes frames of one part again and again without leaving C; payload bytes."""
+    cdef Carrier carrier = Carrier()
+    cdef bytes data = bytes(size)
+    cdef iovec part
+    cdef int64_t total = 0
+    cdef uint32_t i
+    if client:
+        carrier.ws_dial(b"request", b"accept")
+        carrier.feed(b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: accept\r\n\r\n")
+        carrier.read()
+    else:
+        carrier.ws_accept()
+    part.iov_base = <char *> data
+    part.iov_len = size
+    with nogil:
+        for i in range(rounds):
+            carrier.script.output_bytes = 0
+            total += carrier.transport.ops.write(&carrier.transport, &part, 1)
+    return total

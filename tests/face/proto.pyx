@@ -19,7 +19,9 @@ from mqttc.proto.packet cimport (
 )
 from mqttc.proto.props cimport PROPERTY_SUBSCRIPTION_ID, PROPERTY_USER_PROPERTY, property_next
 from mqttc.proto.wire cimport Cursor, text_flags, text_scan, text_valid
-from mqttc.proto.wsframe cimport WS_HEADER_MOST, WsHeader, ws_close_check, ws_header_check, ws_header_next, ws_header_put, ws_mask
+from mqttc.proto.wsframe cimport (
+    WS_HEADER_MOST, WsHeader, ws_answer_check, ws_close_check, ws_header_check, ws_header_next, ws_header_put, ws_mask,
+)
 
 NEED_MORE = ST_NEED_MORE
 
@@ -399,6 +401,23 @@ def ws_mask_copy(bytes data, bytes mask, uint32_t phase) -> bytes:
 def ws_close(bytes payload) -> int:
     cdef Exact exact = Exact(payload)
     return ws_close_check(exact.p, exact.n)
+
+
+def ws_answer(bytes head, bytes accept) -> int:
+    cdef Exact exact = Exact(head)
+    cdef Exact wanted = Exact(accept)
+    return ws_answer_check(exact.p, exact.p + exact.n, wanted.span())
+
+
+def time_ws_mask(bytes data, uint32_t gap, uint32_t rounds) -> int:
+    """Masks and moves the same bytes `gap` forwards again and again without leaving C; gives the number of bytes."""
+    cdef Exact exact = Exact(bytes(gap) + data)
+    cdef const uint8_t *key = b"\x37\xfa\x21\x3d"
+    cdef uint32_t i
+    with nogil:
+        for i in range(rounds):
+            ws_mask(exact.p, exact.p + gap, exact.n - gap, key, i)
+    return len(data) * rounds
 
 
 def time_decode(uint8_t level, bytes data, uint32_t rounds):

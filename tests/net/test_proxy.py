@@ -1,4 +1,4 @@
-"""PROXY protocol headers as data, over real sockets: what is read, what is left for those above, what is believed of the client's certificate."""
+"""PROXY protocol headers as data, over real sockets: what is read, what is left for those above, what is believed of a certificate."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""WebSocket over another transport: frames as data (ws_cases.txt) with wsproto as the oracle, then output, limits, handshakes, refused memory."""
+"""WebSocket over another transport: frames as data (ws_cases.txt), wsproto as oracle; then output, limits, handshakes, refused memory."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import random
 import socket
 import struct
@@ -63,7 +64,9 @@ def xor(data: bytes, mask: bytes) -> bytes:
     return (int.from_bytes(data, "big") ^ int.from_bytes((mask * (n // 4 + 1))[:n], "big")).to_bytes(n, "big")
 
 
-def frame(opcode: int, payload: bytes = b"", first: int = 0x80, mask: bytes | None = MASK, width: int | None = None, says: int | None = None) -> bytes:
+def frame(
+    opcode: int, payload: bytes = b"", first: int = 0x80, mask: bytes | None = MASK, width: int | None = None, says: int | None = None
+) -> bytes:
     """A frame, right or wrong. first: FIN and reserved bits."""
     n = len(payload) if says is None else says
     if width is None:
@@ -237,13 +240,18 @@ def test_case_whole(case: Case) -> None:
     assert said.pongs == (case.pongs[-1:] if case.status is None else []), "one for each read; none behind a close frame"
 
 
+def single(byte: int) -> bytes:
+    return bytes([byte])
+
+
 @by_name
 def test_case_byte_by_byte(case: Case) -> None:
     if len(case.wire) > 3000:       # the edges of frames byte by byte, their inside in pieces
-        edges = sum((list(one[:20]) + [one[20:-20]] + list(one[-20:]) for one in case.frames), [])
-        chunks = [bytes([part]) if isinstance(part, int) else part for part in edges]
+        chunks = []
+        for one in case.frames:
+            chunks += [*map(single, one[:20]), one[20:-20], *map(single, one[-20:])]
     else:
-        chunks = [bytes([byte]) for byte in case.wire]
+        chunks = [*map(single, case.wire)]
     said = play(chunks)
     check(case, said)
     assert said.pongs == case.pongs
@@ -257,7 +265,7 @@ def test_case_at_random_splits(case: Case) -> None:
         edges = [0]
         while edges[-1] < len(case.wire):
             edges.append(edges[-1] + chance.randint(1, most))
-        chunks = [case.wire[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        chunks = [case.wire[a:b] for a, b in itertools.pairwise(edges)]
         for n in (1000, 70_000) if long else chance.sample([1, 2, 3, 4, 5, 7, 64, 1000], 3):
             said = play(chunks, n)
             check(case, said)
@@ -324,7 +332,8 @@ def test_random_frames_as_wsproto_has_them() -> None:
             if opcode == 8 and chance.random() < 0.7:
                 payload = struct.pack(">H", chance.choice([999, 1000, 1001, 1005, 3000])) + b"bye"
             first = 0x80 if chance.random() < 0.7 or opcode >= 8 else 0
-            wire += frame(opcode, payload, first | (0x40 if chance.random() < 0.02 else 0), chance.randbytes(4) if chance.random() < 0.98 else None)
+            first |= 0x40 if chance.random() < 0.02 else 0
+            wire += frame(opcode, payload, first, chance.randbytes(4) if chance.random() < 0.98 else None)
         oracle = wsproto_said(wire)
         if oracle.status is not None and 1014 in struct.unpack(f">{len(wire) // 2}H", wire[: len(wire) // 2 * 2]):
             continue
@@ -485,7 +494,11 @@ def test_ping_flood_at_a_full_socket_takes_no_memory() -> None:
     assert len(server_said(carrier.sent()).pongs) == 2
 
 
-@pytest.mark.parametrize("one", [frame(2), frame(10), frame(9), frame(9, b"p" * 50), frame(0, first=0)], ids=["binary", "pong", "ping", "ping-50", "fragment"])
+@pytest.mark.parametrize(
+    "one",
+    [frame(2), frame(10), frame(9), frame(9, b"p" * 50), frame(0, first=0)],
+    ids=["binary", "pong", "ping", "ping-50", "fragment"],
+)
 def test_floods_that_bring_nothing(one: bytes) -> None:
     """Thousands of frames without payload: no memory, and one call does not read for ever."""
     carrier = accepted()
@@ -891,8 +904,8 @@ def test_client_masks_differ() -> None:
 @pytest.mark.parametrize(
     ("wire", "status"),
     [
-        (frame(2, b"x"), 1002), (frame(9, b"x"), 1002), (frame(1, b"x", mask=None), 1003), (frame(2, b"x" * (FRAME_MOST + 1), mask=None), 1009),
-        (frame(0, b"x", mask=None), 1002), (frame(8, b"\3\xe8\xff", mask=None), 1007),
+        (frame(2, b"x"), 1002), (frame(9, b"x"), 1002), (frame(1, b"x", mask=None), 1003), (frame(0, b"x", mask=None), 1002),
+        (frame(2, b"x" * (FRAME_MOST + 1), mask=None), 1009), (frame(8, b"\3\xe8\xff", mask=None), 1007),
     ],
 )  # fmt: skip
 def test_servers_that_break_the_rules(wire: bytes, status: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wsproto.frame_protocol import FrameProtocol, ParseFailed
 
-from tests.face.proto import NEED_MORE, ws_check, ws_close, ws_header, ws_mask_copy, ws_mask_move, ws_put
+from tests.face.proto import NEED_MORE, ws_answer, ws_check, ws_close, ws_header, ws_mask_copy, ws_mask_move, ws_put
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 DATA = (CONTINUATION, TEXT, BINARY)
@@ -77,7 +78,11 @@ def test_control_frames_are_short_and_whole(opcode: int) -> None:
 
 @pytest.mark.parametrize(
     ("width", "n"),
-    [*((2, n) for n in (0, 1, 124, 125)), *((8, n) for n in (0, 1, 125, 126, 65534, 65535)), *((8, 2**63 + n) for n in (0, 1, 65536, 2**63 - 1))],
+    [
+        *((2, n) for n in (0, 1, 124, 125)),
+        *((8, n) for n in (0, 1, 125, 126, 65534, 65535)),
+        *((8, 2**63 + n) for n in (0, 1, 65536, 2**63 - 1)),
+    ],
 )
 @pytest.mark.parametrize("mask", [None, b"abcd"])
 def test_lengths_that_are_not_minimal_or_have_the_highest_bit(width: int, n: int, mask: bytes | None) -> None:
@@ -170,7 +175,7 @@ def test_mask_that_moves_forwards_in_one_buffer(gap: int, phase: int) -> None:
 @given(data=st.binary(max_size=400), mask=masks, cuts=st.lists(st.integers(0, 400), max_size=6), gap=st.integers(0, 40))
 def test_mask_in_pieces(data: bytes, mask: bytes, cuts: list[int], gap: int) -> None:
     edges = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
-    pieces = [ws_mask_move(data[a:b], mask, a & 3, gap)[: b - a] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [ws_mask_move(data[a:b], mask, a & 3, gap)[: b - a] for a, b in itertools.pairwise(edges)]
     assert b"".join(pieces) == naive(data, mask, 0)
 
 
@@ -224,3 +229,36 @@ def test_reason_is_utf8(reason: bytes) -> None:
 )  # fmt: skip
 def test_reasons(reason: bytes, good: bool) -> None:
     assert ws_close(struct.pack(">H", 1000) + reason) == (1000 if good else -NOT_TEXT)
+
+
+# ---------------------------------------------------------------------------------------------- the answer to a client's handshake
+
+GOOD, REFUSAL, WRONG = 0, 1, 2
+ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+LINES = [b"HTTP/1.1 101 Switching Protocols", b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Accept: " + ACCEPT]
+
+
+def answer(*lines: bytes) -> bytes:
+    return b"\r\n".join(lines)
+
+
+def test_answer_in_any_order_and_with_more() -> None:
+    for lines in itertools.permutations(LINES[1:]):
+        assert ws_answer(answer(LINES[0], *lines), ACCEPT) == GOOD
+        assert ws_answer(answer(LINES[0], b"", b":", b"X", *lines, b"Server: x", b"\r"), ACCEPT) == GOOD
+
+
+@pytest.mark.parametrize("missing", range(1, 4))
+def test_answer_without_a_line(missing: int) -> None:
+    assert ws_answer(answer(*LINES[:missing], *LINES[missing + 1 :]), ACCEPT) == WRONG
+
+
+def test_answer_cut_anywhere() -> None:
+    head = answer(*LINES)
+    for cut in range(len(head)):
+        assert ws_answer(head[:cut], ACCEPT) == (REFUSAL if cut < len(b"HTTP/1.1 101") else WRONG)
+
+
+@given(head=st.binary(max_size=200), begun=st.booleans())
+def test_answer_of_any_bytes(head: bytes, begun: bool) -> None:
+    assert ws_answer(b"HTTP/1.1 101 x\r\n" + head if begun else head, ACCEPT) == (WRONG if begun else REFUSAL)

@@ -1,4 +1,4 @@
-"""net/tls below the broker: handshakes by hand, also behind a PROXY header, and every refused allocation. What OpenSSL itself allocates is not refused."""
+"""net/tls below the broker: handshakes by hand, also behind a PROXY header, and every refused allocation (OpenSSL's own are granted)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tests.face.net_transport import AGAIN, ALLOC_TESTED, END, FAILED, Carrier, 
 needs_refusals = pytest.mark.skipif(not ALLOC_TESTED, reason="this build hands out memory as it is asked: make a debug build")
 
 KEYS = [(b"a", b"0123456789"), (b"b", b"9876543210")]
-HEADER = b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + struct.pack(">H", 12 + 3 + 5 + 11) + bytes([192, 0, 2, 7, 198, 51, 100, 1]) + struct.pack(">HH", 50_000, 8883)
+HEADER = b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + struct.pack(">H", 12 + 3 + 5 + 11)
+HEADER += bytes([192, 0, 2, 7, 198, 51, 100, 1]) + struct.pack(">HH", 50_000, 8883)
 HEADER += b"\x20\0\x10\7\0\0\0\0\x22\0\x08device-7"
 
 
