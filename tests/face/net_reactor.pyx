@@ -26,7 +26,7 @@ from mqttc.net.reactor cimport (
     reactor_turn, reactor_unlisten,
 )
 from mqttc.net.tcp cimport PeerAddress, peer_is_loopback, peer_text, tcp_keep_alive, tcp_ops
-from mqttc.net.transport cimport Transport
+from mqttc.net.transport cimport IO_AGAIN, WANTS_READ, Transport, TransportOps, iovec
 
 cdef extern from "mqttc/net/sockets.h" nogil:
     const bint MQTTC_NET_DEBUG
@@ -235,6 +235,50 @@ cdef void on_accept_error(void *context, uint16_t listener, int error) noexcept 
 cdef LinkHooks hooks = LinkHooks(on_open, on_data, on_end, on_drained, on_timer, on_mail, on_turn_end, on_accept_error)
 
 
+cdef struct Shy:               # a transport that takes input off the socket, and gives it at the next read only
+    Transport inner
+    int64_t got
+    uint8_t bytes[4096]
+
+
+cdef int64_t shy_read(Transport *transport, uint8_t *out, uint32_t n) noexcept nogil:
+    cdef Shy *shy = <Shy *> transport.state
+    cdef int64_t got = shy.got
+    transport.wants = 0
+    if got > 0 and got <= n:
+        memcpy(out, shy.bytes, <size_t> got)
+        shy.got = 0
+        return got
+    got = shy.inner.ops.read(&shy.inner, shy.bytes, 4096)
+    if got > 0:
+        shy.got = got
+        transport.wants = WANTS_READ
+        return IO_AGAIN
+    return got
+
+
+cdef int64_t shy_write(Transport *transport, const iovec *parts, int count) noexcept nogil:
+    cdef Shy *shy = <Shy *> transport.state
+    return shy.inner.ops.write(&shy.inner, parts, count)
+
+
+cdef void shy_finish(Transport *transport) noexcept nogil:
+    cdef Shy *shy = <Shy *> transport.state
+    shy.inner.ops.finish(&shy.inner)
+
+
+cdef void shy_close(Transport *transport) noexcept nogil:
+    cdef Shy *shy = <Shy *> transport.state
+    if shy != NULL:
+        shy.inner.ops.close(&shy.inner)
+        mem_free(shy)
+    transport.state = NULL
+    transport.fd = -1
+
+
+cdef TransportOps shy_operations = TransportOps(shy_read, shy_write, shy_finish, shy_close, NULL, NULL)
+
+
 cdef class ClockFace:
     """Offsets that several reactors share."""
     cdef Clock clock
@@ -352,6 +396,25 @@ cdef class ReactorFace:
         transport.fd = fd
         link = link_open(self.reactor, &transport, NULL, 7)
         if link == NULL:
+            raise MemoryError
+        return link.slot, link.generation
+
+    def open_shy(self, int fd) -> tuple:
+        """As open_fd, of a link whose reads hold back what they have read, of which no event tells."""
+        cdef Transport transport
+        cdef Link *link
+        cdef Shy *shy = <Shy *> mem_alloc_zeroed(1, sizeof(Shy))
+        if shy == NULL:
+            raise MemoryError
+        shy.inner.ops = tcp_ops()
+        shy.inner.fd = fd
+        memset(&transport, 0, sizeof(Transport))
+        transport.ops = &shy_operations
+        transport.state = shy
+        transport.fd = fd
+        link = link_open(self.reactor, &transport, NULL, 7)
+        if link == NULL:
+            mem_free(shy)
             raise MemoryError
         return link.slot, link.generation
 
