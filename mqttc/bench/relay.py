@@ -408,6 +408,7 @@ class QuicUpstream(QuicConnectionProtocol):
         if self.failure is not None:
             raise UpstreamError(self.failure)
         number = self._quic.get_next_available_stream_id()
+        self._quic.send_stream_data(number, b"")  # the number is taken only now
         made = self._streams[number] = QuicStream(self, self._quic, number)
         return made
 
@@ -553,8 +554,9 @@ async def open_quic(profile: Profile, address: str) -> QuicUpstream:
     except (OSError, ValueError) as error:
         raise UpstreamError(f"ca_file, certificate_file, key_file: {error}") from error
     loop = asyncio.get_running_loop()
-    family, _, _, _, where = socket.getaddrinfo(address, target.port, type=socket.SOCK_DGRAM)[0]
-    _, made = await loop.create_datagram_endpoint(lambda: QuicUpstream(QuicConnection(configuration=configuration)), family=family)
+    where = socket.getaddrinfo(address, target.port, type=socket.SOCK_DGRAM)[0][4]
+    # A connected socket, so that ICMP can say that nobody is there.
+    _, made = await loop.create_datagram_endpoint(lambda: QuicUpstream(QuicConnection(configuration=configuration)), remote_addr=where[:2])
     try:
         await made.open(where)
     except BaseException:
@@ -577,10 +579,13 @@ async def open_h2(profile: Profile, address: str) -> H2Upstream:
 
 
 class _Shared:
-    """An upstream, perhaps still on its way, and how many of its streams are given away."""
+    """An upstream, perhaps still on its way. It ends with the last of its streams: who connects again gets another, as over TCP."""
 
     def __init__(self, profile: Profile, address: str) -> None:
         self.given = 0
+        """Streams so far."""
+        self.used = 0
+        """Those that have not ended."""
         self.opening: asyncio.Task[H2Upstream | QuicUpstream] = asyncio.create_task(self._open(profile, address))
 
     async def _open(self, profile: Profile, address: str) -> H2Upstream | QuicUpstream:
@@ -595,6 +600,12 @@ class _Shared:
         if not self.opening.done():
             return True
         return not self.opening.cancelled() and self.opening.exception() is None and self.opening.result().usable
+
+    async def shut(self) -> None:
+        self.opening.cancel()
+        [made] = await asyncio.gather(self.opening, return_exceptions=True)
+        if not isinstance(made, BaseException):
+            await made.shut()
 
 
 class Relay:
@@ -663,13 +674,7 @@ class Relay:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await server.wait_closed()
             for shared in self._upstreams:
-                await self._close(shared)
-
-    async def _close(self, shared: _Shared) -> None:
-        shared.opening.cancel()
-        [made] = await asyncio.gather(shared.opening, return_exceptions=True)
-        if not isinstance(made, BaseException):
-            await made.shut()
+                await shared.shut()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())
@@ -709,20 +714,20 @@ class Relay:
             finally:
                 stream.abort()
         finally:
-            shared.given -= 1
+            shared.used -= 1
+            if not shared.used and shared in self._upstreams:
+                self._upstreams.remove(shared)
+                await shared.shut()
 
     def _place(self) -> _Shared:
-        """A connection with a stream left, or a new one. Those that were lost are given up."""
-        limit = self._profile.streams
-        for shared in self._upstreams:
-            if shared.given < limit and shared.usable:
-                break
-        else:
-            shared = _Shared(self._profile, self._address)
-            self._upstreams = [other for other in self._upstreams if other.usable or other.given]
-            self._upstreams.append(shared)
-        shared.given += 1
-        return shared
+        """The newest connection while it has a stream left, or a new one."""
+        newest = self._upstreams[-1] if self._upstreams else None
+        if newest is None or newest.given == self._profile.streams or not newest.usable:
+            newest = _Shared(self._profile, self._address)
+            self._upstreams.append(newest)
+        newest.given += 1
+        newest.used += 1
+        return newest
 
 
 async def _down(stream: UpstreamStream, writer: asyncio.StreamWriter) -> None:
