@@ -131,7 +131,8 @@ def mosquitto_over(scheme: str) -> Callable[[int, Path], Launch]:
         lines = MOSQUITTO.format(port=port)
         if scheme in TLS_SCHEMES:
             server = certificates(folder)
-            lines += f"certfile {server.certificate}\nkeyfile {server.key}\nuser root\n"  # started by root, it could not read them as another
+            # Started by root, it could not read them as another user.
+            lines += f"certfile {server.certificate}\nkeyfile {server.key}\nuser root\n"
         if scheme in ("ws", "wss"):
             lines += "protocol websockets\n"
         config = folder / "mosquitto.conf"

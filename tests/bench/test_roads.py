@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from mqttc.bench import relay as relay_module
+from mqttc.bench import relay, upstream_quic
 from mqttc.bench.client import Probe, ProbeError
 from mqttc.bench.profile import Profile, RunError
-from mqttc.bench.relay import WINDOW_BYTES, Relay
+from mqttc.bench.relay import Relay
 from mqttc.bench.result import Result
 from mqttc.bench.road import Road, upgrade_request
 from mqttc.bench.run import run
+from mqttc.bench.upstream import WINDOW_BYTES
 from mqttc.load import Load, TlsClient
 from tests.bench.conftest import Target
 from tests.bench.gateways import Gateway, H2Gateway, QuicGateway, WebSocketGateway
@@ -342,13 +343,29 @@ def test_nobody_at_the_end_of_the_relay(scheme: str, monkeypatch: pytest.MonkeyP
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ProbeError, match="refused"):
             small(f"{scheme}://127.0.0.1:{taken.getsockname()[1]}", "p2p", **({"insecure": True} if scheme == "quic" else {}))
-    monkeypatch.setattr(relay_module, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(relay, "TIMEOUT_S", 0.2)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if scheme == "quic" else socket.SOCK_STREAM) as silent:
         silent.bind(("127.0.0.1", 0))
         if scheme != "quic":
             silent.listen()
         with pytest.raises(ProbeError, match=r"no answer within 0\.2 s"):
             small(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}", "p2p", **({"insecure": True} if scheme == "quic" else {}))
+
+
+# ---- our own broker's side of them
+
+
+@pytest.mark.parametrize("scenario", ["p2p", "fanout", "retain", "conn", "hold"])
+@pytest.mark.parametrize("scheme", ["ws", "wss", "ws+h2", "wss+h2", "quic"])
+def test_our_own_broker(broker_factory: Any, certificates: Path, scheme: str, scenario: str) -> None:
+    listener = {"url": f"{scheme.removesuffix('+h2')}://127.0.0.1:0"}
+    trust = {}
+    if scheme not in ("ws", "ws+h2"):
+        listener |= {"certificate": str(certificates / "server.pem"), "key": str(certificates / "server.key")}
+        trust = {"ca_file": str(certificates / "ca.pem")}
+    broker = broker_factory({"listeners": [listener], "auth": {"anonymous": True}})
+    port = broker.urls[0].split(":")[2].partition("/")[0]
+    small(f"{scheme}://127.0.0.1:{port}", scenario, **trust)
 
 
 class Ends:
@@ -451,7 +468,7 @@ def test_what_a_client_does_not_read_is_not_taken_from_the_broker(ends: Any, kin
         eventually(lambda: bool(upstream.full))
         [stream] = upstream.full
         assert WINDOW_BYTES <= stream.inlet.held < WINDOW_BYTES + (1 << 16)
-        assert len(upstream._held) <= relay_module.HELD_DATAGRAMS
+        assert len(upstream._held) <= upstream_quic.HELD_DATAGRAMS
     else:
         assert made.gateway.stalled.wait(20)
         assert gone[0] < len(DATA)
