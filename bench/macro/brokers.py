@@ -123,9 +123,9 @@ def mqttc_over(settings: list[str], scheme: str) -> Callable[[int, Path], Launch
 
 
 def mosquitto_over(scheme: str) -> Callable[[int, Path], Launch]:
-    """TCP, TLS, and WebSocket over either."""
-    if scheme not in ("mqtt", "mqtts", "ws", "wss"):
-        raise BrokerError(f"mosquitto does not speak {scheme}")
+    """TCP and TLS."""
+    if scheme not in ("mqtt", "mqtts"):
+        raise BrokerError(f"mosquitto is not started for {scheme} here")
 
     def launch(port: int, folder: Path) -> Launch:
         lines = MOSQUITTO.format(port=port)
@@ -133,8 +133,6 @@ def mosquitto_over(scheme: str) -> Callable[[int, Path], Launch]:
             server = certificates(folder)
             # Started by root, it could not read them as another user.
             lines += f"certfile {server.certificate}\nkeyfile {server.key}\nuser root\n"
-        if scheme in ("ws", "wss"):
-            lines += "protocol websockets\n"
         config = folder / "mosquitto.conf"
         config.write_text(lines, "utf-8")
         return Launch([program("mosquitto"), "-c", str(config)], {})

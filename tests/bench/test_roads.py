@@ -24,6 +24,7 @@ from mqttc.bench.upstream import WINDOW_BYTES
 from mqttc.load import Load, TlsClient
 from tests.bench.conftest import Target
 from tests.bench.gateways import Gateway, H2Gateway, QuicGateway, WebSocketGateway
+from tests.face.net_reactor import ALLOC_TESTED, blocks_live, fail_allocations
 
 SMALL: dict[str, dict[str, Any]] = {
     "p2p": {"publishers": 5, "subscribers": 5, "messages": 200, "qos": 1},
@@ -263,6 +264,36 @@ def test_request_and_answer_belong_together() -> None:
     request, accept = upgrade_request(Profile(url="wss://[::1]/mqtt").target())
     assert request.startswith(b"GET /mqtt HTTP/1.1\r\n") and b"\r\nHost: [::1]\r\n" in request and request.endswith(b"\r\n\r\n")
     assert len(accept) == 28
+
+
+@pytest.mark.skipif(not ALLOC_TESTED, reason="this build cannot refuse allocations")
+@pytest.mark.parametrize("once", [True, False])
+def test_no_memory_costs_the_connection_and_not_the_process(gateway: Any, certificates: Path, once: bool) -> None:
+    made = gateway(WebSocketGateway, served(certificates))
+    ca = (certificates / "ca.pem").read_bytes()
+    request, accept = upgrade_request(Profile(url=f"wss://localhost:{made.port}").target())
+    before = blocks_live()
+    stopped = refused = 0
+    for granted in range(60):
+        fail_allocations(granted, once)
+        load = None
+        try:
+            tls = TlsClient(ca=ca, server_name="localhost")
+            load = Load("127.0.0.1", made.port, tls=tls, websocket_request=request, websocket_accept=accept)
+            load.add_client("one")
+            load.start()
+            load.connect()
+            eventually(lambda load=load: load.counters()["refused"] + load.counters()["connects"] > 0)  # type: ignore[misc]
+            refused += load.counters()["refused"]
+        except (MemoryError, ValueError, OSError):
+            stopped += 1
+        finally:
+            fail_allocations(-1)
+            if load is not None:
+                load.close()
+        tls = load = None  # type: ignore[assignment]
+        assert blocks_live() == before, granted
+    assert stopped > 5 and refused > 1
 
 
 # ---- HTTP/2 and QUIC: the relay
