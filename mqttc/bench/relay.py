@@ -11,7 +11,9 @@ import contextlib
 import tempfile
 import threading
 import time
-from typing import cast
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from mqttc.bench.profile import Profile, RunError, Target
 from mqttc.bench.road import TIMEOUT_S, tls_context
@@ -21,6 +23,16 @@ READ_BYTES = 1 << 16
 LINGER_S = 5.0
 """For the broker to end its half, once a client has ended its own."""
 _BACKLOG = 4096
+
+T = TypeVar("T")
+
+
+async def _in_time(answer: Coroutine[Any, Any, T]) -> T:
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await answer
+    except TimeoutError:
+        raise UpstreamError(f"no answer within {TIMEOUT_S:g} s") from None
 
 
 class _Shared:
@@ -37,11 +49,9 @@ class _Shared:
         from mqttc.bench.upstream_h2 import open_h2  # late: a run needs one of the two
         from mqttc.bench.upstream_quic import open_quic
 
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                return await (open_quic if profile.target().relay == "quic" else open_h2)(profile, address)
-        except TimeoutError:
-            raise UpstreamError(f"no answer within {TIMEOUT_S:g} s") from None
+        if profile.target().relay == "quic":
+            return await _in_time(open_quic(profile, address))
+        return await _in_time(open_h2(profile, address))
 
     @property
     def usable(self) -> bool:
@@ -74,6 +84,14 @@ class Relay:
         self._upstreams: list[_Shared] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended_cpu_ns = 0
+
+    @property
+    def backlog(self) -> int:
+        """Connections that may be dialled at a time: a Unix socket refuses more."""
+        try:
+            return min(_BACKLOG, int(Path("/proc/sys/net/core/somaxconn").read_text("ascii")))
+        except (OSError, ValueError):
+            return 128  # not Linux
 
     def start(self) -> None:
         """Raises ``RunError``."""
@@ -129,7 +147,7 @@ class Relay:
         self._tasks.add(task)
         try:
             await self._carry(reader, writer)
-        except* (UpstreamError, TimeoutError) as group:
+        except* UpstreamError as group:
             self._note(group.exceptions[0])
         except* OSError:
             pass  # the client went away
@@ -149,8 +167,7 @@ class Relay:
         shared = self._place()
         try:
             upstream = await asyncio.shield(shared.opening)
-            async with asyncio.timeout(TIMEOUT_S):
-                stream: UpstreamStream = await upstream.stream()
+            stream: UpstreamStream = await _in_time(upstream.stream())
             try:
                 async with asyncio.TaskGroup() as group:
                     down = group.create_task(_down(stream, writer))

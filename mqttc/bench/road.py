@@ -188,13 +188,16 @@ class Road:
 
     def load(self, *, threads: int = 1) -> Load:
         """A load generator whose clients take this way."""
+        batch = self.profile.connect_batch
+        if self._relay is not None:
+            batch = max(1, min(batch, self._relay.backlog // threads))
         request, accept = upgrade_request(self.target) if self.target.websocket and not self.target.relay else (b"", b"")
         return Load(
             self.address,
             self.port,
             threads=threads,
             version=self.profile.version,
-            connect_batch=self.profile.connect_batch,
+            connect_batch=batch,
             tls=self.tls,
             websocket_request=request,
             websocket_accept=accept,

@@ -240,8 +240,7 @@ class H2Stream:
                     await self._frame(event.response())
                 elif isinstance(event, CloseConnection):
                     self._closed = True
-                    with contextlib.suppress(LocalProtocolError):  # ours may be under way already
-                        await self._frame(event.response())
+                    await self._frame(event.response())
                 elif isinstance(event, TextMessage):
                     raise UpstreamError("the broker sent a WebSocket text message")
         except RemoteProtocolError as error:
@@ -254,6 +253,11 @@ class H2Stream:
             self.inlet.check()
             try:
                 data = memoryview(self._ws.send(event))
+            except LocalProtocolError:
+                if isinstance(event, CloseConnection):
+                    return  # ours is under way already
+                raise UpstreamError("the broker has closed the WebSocket") from None
+            try:
                 while data:
                     room = min(self._h2.local_flow_control_window(self.number), self._h2.max_outbound_frame_size)
                     if room <= 0:

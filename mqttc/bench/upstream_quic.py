@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections import deque
@@ -172,7 +173,8 @@ class QuicStream:
     def abort(self) -> None:
         if self._upstream.usable and self.number in self._quic._streams:
             if not self._ended:
-                self._quic.reset_stream(self.number, 0)
+                with contextlib.suppress(AssertionError):  # STOP_SENDING has reset it
+                    self._quic.reset_stream(self.number, 0)
             if not self.inlet.over:
                 self._quic.stop_stream(self.number, 0)
             self._upstream.transmit()

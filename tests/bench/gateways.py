@@ -154,7 +154,8 @@ class WebSocketGateway(Gateway):
 
 
 class H2Gateway(Gateway):
-    """RFC 8441. Options: ``status`` refuses, ``plain`` does not offer extended CONNECT, ``deaf`` makes no room until ``listen_again``."""
+    """RFC 8441. Options: ``status`` refuses, ``plain`` offers no extended CONNECT, ``silent`` answers none, ``deaf`` makes no room until
+    ``listen_again``."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -194,6 +195,8 @@ class H2Gateway(Gateway):
                     headers: dict[str, str] = dict(event.headers)  # type: ignore[arg-type]
                     assert (headers[":method"], headers[":protocol"]) == ("CONNECT", "websocket")
                     self.paths.append(headers[":path"])
+                    if self.options.get("silent"):
+                        continue
                     status = self.options.get("status", 200)
                     connection.send_headers(number, [(":status", str(status))], end_stream=status != 200)
                     if status == 200:

@@ -399,6 +399,20 @@ def test_our_own_broker(broker_factory: Any, certificates: Path, scheme: str, sc
     small(f"{scheme}://127.0.0.1:{port}", scenario, **trust)
 
 
+def test_a_stream_that_is_not_answered(gateway: Any, certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "TIMEOUT_S", 0.2)
+    _, url, _ = start(gateway, certificates, "ws+h2", silent=True)
+    with pytest.raises(ProbeError, match=r"no answer within 0\.2 s"):
+        small(url, "p2p")
+
+
+def test_no_more_are_dialled_at_a_time_than_the_relay_admits(gateway: Any, certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "_BACKLOG", 2)
+    made, url, _ = start(gateway, certificates, "ws+h2")
+    small(url, "hold", streams=50, connect_batch=200)
+    assert made.streams >= 41
+
+
 class Ends:
     """The two ends of a relayed stream: a native client's socket, and what the broker would have accepted."""
 
