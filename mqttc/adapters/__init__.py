@@ -24,6 +24,8 @@ class Origin:
     """The client's X.509 certificate, DER, verified."""
     key_name: str | None = None
     """Name of the pre-shared key that the client holds."""
+    proxied: bool = False
+    """A proxy has handed the connection on, whose word ``peer`` may be: it never counts as a client of this machine."""
 
 
 Adopt = Callable[[Origin, bool], socket.socket]

@@ -1,0 +1,109 @@
+"""The broker's counters in the text format of Prometheus, version 0.0.4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+GAUGES: Final = frozenset(
+    (
+        *("messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog", "subscriptions", "connections_open"),
+        *("sessions", "retained", "retained_bytes", "tree_nodes", "uptime_seconds", "http_connections"),
+    )
+)
+"""What goes down too; everything else that a broker counts only grows."""
+
+_FAMILIES: Final = (
+    ("packets_received_", "packets_received", "type", "Packets received from clients, by control packet type."),
+    ("packets_sent_", "packets_sent", "type", "Packets sent to clients, by control packet type."),
+    ("dropped_", "messages_dropped", "reason", "Messages that were not delivered, by reason."),
+)
+"""Prefix of the counters, name of the metric that they are together, its label, its help."""
+
+HELP: Final[Mapping[str, str]] = {
+    "accept_errors": "Connections that could not be accepted.",
+    "accepted": "Connections accepted.",
+    "bytes_received": "Bytes received from clients.",
+    "bytes_sent": "Bytes sent to clients.",
+    "connect_timeouts": "Connections that sent no whole CONNECT in time.",
+    "connections_open": "Connections that are open.",
+    "connects_accepted": "CONNECT packets accepted.",
+    "connects_refused": "CONNECT packets refused.",
+    "disconnects_abrupt": "Connections that ended without DISCONNECT.",
+    "disconnects_clean": "Connections that ended with DISCONNECT.",
+    "gate_questions": "Decisions about clients that were asked for.",
+    "gate_timeouts": "Decisions about clients that did not come in time.",
+    "group_backlog": "Messages that wait for shared subscriptions without a ready member.",
+    "http_adopt_errors": "WebSocket streams of HTTP/2 that found no room in the broker.",
+    "http_app_errors": "HTTP requests that the server failed to answer.",
+    "http_connections": "HTTP connections that are open.",
+    "http_connections_refused": "HTTP connections beyond their limit.",
+    "http_floods": "HTTP/2 connections ended because they sent too many useless frames.",
+    "http_protocol_errors": "HTTP/2 connections ended because they broke the protocol.",
+    "http_refused": "HTTP requests refused before the application saw them.",
+    "http_requests": "HTTP requests that reached the application.",
+    "http_streams_refused": "HTTP/2 streams beyond their limit.",
+    "http_timeouts": "HTTP requests and responses that took too long.",
+    "http_websockets": "WebSocket connections over HTTP/2.",
+    "keep_alive_timeouts": "Clients that were silent for longer than their keep alive.",
+    "log_records_dropped": "Log records that found no room.",
+    "mail_sent": "Batches that worker threads sent each other.",
+    "messages_inflight": "Messages sent and not yet acknowledged.",
+    "messages_queued": "Messages that wait for their clients.",
+    "messages_queued_bytes": "Bytes of the messages that wait for their clients.",
+    "messages_received": "Messages that clients have published.",
+    "messages_resent": "Messages sent again after a reconnect.",
+    "messages_sent": "Messages sent to clients.",
+    "protocol_errors": "Clients disconnected because they broke the protocol.",
+    "publishers_braked": "Times that a publisher was slowed down for slow receivers.",
+    "reads": "System calls that read from connections.",
+    "rejected_by_client": "Messages that clients have answered with a failure.",
+    "retained": "Retained messages.",
+    "retained_bytes": "Bytes of the retained messages.",
+    "retained_handed_out": "Retained messages sent to new subscriptions.",
+    "route_hits": "Look-ups of receivers answered by the route cache.",
+    "route_misses": "Look-ups of receivers answered by the subscription tree.",
+    "sessions": "Sessions, connected or not.",
+    "sessions_expired": "Sessions that have expired.",
+    "sessions_resumed": "Sessions that clients have come back to.",
+    "short_writes": "Writes that a connection did not take whole.",
+    "subscriptions": "Subscriptions of all sessions.",
+    "takeovers": "Connections ended because their client connected again.",
+    "tls_handshakes": "TLS handshakes finished.",
+    "tls_handshakes_failed": "TLS handshakes failed.",
+    "tls_handshakes_resumed": "TLS handshakes that resumed a session.",
+    "tls_loads": "Times that certificates were loaded.",
+    "tree_lock_waits": "Times that a thread waited for the subscription tree.",
+    "tree_nodes": "Nodes of the subscription tree.",
+    "turns": "Turns of the worker threads' event loops.",
+    "uptime_seconds": "Seconds since the broker was started.",
+    "wills_published": "Will messages published.",
+    "writes": "System calls that write to connections.",
+}
+
+
+def exposition(stats: Mapping[str, int]) -> str:
+    """All counters and gauges; a name that is not known here is a counter with a help text made of its name."""
+    return "".join(line + "\n" for line in _lines(stats))
+
+
+def _lines(stats: Mapping[str, int]) -> Iterator[str]:
+    left = dict(stats)
+    for prefix, metric, label, text in _FAMILIES:
+        members = [name for name in stats if name.startswith(prefix)]
+        if members:
+            yield from _head(f"mqttc_{metric}_total", "counter", text)
+        for name in members:
+            yield f'mqttc_{metric}_total{{{label}="{name.removeprefix(prefix)}"}} {left.pop(name)}'
+    for name, value in left.items():
+        gauge = name in GAUGES
+        metric = f"mqttc_{name}" if gauge else f"mqttc_{name}_total"
+        yield from _head(metric, "gauge" if gauge else "counter", HELP.get(name, name.replace("_", " ").capitalize() + "."))
+        yield f"{metric} {value}"
+
+
+def _head(metric: str, kind: str, text: str) -> Iterator[str]:
+    yield f"# HELP {metric} {text}"
+    yield f"# TYPE {metric} {kind}"
