@@ -323,7 +323,9 @@ class Tunnel:
 
     def read(self) -> None:
         """Take what the test writes, as long as the link can send it."""
-        wanted = not self._sent_end and not self.closed and self.link.can_send(self.stream)
+        if self.closed:
+            return
+        wanted = not self._sent_end and self.link.can_send(self.stream)
         if wanted and not self._reading:
             self.loop.add_reader(self._ours, self._readable)
         elif not wanted and self._reading:
@@ -378,13 +380,29 @@ class Tunnel:
         if not self.closed and not self._unread:
             self._shut()
 
+    def unwanted(self) -> None:
+        """The server takes no more: what the test writes from now on fails."""
+        if not self.closed:
+            self._sent_end = True
+            with contextlib.suppress(OSError):
+                self._ours.shutdown(socket.SHUT_RD)
+            self.read()
+            self._settle()
+
+    def broken(self) -> None:
+        """The server has broken the stream off; what came before an end of its own can still be read."""
+        if self._got_end:
+            self.unwanted()
+        else:
+            self.drop()
+
     def _shut(self) -> None:
         with contextlib.suppress(OSError):
             self._ours.shutdown(socket.SHUT_WR)
         self._settle()
 
     def _settle(self) -> None:
-        if self._sent_end and self._got_end and not self.closed:
+        if self._sent_end and self._got_end and not self._unread and not self.closed:
             self.drop()
 
     def reset(self) -> None:
@@ -483,10 +501,14 @@ class Http2Link(_Link, asyncio.Protocol):
         self.authority = authority
         self.scheme = b"https" if secure else b"http"
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None))
-        self.h2.local_settings.initial_window_size = _WINDOW_BYTES
+        codes = h2.settings.SettingCodes
+        initial = {codes.INITIAL_WINDOW_SIZE: _WINDOW_BYTES, codes.ENABLE_PUSH: 0}
+        self.h2.local_settings = h2.settings.Settings(client=True, initial_values=initial)
         self.may_connect: asyncio.Future[bool] = self.loop.create_future()
         """Whether the server's settings allow extended CONNECT."""
-        self.goaway: h2.events.ConnectionTerminated | None = None
+        self.goaway: int | None = None
+        """Error code of the server's GOAWAY."""
+        self._input = bytearray()
         self._answers: dict[int, asyncio.Future[list[tuple[bytes, bytes]]]] = {}
         self._unsent: dict[int, bytearray] = {}
         self._ended: set[int] = set()
@@ -551,8 +573,9 @@ class Http2Link(_Link, asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
+        self._input += data
         try:
-            happened = self.h2.receive_data(data)
+            happened = self.h2.receive_data(self._whole_frames())
         except h2.exceptions.ProtocolError as error:
             self._fail(TransportError(f"the server broke HTTP/2: {error}"))
             self.transport.abort()
@@ -560,6 +583,20 @@ class Http2Link(_Link, asyncio.Protocol):
         for event in happened:
             self._event(event)
         self._flush()
+
+    def _whole_frames(self) -> bytes:
+        """Without GOAWAY, behind which streams may go on (RFC 9113 section 6.8), while h2 would hear nothing more."""
+        frames = bytearray()
+        while len(self._input) >= 9:
+            end = 9 + int.from_bytes(self._input[:3])
+            if len(self._input) < end:
+                break
+            if self._input[3] == 7:
+                self.goaway = int.from_bytes(self._input[13:17])
+            else:
+                frames += self._input[:end]
+            del self._input[:end]
+        return bytes(frames)
 
     def _event(self, event: h2.events.Event) -> None:
         stream: Any = getattr(event, "stream_id", None)
@@ -588,9 +625,7 @@ class Http2Link(_Link, asyncio.Protocol):
         elif isinstance(event, h2.events.StreamReset):
             self._refuse(stream, TransportError(f"stream reset: {event.error_code!r}"))
             if tunnel is not None:
-                tunnel.drop()
-        elif isinstance(event, h2.events.ConnectionTerminated):
-            self.goaway = event
+                tunnel.broken()
 
     def _refuse(self, stream: int, error: Exception) -> None:
         answer = self._answers.get(stream)
@@ -752,7 +787,10 @@ class QuicLink(_Link, QuicConnectionProtocol):
             if event.end_stream:
                 tunnel.ended()
         elif isinstance(event, quic_events.StreamReset):
-            tunnel.drop()
+            tunnel.broken()
+        elif isinstance(event, quic_events.StopSendingReceived):
+            self._try(lambda: self.quic.reset_stream(stream, event.error_code))
+            tunnel.unwanted()
 
     def _gone_now(self) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -44,7 +44,7 @@ _numbers = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "spec(version, *ids): statements of one standard that the test checks")
-    config.addinivalue_line("markers", "only_over(*transports, reason=...): what the test looks at exists on these alone")
+    config.addinivalue_line("markers", "not_over(*transports, reason=...): what the test looks at does not exist there")
 
 
 def item_family(item: pytest.Item) -> str:
@@ -64,8 +64,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [i for i in items if here in i.path.parents]
     for item in ours:
         item.add_marker("matrix")
-        for mark in item.iter_markers("only_over"):
-            if TRANSPORT not in mark.args:
+        for mark in item.iter_markers("not_over"):
+            if TRANSPORT in mark.args:
                 item.add_marker(pytest.mark.skip(reason=f"over {TRANSPORT}: {mark.kwargs['reason']}"))
     if FAMILY not in ("3", "5"):
         return
