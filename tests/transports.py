@@ -789,8 +789,7 @@ class QuicLink(_Link, QuicConnectionProtocol):
         elif isinstance(event, quic_events.StreamReset):
             tunnel.broken()
         elif isinstance(event, quic_events.StopSendingReceived):
-            self._try(lambda: self.quic.reset_stream(stream, event.error_code))
-            tunnel.unwanted()
+            tunnel.unwanted()  # aioquic has answered with RESET_STREAM
 
     def _gone_now(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
