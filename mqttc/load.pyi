@@ -4,16 +4,59 @@ A ``Load`` holds clients in the order they were added; ranges of them are told w
 to the threads, and ``counters`` shows what became of them. Client ``i`` lives on thread ``i % threads``, or where ``thread`` says.
 """
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, Literal
 
 HEADER_BYTES: Final[int]
 """Bytes at the start of every payload: publisher, sequence, time. No payload is shorter."""
 
+class TlsClient:
+    """What the clients' TLS connections share; given to any number of ``Load``s. Any thread."""
+
+    def __init__(
+        self,
+        *,
+        ca: bytes = b"",
+        insecure: bool = False,
+        server_name: str = "",
+        certificate: bytes = b"",
+        key: bytes = b"",
+        password: bytes | None = None,
+        alpn: Iterable[str] = (),
+        minimum_version: Literal["1.2", "1.3"] = "1.2",
+        ciphers: str = "",
+        ciphersuites: str = "",
+        resume: bool = False,
+    ) -> None:
+        """``ca``: certificates (PEM) that are trusted; empty: those that this system trusts. ``server_name``: host name or address that the
+        server's certificate must be for. ``insecure``: it is not verified at all. ``certificate`` and ``key``: the clients' own, PEM or
+        PKCS#12. ``resume``: each connection shows the last ticket that any was given; without it all make full handshakes. Raises
+        ``ValueError`` with what cannot be used.
+        """
+
+    def stats(self) -> dict[str, int]:
+        """handshakes (finished), resumed (of these), failed (that ended otherwise)."""
+
 class Load:
-    def __init__(self, address: str, port: int, *, threads: int = 1, version: int = 4, connect_batch: int = 200) -> None:
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        *,
+        threads: int = 1,
+        version: int = 4,
+        connect_batch: int = 200,
+        tls: TlsClient | None = None,
+        websocket_request: bytes = b"",
+        websocket_accept: bytes = b"",
+        websocket_frame_most: int = 256 << 20,
+    ) -> None:
         """Clients of a broker at an IPv4 or IPv6 address, or a Unix socket's path (``port`` 0, ``address`` starting with / or @).
 
-        ``version``: 4 or 5. ``connect_batch``: connections being made at the same time, per thread.
+        ``version``: 4 or 5. ``connect_batch``: connections being made at the same time, per thread. ``tls``: they speak TLS.
+        ``websocket_request``: they speak WebSocket (over TLS, with ``tls``), after this HTTP upgrade request (RFC 6455 section 4.1), the
+        same for all; ``websocket_accept``: the Sec-WebSocket-Accept of its answer; ``websocket_frame_most``: bytes of a frame that a
+        broker may send.
         """
 
     def add_client(
@@ -80,6 +123,9 @@ class Load:
         """connected, subscribed (filters acknowledged), connects, refused (connections that did not come about), lost_connections,
         published, acknowledged, received, bytes_received, duplicates, reordered, foreign (not our payload),
         finished (publishers that sent all they were told to), errors, cpu_ns (of the threads)."""
+
+    def failure(self) -> str | None:
+        """Why the first connection that did not come about did not, where its transport can tell (TLS, WebSocket, dialling)."""
 
     def thread_cpu_ns(self) -> list[int]:
         """Processor time of each thread so far."""

@@ -7,14 +7,16 @@ from libc.string cimport memcpy, memset
 from posix.time cimport clock_gettime, timespec
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
-from mqttc.base.types cimport Span, atomic_load_u64_relaxed, span_make
+from mqttc.base.types cimport Span, atomic_load_u32_acquire, atomic_load_u64_relaxed, span_make
 from mqttc.base.vec cimport vec_push
 from mqttc.loadgen.actor cimport (
     MAX_THREADS, PAYLOAD_HEADER, T_COUNT, VERB_ABORT, VERB_CONNECT, VERB_DISCONNECT, VERB_PUBLISH, VERB_RESET, VERB_STOP_PUBLISHING, Actor, ActorFilter, Field,
-    Publishing, actor_build, actor_free, field_build, field_free, field_start, field_tell,
+    Publishing, Road, actor_build, actor_free, field_build, field_free, field_start, field_tell,
 )
 from mqttc.loadgen.hist cimport HIST_BUCKETS, hist_bound
 from mqttc.net.tcp cimport PeerAddress
+from mqttc.net.tls_client cimport TlsClient as NativeTlsClient, TlsClientSettings, tls_client_build, tls_client_drop, tls_client_stats
+from mqttc.net.tls_context cimport TlsCertificate, TlsFailure, TlsStats
 from mqttc.proto.dialect cimport dialect_for
 
 cdef extern from "<time.h>" nogil:
@@ -60,14 +62,74 @@ cdef bytes utf8(str text):
     return data
 
 
+cdef const char *text_or_null(bytes value):
+    return <const char *> value if value else NULL
+
+
+cdef class TlsClient:
+    cdef NativeTlsClient *client
+
+    def __cinit__(
+        self, *, bytes ca=b"", bint insecure=False, str server_name="", bytes certificate=b"", bytes key=b"", bytes password=None, alpn=(),
+        str minimum_version="1.2", str ciphers="", str ciphersuites="", bint resume=False,
+    ):
+        cdef TlsClientSettings settings
+        cdef TlsCertificate identity
+        cdef TlsFailure failure
+        cdef bytes name = server_name.encode("idna" if not server_name.isascii() else "ascii")
+        cdef bytes cipher_bytes = ciphers.encode(), suite_bytes = ciphersuites.encode()
+        cdef list names = [protocol.encode() for protocol in alpn]
+        cdef bytes protocols
+        if minimum_version not in ("1.2", "1.3"):
+            raise ValueError("minimum_version is 1.2 or 1.3")
+        if not insecure and not name:
+            raise ValueError("a certificate that is verified must be for somebody: server_name")
+        if any(not 0 < len(protocol) < 256 for protocol in names):
+            raise ValueError("the name of a protocol has 1 to 255 bytes")
+        if any(b"\0" in value for value in (name, cipher_bytes, suite_bytes, password or b"")):
+            raise ValueError("these texts have no NUL")
+        protocols = b"".join(bytes([len(protocol)]) + protocol for protocol in names)
+        memset(&settings, 0, sizeof(TlsClientSettings))
+        memset(&identity, 0, sizeof(TlsCertificate))
+        settings.ca = span_make(<const char *> ca, len(ca))
+        settings.server_name = text_or_null(name)
+        if certificate:
+            identity.chain = span_make(<const char *> certificate, len(certificate))
+            identity.key = span_make(<const char *> key, len(key))
+            if password is not None:
+                identity.password = <const char *> password
+            settings.certificate = &identity
+        settings.alpn = span_make(<const char *> protocols, len(protocols))
+        settings.ciphers = text_or_null(cipher_bytes)
+        settings.ciphersuites = text_or_null(suite_bytes)
+        settings.minimum_version = 3 if minimum_version == "1.3" else 2
+        settings.insecure = insecure
+        settings.resume = resume
+        self.client = tls_client_build(&settings, &failure)
+        if self.client == NULL:
+            raise ValueError((<bytes> failure.text).decode("utf-8", "replace"))
+
+    def __dealloc__(self):
+        if self.client != NULL:
+            tls_client_drop(self.client)
+
+    def stats(self):
+        cdef TlsStats stats
+        tls_client_stats(self.client, &stats)
+        return {"handshakes": stats.handshakes, "resumed": stats.resumed, "failed": stats.failed}
+
+
 cdef class Load:
     cdef Field *field
     cdef list made                     # actors before start, as addresses
     cdef bint started
     cdef uint32_t threads
 
-    def __init__(self, str address, int port, *, uint32_t threads=1, int version=4, uint32_t connect_batch=200):
-        cdef PeerAddress target
+    def __init__(
+        self, str address, int port, *, uint32_t threads=1, int version=4, uint32_t connect_batch=200, TlsClient tls=None, bytes websocket_request=b"",
+        bytes websocket_accept=b"", uint64_t websocket_frame_most=256 << 20,
+    ):
+        cdef Road road
         cdef bytes path = b""
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"threads must be within 1 .. {MAX_THREADS}")
@@ -77,16 +139,24 @@ cdef class Load:
             raise ValueError("connect_batch must be at least 1")
         if self.field != NULL:
             raise RuntimeError("a Load is made once")
+        if bool(websocket_request) != bool(websocket_accept):
+            raise ValueError("websocket_request and websocket_accept belong together")
+        memset(&road, 0, sizeof(Road))
         if address.startswith("/") or address.startswith("@"):
             path = address.encode()
             path = b"\0" + path[1:] if path[:1] == b"@" else path
             if len(path) > 107:
                 raise ValueError("a Unix socket's path has at most 107 bytes")
-            memset(&target, 0, sizeof(PeerAddress))
-            target.family = 1
+            road.target.family = 1
         else:
-            address_of(address, port, &target)
-        self.field = field_build(dialect_for(<uint8_t> version), &target, span_make(<const char *> path, len(path)), threads, connect_batch)
+            address_of(address, port, &road.target)
+        road.unix_path = span_make(<const char *> path, len(path))
+        road.ws_request = span_make(<const char *> websocket_request, len(websocket_request))
+        road.ws_accept = span_make(<const char *> websocket_accept, len(websocket_accept))
+        road.ws_frame_most = websocket_frame_most
+        if tls is not None:
+            road.tls = tls.client
+        self.field = field_build(dialect_for(<uint8_t> version), &road, threads, connect_batch)
         if self.field == NULL:
             raise MemoryError()
         self.threads = threads
@@ -285,6 +355,14 @@ cdef class Load:
             counters[TOTALS[which]] = total
         counters["cpu_ns"] = sum(self.thread_cpu_ns())
         return counters
+
+    def failure(self):
+        cdef Field *field = self.running()
+        cdef uint32_t i
+        for i in range(field.thread_count):
+            if atomic_load_u32_acquire(&field.crews[i].failure_known):
+                return (<bytes> field.crews[i].failure).decode("utf-8", "replace")
+        return None
 
     def thread_cpu_ns(self):
         cdef Field *field = self.running()

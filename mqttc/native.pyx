@@ -25,9 +25,9 @@ from mqttc.net.proxy cimport Network, ProxyRules, proxy_live
 from mqttc.net.reactor cimport NetStats
 from mqttc.net.tcp cimport PeerAddress
 from mqttc.net.tls cimport (
-    Tls as NativeTls, TlsCertificate, TlsFailure, TlsKey, TlsSettings, TlsStats, tls_accept, tls_build, tls_drop, tls_live, tls_load, tls_rotate, tls_share,
-    tls_stats,
+    Tls as NativeTls, TlsKey, TlsSettings, tls_accept, tls_build, tls_drop, tls_live, tls_load, tls_rotate, tls_share, tls_stats,
 )
+from mqttc.net.tls_context cimport TlsCertificate, TlsFailure, TlsStats
 from mqttc.net.transport cimport PROOF_CERTIFICATE, PROOF_KEY_NAME
 from mqttc.net.vouched cimport Proofs, vouched_live
 from mqttc.net.ws cimport ws_live

@@ -19,7 +19,10 @@ from cython_tree import ROOT, Finding, Import, imports, module_name, parse, sour
 # Lowest first. A name is a module below mqttc or a package, which then stands for all that is in it.
 BASE = ["types", "alloc", "vec", "map", "ring", "msg", "timer", "inbox", "logring"]
 PROTO = ["wire", "packet", "dialect", "props", "topic", "decode", "encode", "wsframe"]
-NET = ["transport", "tcp", "tls", "vouched", "proxy", "ws", "outq", "listener", "poller", "poller_epoll", "poller_kqueue", "reactor"]
+NET = [
+    *("transport", "tcp", "openssl", "tls_context", "tls_client", "tls", "vouched", "proxy", "ws"),
+    *("outq", "listener", "poller", "poller_epoll", "poller_kqueue", "reactor"),
+]
 BROKER = [
     *("handle", "stats", "acl", "journal", "trie", "routes", "retain", "state", "report", "mail", "reply"),
     *("session", "group", "deliver", "presence", "will", "gate", "on_connect", "on_head", "on_publish", "on_subscribe", "conn", "worker"),

@@ -232,9 +232,11 @@ class Connection:
         return stream
 
     def _stream_broken(self, stream_id: int, error_code: int) -> None:
+        if stream_id in self._ended_streams:
+            return  # the answer to our STOP_SENDING; what the broker sent last is still on its way
         stream = self.streams.get(stream_id)
         self.engine.abort_stream(stream_id, error_code)
-        if stream is not None and stream_id not in self._ended_streams:
+        if stream is not None:
             stream.close()
             self._listener.count("quic_streams_reset")
             self._drop_stream(stream_id)

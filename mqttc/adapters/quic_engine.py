@@ -51,6 +51,10 @@ MAX_RECORDS: Final = 4096
 # aioquic's own lines tell of every malformed packet at level warning, so anybody could fill a log with them.
 _SILENT: Final = logging.Logger("mqttc.quic", logging.CRITICAL + 1)
 
+_OVERRIDDEN: Final = ("_initialize", "_handle_crypto_frame", "_write_connection_limits", "_write_stream_limits")
+if missing := [name for name in _OVERRIDDEN if not hasattr(QuicConnection, name)]:
+    raise ImportError(f"QUIC: this version of aioquic has no {missing[0]}; without it windows would be unbounded")
+
 
 class Engine(QuicConnection):
     """A server's connection. ``backlog(stream_id)``: bytes delivered in this stream's events that the broker has not taken yet."""

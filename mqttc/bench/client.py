@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
 from mqttc import codec
 from mqttc.bench.profile import Profile, RunError
-from mqttc.bench.scenarios import resolve
+from mqttc.bench.road import Road, Stream, reason_of
 
-_TIMEOUT_S = 10.0
 _BATCH = 500
 
 
@@ -21,30 +19,28 @@ class ProbeError(RunError):
 
 
 class Probe:
-    """One connection to the profile's broker."""
+    """One connection to the profile's broker, by ``road`` or one of its own."""
 
-    def __init__(self, profile: Profile, client_id: str) -> None:
+    def __init__(self, profile: Profile, client_id: str, road: Road | None = None) -> None:
         self._profile = profile
+        self._given_road = road
+        self._undo = contextlib.ExitStack()
         self._client_id = client_id
         self._version = profile.version
         self._decoder = codec.Decoder(profile.version)
         self._answered = False
-        self._socket: socket.socket | None = None
+        self._stream: Stream | None = None
         self.connack = codec.Connack()
 
     def __enter__(self) -> Self:
-        host, port = resolve(self._profile)
+        self._road = self._given_road if self._given_road is not None else self._undo.enter_context(Road(self._profile))
         try:
-            if port == 0:
-                self._socket = socket.socket(socket.AF_UNIX)
-                self._socket.settimeout(_TIMEOUT_S)
-                self._socket.connect("\0" + host[1:] if host.startswith("@") else host)
-            else:
-                self._socket = socket.create_connection((host, port), _TIMEOUT_S)
+            self._stream = self._road.dial()
             self._connect()
         except OSError as error:
+            said = self._said(error)
             self._close()
-            raise ProbeError(f"{self._profile.shown_url()}: {error.strerror or error}") from error
+            raise ProbeError(said) from error
         except codec.CodecError as error:
             self._close()
             raise ProbeError(f"{self._profile.shown_url()}: what answers there does not speak MQTT: {error}") from error
@@ -54,7 +50,7 @@ class Probe:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._socket is not None and error is None:
+        if self._stream is not None and error is None:
             with contextlib.suppress(OSError):  # the broker may have closed first; there is nothing left to say
                 self._send(codec.Disconnect())
         self._close()
@@ -66,7 +62,7 @@ class Probe:
             while not isinstance(self._receive(), codec.Pingresp):
                 pass
         except OSError as error:
-            raise ProbeError(f"{self._profile.shown_url()}: {error.strerror or error}") from error
+            raise ProbeError(self._said(error)) from error
 
     def forget_retained(self, topics: Iterable[str]) -> None:
         """Remove the retained messages of these topics."""
@@ -89,15 +85,15 @@ class Probe:
         self.connack = answer
 
     def _send(self, *packets: codec.Packet) -> None:
-        assert self._socket is not None
-        self._socket.sendall(b"".join(codec.encode(packet, self._version) for packet in packets))
+        assert self._stream is not None
+        self._stream.sendall(b"".join(codec.encode(packet, self._version) for packet in packets))
 
     def _receive(self) -> codec.Packet:
-        assert self._socket is not None
+        assert self._stream is not None
         while True:
             for packet in self._decoder:
                 return packet
-            data = self._socket.recv(65536)
+            data = self._stream.recv(65536)
             if not data:
                 raise ConnectionResetError("the broker closed the connection")
             if not self._answered and data[0] >> 4 not in (codec.PacketType.CONNACK, codec.PacketType.AUTH):
@@ -105,10 +101,14 @@ class Probe:
             self._answered = True
             self._decoder.feed(data)
 
+    def _said(self, error: OSError) -> str:
+        return f"{self._profile.shown_url()}: {self._road.failure() or reason_of(error)}"
+
     def _close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self._undo.close()
 
 
 def _reason(code: codec.ReasonCode) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,13 +26,62 @@ class RunError(RuntimeError):
     """A run that cannot be made: no broker, no permission, something is not installed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a URL names. ``host`` is a Unix socket's path where ``port`` is 0."""
+
+    host: str
+    port: int
+    path: str = ""
+    """Of the HTTP request, with WebSocket."""
+    tls: bool = False
+    websocket: bool = False
+    relay: Literal["", "h2", "quic"] = ""
+    """What the native clients do not speak."""
+
+    @property
+    def authority(self) -> str:
+        """Host and port as HTTP writes them, the scheme's own port left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+
+class _Way(NamedTuple):
+    port: int
+    tls: bool = False
+    websocket: bool = False
+    relay: Literal["", "h2", "quic"] = ""
+
+
+_SCHEMES = {
+    "mqtt": _Way(1883),
+    "tcp": _Way(1883),
+    "mqtts": _Way(8883, tls=True),
+    "tls": _Way(8883, tls=True),
+    "ws": _Way(80, websocket=True),
+    "wss": _Way(443, tls=True, websocket=True),
+    "ws+h2": _Way(80, websocket=True, relay="h2"),
+    "wss+h2": _Way(443, tls=True, websocket=True, relay="h2"),
+    "quic": _Way(14567, tls=True, relay="quic"),
+}
+
+
+_URLS = f"unix:///path or SCHEME://[user[:password]@]host[:port][/path], of {', '.join(_SCHEMES)}"
+
+
 class Profile(BaseModel):
     """One run. Numbers of clients are totals over all threads."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scenario: Scenario = Field("fanout", description="what the clients do, see docs/benchmarking.md")
-    url: str = Field("mqtt://127.0.0.1:1883", description="the broker: mqtt://[user[:password]@]host[:port] or unix:///path")
+    url: str = Field("mqtt://127.0.0.1:1883", description=f"the broker, {_URLS}")
+    ca_file: str | None = Field(None, description="CA certificates (PEM) for the broker's; None: those that this system trusts")
+    insecure: bool = Field(False, description="the broker's certificate is not verified")
+    certificate_file: str | None = Field(None, description="the clients' certificate chain (PEM)")
+    key_file: str | None = Field(None, description="and its key (PEM, not encrypted); None: it stands in certificate_file")
+    resume: bool = Field(False, description="TLS connections show a ticket; without it each makes a full handshake. Not with a relay")
+    streams: int = Field(1, ge=1, le=1000, description="ws+h2, wss+h2, quic: clients that share a connection, a stream each")
     version: Literal[4, 5] = Field(4, description="protocol level: 4 (MQTT 3.1.1) or 5")
     publishers: int = Field(1, ge=1, le=60000)
     subscribers: int = Field(1, ge=0, le=60000)
@@ -75,19 +125,36 @@ class Profile(BaseModel):
             raise ValueError("wild needs at least as many subscribers as matches")
         if self.scenario == "shared" and self.subscribers < self.groups:
             raise ValueError("shared needs at least one subscriber for each group")
-        self.target()
+        self._check_tls()
         return self
 
-    def target(self) -> tuple[str, int]:
-        """Address and port for ``mqttc.load``; host names are resolved there where the run begins."""
+    def target(self) -> Target:
+        """What the URL names; host names are resolved where the run begins."""
         parts = urlsplit(self.url)
         if parts.scheme == "unix":
-            return unquote(parts.netloc + parts.path), 0
-        if parts.scheme not in ("mqtt", "tcp"):
-            raise ValueError(f"{self.url}: mqttc-bench speaks mqtt:// and unix:// in this version")
+            return Target(unquote(parts.netloc + parts.path), 0)
+        way = _SCHEMES.get(parts.scheme)
+        if way is None:
+            raise ValueError(f"{self.shown_url()}: not {_URLS}")
         if not parts.hostname:
-            raise ValueError(f"{self.url}: names no host")
-        return parts.hostname, parts.port or 1883
+            raise ValueError(f"{self.shown_url()}: names no host")
+        path = (parts.path or "/mqtt") + (f"?{parts.query}" if parts.query else "")
+        return Target(parts.hostname, parts.port or way.port, path if way.websocket else "", way.tls, way.websocket, way.relay)
+
+    def _check_tls(self) -> None:
+        """Files that a run would not look at are a mistake."""
+        target = self.target()
+        given = [key for key in ("ca_file", "insecure", "certificate_file", "key_file", "resume") if getattr(self, key)]
+        if given and not target.tls:
+            raise ValueError(f"{', '.join(given)}: {self.shown_url()} has no TLS")
+        if self.ca_file is not None and self.insecure:
+            raise ValueError("ca_file and insecure exclude each other")
+        if self.key_file is not None and self.certificate_file is None:
+            raise ValueError("key_file without certificate_file")
+        if self.resume and target.relay:
+            raise ValueError("resume is not for a relay")
+        if self.streams > 1 and not target.relay:
+            raise ValueError(f"streams: {self.shown_url()} has none")
 
     def shown_url(self) -> str:
         """The URL without credentials."""

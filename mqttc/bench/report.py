@@ -143,12 +143,16 @@ def rows_of(result: Result) -> Iterator[Row]:
         yield f"latency {name}", milliseconds(value)
     if result.broker_cpu_us is not None:
         yield f"broker CPU per {result.unit.removesuffix('s')}", f"{result.broker_cpu_us:.3g} µs"
+    if result.broker_cpu_us and result.unit == "connections":
+        yield "connections per second of broker CPU", number(1e6 / result.broker_cpu_us)
     if result.broker_cpu_share is not None:
         yield "broker CPU", f"{result.broker_cpu_share:.0%} of a processor"
     if result.broker_rss_bytes is not None:
         yield "broker memory", size(result.broker_rss_bytes)
     if result.rss_per_connection is not None:
         yield "broker memory per connection", f"{result.rss_per_connection:,.0f} B".replace(",", " ")
+    if result.tls_handshakes is not None:
+        yield "TLS handshakes, whole run", f"{number(result.tls_handshakes)}, {number(result.tls_resumed or 0)} of them resumed"
     yield "generator CPU", f"{result.generator_cpu_share:.0%} of a processor (busiest thread)"
     if result.expected or result.delivered:
         yield "whole run", f"{number(result.delivered)} of {number(result.expected)} deliveries"

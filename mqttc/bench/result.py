@@ -110,6 +110,10 @@ class Result:
     """Of one processor, while measuring; above 1 when several threads work."""
     broker_rss_bytes: int | None = None
     rss_per_connection: float | None = None
+    tls_handshakes: int | None = None
+    """Of the native clients over the whole run."""
+    tls_resumed: int | None = None
+    """Of these, by a ticket."""
     generator_cpu_share: float = 0.0
     """Of the busiest generator thread."""
     generator_waited_share: float | None = None

@@ -15,8 +15,8 @@ from mqttc.bench.client import Probe
 from mqttc.bench.process import Usage, Watch, own_run_delay_ns
 from mqttc.bench.profile import Profile, RunError
 from mqttc.bench.result import Result, Sample, percentiles
-from mqttc.bench.scenarios import Plan, build, resolve
-from mqttc.load import Load
+from mqttc.bench.road import Road
+from mqttc.bench.scenarios import Plan, build
 
 SAMPLE_S = 0.5
 _POLL_S = 0.002
@@ -46,11 +46,16 @@ class Silent:
 def run(name: str, profile: Profile, *, pid: int | None = None, observer: Observer | None = None) -> Result:
     """Make the run. Raises ``RunError`` when it cannot be made; what went wrong with messages is in the result."""
     watch = None if pid is None else Watch(pid)
-    with Probe(profile, f"bench-probe-{secrets.token_hex(4)}") as probe:
+    with Road(profile) as road:
+        return _run(name, profile, road, watch, observer or Silent())
+
+
+def _run(name: str, profile: Profile, road: Road, watch: Watch | None, observer: Observer) -> Result:
+    with Probe(profile, f"bench-probe-{secrets.token_hex(4)}", road) as probe:
         receive_maximum = probe.connack.properties.receive_maximum or 65535
-    plan = build(profile, receive_maximum)
-    _raise_descriptor_limit(plan.clients)
-    result = Result(name, profile.record())
+    plan = build(profile, road, receive_maximum)
+    _raise_descriptor_limit(plan.clients, road.descriptors(plan.clients))
+    result = Result(name, profile.record(), notes=road.remarks())
     if watch is not None:
         result.broker = {"pid": watch.pid, "command": watch.command}
     if plan.publishers and plan.window < profile.window:
@@ -58,22 +63,22 @@ def run(name: str, profile: Profile, *, pid: int | None = None, observer: Observ
         result.notes.append(f"window {plan.window} instead of {profile.window}: {why}")
     try:
         plan.load.start()
-        _Run(profile, plan, watch, result, observer or Silent()).go()
+        _Run(profile, plan, road, watch, result, observer).go()
     except BaseException:
         plan.load.close()
         with contextlib.suppress(RunError):  # the first failure is the one to tell
-            _tidy(profile, plan)
+            _tidy(profile, plan, road)
         raise
     plan.load.close()
     try:
-        _tidy(profile, plan)
+        _tidy(profile, plan, road)
     except RunError as error:
         result.notes.append(f"sessions or retained messages of this run may be left at the broker: {error}")
     return result
 
 
-def _raise_descriptor_limit(clients: int) -> None:
-    wanted = clients + _SPARE_DESCRIPTORS
+def _raise_descriptor_limit(clients: int, descriptors: int) -> None:
+    wanted = descriptors + _SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
@@ -82,19 +87,18 @@ def _raise_descriptor_limit(clients: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _tidy(profile: Profile, plan: Plan) -> None:
+def _tidy(profile: Profile, plan: Plan, road: Road) -> None:
     """Ends the sessions and removes the retained messages that a run made."""
     if plan.retained:
-        with Probe(profile, f"bench-tidy-{secrets.token_hex(4)}") as probe:
+        with Probe(profile, f"bench-tidy-{secrets.token_hex(4)}", road) as probe:
             probe.forget_retained(plan.retained)
     if not plan.persistent:
         return
-    address, port = resolve(profile)
     user, password = profile.credentials()
-    load = Load(address, port, version=profile.version, connect_batch=profile.connect_batch)
+    load = road.load()
     try:
         for number, client_id in enumerate(plan.persistent):
-            source = f"127.0.1.{number // 20000 + 1}" if address.startswith("127.") else None
+            source = f"127.0.1.{number // 20000 + 1}" if road.address.startswith("127.") else None
             load.add_client(client_id, username=user, password=password, source=source)
         load.start()
         load.connect()
@@ -131,8 +135,9 @@ class _Mark:
 
 
 class _Run:
-    def __init__(self, profile: Profile, plan: Plan, watch: Watch | None, result: Result, observer: Observer) -> None:
+    def __init__(self, profile: Profile, plan: Plan, road: Road, watch: Watch | None, result: Result, observer: Observer) -> None:
         self.profile = profile
+        self.road = road
         self.plan = plan
         self.load = plan.load
         self.watch = watch
@@ -148,6 +153,9 @@ class _Run:
         special.get(self.profile.scenario, self._stream)()
         self._account()
         self._disconnect_all()
+        if self.road.tls is not None:
+            made = self.road.tls.stats()
+            self.result.tls_handshakes, self.result.tls_resumed = made["handshakes"], made["resumed"]
 
     # ---- phases of scenarios
 
@@ -322,12 +330,12 @@ class _Run:
 
     def _refused(self, counters: dict[str, int]) -> None:
         if counters["refused"]:
-            raise RunError(
-                f"{counters['refused']} connections did not come about, {counters['connects']} did: "
-                "refused by the broker, or no ports or descriptors left"
-            )
+            why = self.load.failure() or self.road.failure() or "refused by the broker, or no ports or descriptors left"
+            raise RunError(f"{counters['refused']} connections did not come about, {counters['connects']} did: {why}")
         if counters["lost_connections"]:
-            raise RunError(f"the broker closed {counters['lost_connections']} connections before the run began")
+            lost = self.road.failure()
+            ended = f"the broker closed {counters['lost_connections']} connections before the run began"
+            raise RunError(ended if lost is None else f"{ended}: {lost}")
 
     def _wait_for_all(self) -> None:
         """Until everything published is acknowledged and delivered, or nothing has come for ``drain`` seconds."""
@@ -369,7 +377,8 @@ class _Run:
         waited = own_run_delay_ns()
         usage = self.watch.usage() if self.watch is not None else None
         now = time.monotonic()
-        return _Mark(now, now, self.load.counters(), self.load.thread_cpu_ns(), usage, waited)
+        threads_ns = self.load.thread_cpu_ns() + self.road.thread_cpu_ns()
+        return _Mark(now, now, self.load.counters(), threads_ns, usage, waited)
 
     def _sample_for(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -414,7 +423,7 @@ class _Run:
         result.bytes_per_second = total("bytes_received") / seconds
         shares = [
             sum(after.threads_ns[thread] - before.threads_ns[thread] for before, after in pairs) / 1e9 / looked_seconds
-            for thread in range(self.profile.threads)
+            for thread in range(len(pairs[0][0].threads_ns))
         ]
         result.generator_cpu_share = max(shares)
         waits = [(before.waited_ns, after.waited_ns) for before, after in pairs]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import secrets
-import socket
 from dataclasses import dataclass, field
 
-from mqttc.bench.profile import Profile, RunError
+from mqttc.bench.profile import Profile
+from mqttc.bench.road import Road
 from mqttc.load import Load
 
 # Filters that all match w/G/x/y/z, each in another way.
@@ -38,22 +38,9 @@ class Plan:
         return len(self.client_ids)
 
 
-def resolve(profile: Profile) -> tuple[str, int]:
-    """Numeric address of the broker."""
-    host, port = profile.target()
-    if port == 0:
-        return host, 0
-    try:
-        return str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]), port
-    except OSError as error:
-        raise RunError(f"{profile.shown_url()}: {error.strerror or error}") from error
-
-
-def build(profile: Profile, receive_maximum: int = 65535) -> Plan:
+def build(profile: Profile, road: Road, receive_maximum: int = 65535) -> Plan:
     """The clients that the profile's scenario needs, not connected. ``receive_maximum``: the broker's, no publisher's window is larger."""
-    address, port = resolve(profile)
-    load = Load(address, port, threads=profile.threads, version=profile.version, connect_batch=profile.connect_batch)
-    return _Builder(profile, Plan(load), address, receive_maximum).build()
+    return _Builder(profile, Plan(road.load(threads=profile.threads)), road.address, receive_maximum).build()
 
 
 class _Builder:

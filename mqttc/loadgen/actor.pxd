@@ -15,6 +15,7 @@ from mqttc.base.vec cimport Vec
 from mqttc.loadgen.hist cimport Hist
 from mqttc.net.reactor cimport Clock, Link, Reactor
 from mqttc.net.tcp cimport PeerAddress
+from mqttc.net.tls_client cimport TlsClient
 from mqttc.proto.dialect cimport Dialect
 
 cdef extern from "<pthread.h>" nogil:
@@ -24,6 +25,7 @@ cdef enum:
     PAYLOAD_HEADER = 24
     PAYLOAD_MAGIC = 0x6D710001
     MAX_THREADS = 64
+    FAILURE_BYTES = 128
 
 cdef enum ActorState:
     ACTOR_IDLE = 0
@@ -141,12 +143,20 @@ cdef struct Crew:                      # one thread
     uint8_t *scratch                   # for payloads
     uint64_t totals[16]
     Hist *latency
+    char failure[128]                  # why the first connection that did not come about did not, as far as its transport tells; ends with 0
+    uint32_t failure_known             # atomic: failure is written, once, by this thread
+
+cdef struct Road:                      # how a field's connections reach the broker; all but `tls` is copied
+    PeerAddress target
+    Span unix_path                     # family 1
+    TlsClient *tls                     # one reference; NULL: plain
+    Span ws_request                    # the upgrade's whole request head, the same for all; empty: no WebSocket
+    Span ws_accept                     # the Sec-WebSocket-Accept that answers it
+    uint64_t ws_frame_most             # bytes of a frame that the broker may send
 
 cdef struct Field:
     const Dialect *dialect
-    PeerAddress target
-    uint8_t unix_path[108]             # family 1
-    uint32_t unix_path_bytes
+    Road road
     uint32_t connect_batch
     uint32_t thread_count
     uint32_t actor_count
@@ -163,7 +173,7 @@ cdef struct Command:
     uint32_t end
     uint64_t messages
 
-cdef Field *field_build(const Dialect *dialect, const PeerAddress *target, Span unix_path, uint32_t threads, uint32_t connect_batch) noexcept nogil
+cdef Field *field_build(const Dialect *dialect, const Road *road, uint32_t threads, uint32_t connect_batch) noexcept nogil   # shares road.tls; NULL: no memory
 cdef int field_start(Field *field, Actor **actors, uint32_t count) noexcept nogil      # takes the array over
 cdef int field_tell(Field *field, uint32_t verb, uint32_t first, uint32_t end, uint64_t messages) noexcept nogil   # to every thread; ST_NO_MEMORY
 cdef void field_free(Field *field) noexcept nogil                                      # ends the threads first

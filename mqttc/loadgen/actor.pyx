@@ -1,5 +1,7 @@
+from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy, memset, strerror
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
@@ -16,7 +18,10 @@ from mqttc.net.reactor cimport (
     END_NO_MEMORY, LINK_NOTIFY, Link, LinkHooks, link_close, link_dirty, link_open, reactor_build, reactor_free, reactor_turn,
 )
 from mqttc.net.tcp cimport PeerAddress, tcp_dial, tcp_ops, tcp_tune
-from mqttc.net.transport cimport Transport
+from mqttc.net.tls cimport tls_dial
+from mqttc.net.tls_client cimport tls_client_drop, tls_client_share
+from mqttc.net.transport cimport Transport, transport_failure
+from mqttc.net.ws cimport ws_dial
 from mqttc.proto.decode cimport decode_packet, frame_next
 from mqttc.proto.encode cimport PublishParts, encode_ack, encode_packet, encode_publish, packet_size, publish_size
 from mqttc.proto.packet cimport (
@@ -130,12 +135,40 @@ cdef void actor_wait(Actor *actor) noexcept nogil:
     crew.waiting_tail = actor
 
 
+cdef void failure_note(Crew *crew, const char *what) noexcept nogil:
+    """The first reason is kept for Python to read."""
+    if what == NULL or crew.failure_known:
+        return
+    snprintf(crew.failure, FAILURE_BYTES, "%s", what)
+    atomic_store_u32_release(&crew.failure_known, 1)
+
+
+cdef int road_dial(Field *field, const PeerAddress *source, Transport *transport) noexcept nogil:
+    """A connection on its way, with all its layers. ST_ERROR (errno) or ST_NO_MEMORY: nothing is left of it."""
+    cdef Road *road = &field.road
+    cdef int status = ST_OK
+    transport.fd = tcp_dial(&road.target, road.unix_path, source)
+    if transport.fd < 0:
+        return ST_ERROR
+    tcp_tune(transport.fd, &road.target)
+    transport.ops = tcp_ops()
+    transport.state = NULL
+    transport.wants = 0
+    if road.tls != NULL:
+        status = tls_dial(road.tls, transport)
+    if status == ST_OK and road.ws_request.n:
+        status = ws_dial(transport, road.ws_request, road.ws_accept, road.ws_frame_most)
+    if status != ST_OK:
+        transport.ops.close(transport)
+    return status
+
+
 cdef void connect_more(Crew *crew) noexcept nogil:
     cdef Actor *actor
     cdef Transport transport
     cdef PeerAddress *source
     cdef Link *link
-    cdef int fd
+    cdef int status
     while crew.waiting != NULL and crew.connecting < crew.field.connect_batch:
         actor = crew.waiting
         crew.waiting = actor.next_waiting
@@ -143,17 +176,15 @@ cdef void connect_more(Crew *crew) noexcept nogil:
         if actor.unwanted:
             continue
         source = &actor.source if actor.source.family else NULL
-        fd = tcp_dial(&crew.field.target, span_make(crew.field.unix_path, crew.field.unix_path_bytes), source)
-        if fd < 0:
+        status = road_dial(crew.field, source, &transport)
+        if status != ST_OK:
+            failure_note(crew, <const char *> strerror(errno) if status == ST_ERROR else <const char *> "no memory")
             total(crew, T_REFUSED, 1)
             continue
-        tcp_tune(fd, &crew.field.target)
-        transport.ops = tcp_ops()
-        transport.state = NULL
-        transport.fd = fd
-        link = link_open(crew.reactor, &transport, &crew.field.target, 0)
+        link = link_open(crew.reactor, &transport, &crew.field.road.target, 0)
         if link == NULL:
             transport.ops.close(&transport)
+            failure_note(crew, "no memory, or the poller takes no more descriptors")
             total(crew, T_REFUSED, 1)
             continue
         (<ActorLink *> link).actor = actor
@@ -596,6 +627,7 @@ cdef void on_end(void *context, Link *link, int reason) noexcept nogil:
     elif actor.state == ACTOR_CONNECTING:
         crew.connecting -= 1
         if not actor.quitting:          # else it was told to leave meanwhile
+            failure_note(crew, transport_failure(&link.transport))
             total(crew, T_REFUSED, 1)
     actor.link = NULL
     actor.state = ACTOR_IDLE
@@ -734,14 +766,42 @@ cdef Crew *crew_build(Field *field, uint32_t index) noexcept nogil:
     return crew
 
 
-cdef Field *field_build(const Dialect *dialect, const PeerAddress *target, Span unix_path, uint32_t threads, uint32_t connect_batch) noexcept nogil:
+cdef int span_keep(Span *span, Span given) noexcept nogil:
+    cdef uint8_t *copy
+    span[0] = span_make(NULL, 0)
+    if given.n:
+        copy = <uint8_t *> mem_alloc(given.n)
+        if copy == NULL:
+            return ST_NO_MEMORY
+        memcpy(copy, given.p, given.n)
+        span[0] = span_make(copy, given.n)
+    return ST_OK
+
+
+cdef void road_free(Road *road) noexcept nogil:
+    mem_free(<void *> road.unix_path.p)
+    mem_free(<void *> road.ws_request.p)
+    mem_free(<void *> road.ws_accept.p)
+    if road.tls != NULL:
+        tls_client_drop(road.tls)
+
+
+cdef Field *field_build(const Dialect *dialect, const Road *road, uint32_t threads, uint32_t connect_batch) noexcept nogil:
     cdef Field *field = <Field *> mem_alloc_zeroed(1, sizeof(Field))
+    cdef int path, request, accept
     if field == NULL:
         return NULL
+    path = span_keep(&field.road.unix_path, road.unix_path)
+    request = span_keep(&field.road.ws_request, road.ws_request)
+    accept = span_keep(&field.road.ws_accept, road.ws_accept)
+    if path != ST_OK or request != ST_OK or accept != ST_OK:
+        road_free(&field.road)
+        mem_free(field)
+        return NULL
     field.dialect = dialect
-    field.target = target[0]
-    field.unix_path_bytes = unix_path.n if unix_path.n < sizeof(field.unix_path) else sizeof(field.unix_path)
-    memcpy(field.unix_path, unix_path.p, field.unix_path_bytes)
+    field.road.target = road.target
+    field.road.ws_frame_most = road.ws_frame_most
+    field.road.tls = tls_client_share(road.tls) if road.tls != NULL else NULL
     field.thread_count = threads
     field.connect_batch = connect_batch
     return field
@@ -818,6 +878,7 @@ cdef void field_free(Field *field) noexcept nogil:
         mem_free(crew)
     for i in range(field.actor_count):
         actor_free(field.actors[i])
+    road_free(&field.road)
     mem_free(field.actors)
     mem_free(field.delivered)
     mem_free(field)

@@ -36,6 +36,7 @@ cdef enum LinkFlag:
     LINK_END_SEEN = 256        # the peer's stream has ended: only output is left
     LINK_NO_LINGER = 512       # set by the upper floor: the peer has said goodbye and reads no last words; closed as soon as nothing is left to send
     LINK_READ_WANTS_OUT = 1024 # the transport's read waits for READY_OUT, which is armed
+    LINK_WRITE_WANTS_IN = 2048 # the transport's write waits for input: the next read puts the link in the flush list again
 
 cdef enum TimerKind:
     TIMER_NET = 0              # the reactor's own; all other values go to on_timer
@@ -70,7 +71,7 @@ cdef struct LinkHooks:
     uint32_t (*on_data)(void *context, Link *link, const uint8_t *bytes, uint32_t n) noexcept nogil
     # Exactly once for each link that on_open accepted or link_adopt made and that was not detached. reason: what link_close was given.
     void (*on_end)(void *context, Link *link, int reason) noexcept nogil
-    void (*on_drained)(void *context, Link *link) noexcept nogil               # everything was sent after a short write, or see LINK_NOTIFY
+    void (*on_drained)(void *context, Link *link) noexcept nogil               # everything was sent after a write that had to wait, or see LINK_NOTIFY
     void (*on_timer)(void *context, TimerNode *node) noexcept nogil
     void (*on_mail)(void *context, Mail *chain) noexcept nogil                 # takes the chain over
     void (*on_turn_end)(void *context) noexcept nogil                          # last chance to append output and to post mail

@@ -16,13 +16,13 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free, mem_resize
 from mqttc.base.inbox cimport Mail, inbox_drain_wake, inbox_free, inbox_init, inbox_take
 from mqttc.base.msg cimport Msg, MsgPool, msg_alloc, msg_data, msg_drop
 from mqttc.base.timer cimport TimerNode, wheel_add, wheel_build, wheel_cancel, wheel_expire, wheel_free, wheel_next_ms
-from mqttc.base.types cimport ST_AGAIN, ST_CLOSED, ST_ERROR, ST_NO_MEMORY, ST_OK, atomic_load_i64_relaxed, counter_add, counter_sub
+from mqttc.base.types cimport ST_AGAIN, ST_CLOSED, ST_ERROR, ST_NO_MEMORY, ST_OK, atomic_load_i64_relaxed, counter_add, counter_sub, unlikely
 from mqttc.net.outq cimport chunk_pool_free, chunk_pool_init, outq_clear, outq_flush
 from mqttc.net.poller cimport (
     READY_HANGUP, READY_IN, READY_OUT, READY_SHARED, PollEvent, poller_add, poller_change, poller_close, poller_open, poller_remove, poller_wait,
 )
 from mqttc.net.tcp cimport PeerAddress, tcp_accept, tcp_ops, tcp_tune
-from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_REFUSED, WANTS_OUT, WANTS_READ, Transport
+from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_REFUSED, WANTS_IN, WANTS_OUT, WANTS_READ, Transport
 
 cdef extern from "<errno.h>" nogil:
     const int EPROTO
@@ -399,6 +399,16 @@ cdef void link_read_wants_out(Reactor *reactor, Link *link) noexcept nogil:
             link_fail(reactor, link, END_NO_MEMORY)
 
 
+cdef inline int64_t link_receive(Reactor *reactor, Link *link, uint8_t *out, uint32_t n) noexcept nogil:
+    """The transport's read. Whatever came of it, a write that waits for input is tried again at the end of the turn."""
+    cdef int64_t got = link.transport.ops.read(&link.transport, out, n)
+    counter_add(&reactor.stats.reads, 1)
+    if unlikely(link.flags & LINK_WRITE_WANTS_IN):
+        link.flags &= ~<uint16_t> LINK_WRITE_WANTS_IN
+        link_dirty(reactor, link)
+    return got
+
+
 cdef void link_read(Reactor *reactor, Link *link, int64_t budget, bint hangup) noexcept nogil:
     """Reads and delivers until the transport has no more, the budget is used up, or the link is paused or closed."""
     cdef Private *private = private_of(reactor)
@@ -408,15 +418,14 @@ cdef void link_read(Reactor *reactor, Link *link, int64_t budget, bint hangup) n
         if link.block != NULL:
             room = link.want_bytes - link.partial_bytes
             room = room if room < budget else <uint32_t> budget
-            n = link.transport.ops.read(&link.transport, msg_data(link.block) + link.partial_bytes, room)
+            n = link_receive(reactor, link, msg_data(link.block) + link.partial_bytes, room)
         else:
             if link.partial_bytes >= reactor.read_buffer_bytes:
                 link_close(reactor, link, END_NO_MEMORY)
                 return
             room = reactor.read_buffer_bytes - link.partial_bytes
             room = room if room < budget else <uint32_t> budget
-            n = link.transport.ops.read(&link.transport, reactor.read_buffer + link.partial_bytes, room)
-        counter_add(&reactor.stats.reads, 1)
+            n = link_receive(reactor, link, reactor.read_buffer + link.partial_bytes, room)
         if n <= 0:
             if n == IO_REFUSED and not hangup:
                 outq_clear(&reactor.chunks, &link.out)
@@ -456,8 +465,7 @@ cdef void link_discard(Reactor *reactor, Link *link) noexcept nogil:
     cdef Private *private = private_of(reactor)
     cdef int64_t n
     while True:
-        n = link.transport.ops.read(&link.transport, reactor.read_buffer, reactor.read_buffer_bytes)
-        counter_add(&reactor.stats.reads, 1)
+        n = link_receive(reactor, link, reactor.read_buffer, reactor.read_buffer_bytes)
         if n > 0:
             counter_add(&reactor.stats.bytes_in, <uint64_t> n)
             if n > private.read_used:
@@ -484,6 +492,19 @@ cdef void link_discard(Reactor *reactor, Link *link) noexcept nogil:
 
 # ---------------------------------------------------------------------------------------------- output and end
 
+cdef void link_stall(Reactor *reactor, Link *link) noexcept nogil:
+    """The transport takes no more now. READY_OUT is armed only where it would help: for a write that waits for input it would come at once, for ever."""
+    cdef uint16_t before = link.flags & LINK_WANTS_OUT
+    if link.transport.wants & WANTS_IN:
+        link.flags |= LINK_WRITE_WANTS_IN | LINK_NOTIFY
+        link.flags &= ~<uint16_t> LINK_WANTS_OUT
+    elif not before:
+        counter_add(&reactor.stats.short_writes, 1)
+        link.flags |= LINK_WANTS_OUT
+    if link.flags & LINK_WANTS_OUT != before and link_arm(reactor, link) != ST_OK:
+        link_fail(reactor, link, END_NO_MEMORY)
+
+
 cdef void link_flush(Reactor *reactor, Link *link) noexcept nogil:
     cdef uint64_t written = 0
     cdef uint32_t generation = link.generation
@@ -498,11 +519,7 @@ cdef void link_flush(Reactor *reactor, Link *link) noexcept nogil:
             if link.generation != generation:
                 return
         if status == ST_AGAIN:
-            if not link.flags & LINK_WANTS_OUT:
-                counter_add(&reactor.stats.short_writes, 1)
-                link.flags |= LINK_WANTS_OUT
-                if link_arm(reactor, link) != ST_OK:
-                    link_fail(reactor, link, END_NO_MEMORY)
+            link_stall(reactor, link)
             return
         if status != ST_OK:
             outq_clear(&reactor.chunks, &link.out)
@@ -895,7 +912,7 @@ cdef void reactor_end_links(Reactor *reactor) noexcept nogil:
 
 
 cdef void reactor_flush_links(Reactor *reactor) noexcept nogil:
-    """Every link that has new output, once; those that a short write stopped wait for READY_OUT."""
+    """Every link that has new output, once; those whose last write had to wait go on by an event, or by a read."""
     cdef Link *link = reactor.dirty
     cdef Link *following
     reactor.dirty = NULL
@@ -904,7 +921,7 @@ cdef void reactor_flush_links(Reactor *reactor) noexcept nogil:
         link.flags &= ~<uint16_t> LINK_DIRTY
         if link.state == LINK_LINGERING:
             outq_clear(&reactor.chunks, &link.out)
-        elif link.state != LINK_FREE and not link.flags & LINK_WANTS_OUT:
+        elif link.state != LINK_FREE and not link.flags & (LINK_WANTS_OUT | LINK_WRITE_WANTS_IN):
             link_flush(reactor, link)
         link = following
 

@@ -1,4 +1,4 @@
-"""TLS on a stream socket: OpenSSL 3, called natively on the socket itself. The one module linked to it; its objects are never shared with others.
+"""TLS on a stream socket, of both sides: OpenSSL 3, called natively on the socket itself; its objects are never shared with others.
 
 A Tls stands for one listener. It holds the context in force, which all workers use, and the keys that session tickets are sealed with. Loading puts a
 new context in force at once: handshakes that begin later use it, connections keep theirs until they end, and tickets outlive it, for the keys stay.
@@ -10,17 +10,13 @@ list in force. Tickets of clients that came in with a pre-shared key are not hon
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from mqttc.base.types cimport Span
+from mqttc.net.tls_context cimport TlsCertificate, TlsFailure, TlsStats
 from mqttc.net.transport cimport Transport
 
 cdef enum PeerCertificate:
     PEER_CERTIFICATE_NONE = 0      # not asked for
     PEER_CERTIFICATE_OPTIONAL = 1  # one that is shown must be good
     PEER_CERTIFICATE_REQUIRED = 2
-
-cdef struct TlsCertificate:
-    Span chain                 # PEM, the server's own first; or PKCS#12, with the key
-    Span key                   # PEM; empty: it stands in `chain`
-    const char *password       # NULL: none
 
 cdef struct TlsKey:            # a pre-shared key
     Span name
@@ -40,15 +36,6 @@ cdef struct TlsSettings:       # all borrowed for the call
     uint8_t minimum_version    # 2: TLS 1.2, 3: TLS 1.3
     uint8_t peer_certificate   # PeerCertificate
 
-cdef struct TlsFailure:
-    char text[200]             # ends with 0
-
-cdef struct TlsStats:          # [any thread]
-    uint64_t handshakes        # finished
-    uint64_t resumed           # of these, by a ticket or a pre-shared key of TLS 1.3
-    uint64_t failed            # handshakes that ended otherwise
-    uint64_t loads
-
 cdef struct Tls                # private layout: see tls.pyx
 
 cdef Tls *tls_build() noexcept nogil                                   # one reference; NULL: no memory or no randomness. It admits nobody before tls_load
@@ -58,4 +45,7 @@ cdef int tls_load(Tls *tls, const TlsSettings *settings, TlsFailure *failure) no
 cdef int tls_rotate(Tls *tls) noexcept nogil                           # [any thread] new ticket keys; those before still open tickets, until the next time
 cdef void tls_stats(Tls *tls, TlsStats *stats) noexcept nogil
 cdef int tls_accept(void *tls, Transport *transport) noexcept nogil    # [worker] an accepted plain socket becomes TLS; its reads make the handshake. ST_NO_MEMORY: unchanged
+# [worker] a plain socket of our own, which may still be connecting, becomes TLS; `client` is a TlsClient, shared. Its writes begin the handshake and its
+# reads go on with it; what is to be sent waits meanwhile (WANTS_IN). ST_NO_MEMORY: unchanged.
+cdef int tls_dial(void *client, Transport *transport) noexcept nogil
 cdef uint64_t tls_live() noexcept nogil                                # contexts and connections made and not yet freed, in this process

@@ -11,7 +11,29 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.types cimport (
     ST_ERROR, ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, atomic_add_u64_relaxed, atomic_load_u64_relaxed, atomic_sub_u32_acq_rel, span_make,
 )
-from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_FAILED, PROOF_CERTIFICATE, PROOF_KEY_NAME, WANTS_OUT, WANTS_READ, Transport, TransportOps, iovec
+from mqttc.net.openssl cimport (
+    BIO, BIO_free, BIO_new_mem_buf, ERR_GET_REASON, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, EVP_CIPHER_CTX, EVP_DecryptInit_ex,
+    EVP_EncryptInit_ex, EVP_MAC_CTX, EVP_MAC_CTX_set_params, EVP_aes_256_cbc, OPENSSL_NPN_NEGOTIATED, OPENSSL_cleanse, OSSL_PARAM,
+    OSSL_PARAM_construct_end, OSSL_PARAM_construct_octet_string, OSSL_PARAM_construct_utf8_string, PEM_read_bio_X509_CRL, RAND_bytes, SSL,
+    SSL_CTX, SSL_CTX_free, SSL_CTX_get_cert_store, SSL_CTX_new, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_cert_cb, SSL_CTX_set_num_tickets,
+    SSL_CTX_set_options, SSL_CTX_set_psk_server_callback, SSL_CTX_set_session_cache_mode, SSL_CTX_set_session_id_context,
+    SSL_CTX_set_session_ticket_cb, SSL_CTX_set_timeout, SSL_CTX_set_tlsext_ticket_key_evp_cb, SSL_CTX_set_verify, SSL_CTX_use_cert_and_key,
+    SSL_CTX_use_psk_identity_hint, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN, SSL_OP_CIPHER_SERVER_PREFERENCE,
+    SSL_OP_PRIORITIZE_CHACHA, SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_SESSION, SSL_SESSION_get0_peer, SSL_SESSION_get0_ticket_appdata,
+    SSL_SESSION_set1_ticket_appdata, SSL_SESS_CACHE_OFF, SSL_TICKET_RETURN_IGNORE_RENEW, SSL_TICKET_RETURN_USE, SSL_TICKET_RETURN_USE_RENEW,
+    SSL_TICKET_SUCCESS, SSL_TICKET_SUCCESS_RENEW, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK, SSL_VERIFY_FAIL_IF_NO_PEER_CERT, SSL_VERIFY_PEER,
+    SSL_certs_clear, SSL_do_handshake, SSL_free, SSL_get0_peer_certificate, SSL_get_error, SSL_get_ex_data, SSL_get_psk_identity,
+    SSL_get_servername, SSL_get_session, SSL_get_verify_result, SSL_has_pending, SSL_new, SSL_read, SSL_select_next_proto, SSL_session_reused,
+    SSL_set_accept_state, SSL_set_ex_data, SSL_set_fd, SSL_shutdown, SSL_use_cert_and_key, SSL_version, SSL_write, TLS1_3_VERSION, TLS_server_method,
+    TLSEXT_NAMETYPE_host_name, X509, X509_CRL, X509_CRL_free, X509_STORE, X509_STORE_CTX, X509_STORE_CTX_free, X509_STORE_CTX_init,
+    X509_STORE_CTX_new, X509_STORE_CTX_set_default, X509_STORE_add_crl, X509_STORE_set_flags, X509_V_FLAG_CRL_CHECK, X509_V_OK, X509_check_host,
+    X509_verify_cert, X509_verify_cert_error_string, i2d_X509,
+)
+from mqttc.net.tls_client cimport TlsClient, tls_client_connection, tls_client_drop, tls_client_live, tls_client_share, tls_client_counters
+from mqttc.net.tls_context cimport (
+    Identity, TlsCertificate, TlsFailure, TlsStats, context_protocol, context_trust_ca, identity_free, identity_read, tls_fail, tls_password, tls_stats_read,
+)
+from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_FAILED, PROOF_CERTIFICATE, PROOF_KEY_NAME, WANTS_IN, WANTS_OUT, WANTS_READ, Transport, TransportOps, iovec
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -30,186 +52,6 @@ cdef extern from "<sys/socket.h>" nogil:
     const int MSG_PEEK
     const int SHUT_WR
 
-cdef extern from "<openssl/err.h>" nogil:
-    void ERR_clear_error()
-    unsigned long ERR_peek_error()
-    unsigned long ERR_peek_last_error()
-    const char *ERR_reason_error_string(unsigned long error)
-    int ERR_GET_REASON(unsigned long error)
-
-cdef extern from "<openssl/rand.h>" nogil:
-    int RAND_bytes(unsigned char *out, int n)
-
-cdef extern from "<openssl/crypto.h>" nogil:
-    void OPENSSL_cleanse(void *p, size_t n)
-
-cdef extern from "<openssl/evp.h>" nogil:
-    ctypedef struct EVP_PKEY:
-        pass
-    ctypedef struct EVP_CIPHER:
-        pass
-    ctypedef struct EVP_CIPHER_CTX:
-        pass
-    ctypedef struct EVP_MAC_CTX:
-        pass
-    ctypedef struct ENGINE:
-        pass
-    ctypedef struct OSSL_PARAM:
-        pass
-    void EVP_PKEY_free(EVP_PKEY *key)
-    const EVP_CIPHER *EVP_aes_256_cbc()
-    int EVP_EncryptInit_ex(EVP_CIPHER_CTX *context, const EVP_CIPHER *cipher, ENGINE *engine, const unsigned char *key, const unsigned char *iv)
-    int EVP_DecryptInit_ex(EVP_CIPHER_CTX *context, const EVP_CIPHER *cipher, ENGINE *engine, const unsigned char *key, const unsigned char *iv)
-    int EVP_MAC_CTX_set_params(EVP_MAC_CTX *context, const OSSL_PARAM *params)
-
-cdef extern from "<openssl/params.h>" nogil:
-    OSSL_PARAM OSSL_PARAM_construct_octet_string(const char *key, void *bytes, size_t n)
-    OSSL_PARAM OSSL_PARAM_construct_utf8_string(const char *key, char *text, size_t n)
-    OSSL_PARAM OSSL_PARAM_construct_end()
-
-cdef extern from "<openssl/bio.h>" nogil:
-    ctypedef struct BIO:
-        pass
-    BIO *BIO_new_mem_buf(const void *bytes, int n)
-    int BIO_free(BIO *bio)
-
-cdef extern from "<openssl/x509v3.h>" nogil:
-    ctypedef struct X509:
-        pass
-    ctypedef struct X509_CRL:
-        pass
-    ctypedef struct X509_STORE:
-        pass
-    ctypedef struct X509_STORE_CTX:
-        pass
-    ctypedef struct X509_STACK "STACK_OF(X509)":
-        pass
-    void X509_free(X509 *certificate)
-    void X509_CRL_free(X509_CRL *crl)
-    int i2d_X509(const X509 *certificate, unsigned char **out)
-    int X509_check_host(X509 *certificate, const char *name, size_t n, unsigned int flags, char **peer_name)
-    X509_STACK *sk_X509_new_null()
-    int sk_X509_push(X509_STACK *stack, X509 *certificate)
-    void sk_X509_pop_free(X509_STACK *stack, void (*free)(X509 *) noexcept nogil)
-    int X509_STORE_add_cert(X509_STORE *store, X509 *certificate)
-    int X509_STORE_add_crl(X509_STORE *store, X509_CRL *crl)
-    int X509_STORE_set_flags(X509_STORE *store, unsigned long flags)
-    const unsigned long X509_V_FLAG_CRL_CHECK
-    const unsigned long X509_V_FLAG_PARTIAL_CHAIN
-    const long X509_V_OK
-    const char *X509_verify_cert_error_string(long n)
-    X509_STORE_CTX *X509_STORE_CTX_new()
-    void X509_STORE_CTX_free(X509_STORE_CTX *context)
-    int X509_STORE_CTX_init(X509_STORE_CTX *context, X509_STORE *store, X509 *certificate, X509_STACK *untrusted)
-    int X509_STORE_CTX_set_default(X509_STORE_CTX *context, const char *name)
-    int X509_verify_cert(X509_STORE_CTX *context)
-
-cdef extern from "<openssl/pem.h>" nogil:
-    ctypedef int (*PasswordCallback "pem_password_cb *")(char *room, int n, int writing, void *context) noexcept
-    X509 *PEM_read_bio_X509(BIO *bio, X509 **out, PasswordCallback ask, void *context)
-    X509_CRL *PEM_read_bio_X509_CRL(BIO *bio, X509_CRL **out, PasswordCallback ask, void *context)
-    EVP_PKEY *PEM_read_bio_PrivateKey(BIO *bio, EVP_PKEY **out, PasswordCallback ask, void *context)
-
-cdef extern from "<openssl/pkcs12.h>" nogil:
-    ctypedef struct PKCS12:
-        pass
-    PKCS12 *d2i_PKCS12_bio(BIO *bio, PKCS12 **out)
-    void PKCS12_free(PKCS12 *bundle)
-    int PKCS12_parse(PKCS12 *bundle, const char *password, EVP_PKEY **key, X509 **certificate, X509_STACK **chain)
-
-cdef extern from "<openssl/ssl.h>" nogil:
-    ctypedef struct SSL:
-        pass
-    ctypedef struct SSL_CTX:
-        pass
-    ctypedef struct SSL_SESSION:
-        pass
-    ctypedef struct SSL_METHOD:
-        pass
-    const SSL_METHOD *TLS_server_method()
-    SSL_CTX *SSL_CTX_new(const SSL_METHOD *method)
-    void SSL_CTX_free(SSL_CTX *context)
-    uint64_t SSL_CTX_set_options(SSL_CTX *context, uint64_t options)
-    long SSL_CTX_set_mode(SSL_CTX *context, long mode)
-    int SSL_CTX_set_min_proto_version(SSL_CTX *context, int version)
-    int SSL_CTX_set_cipher_list(SSL_CTX *context, const char *list)
-    int SSL_CTX_set_ciphersuites(SSL_CTX *context, const char *list)
-    int SSL_CTX_use_cert_and_key(SSL_CTX *context, X509 *certificate, EVP_PKEY *key, X509_STACK *chain, int replace)
-    void SSL_CTX_set_cert_cb(SSL_CTX *context, int (*callback)(SSL *, void *) noexcept nogil, void *argument)
-    void SSL_CTX_set_verify(SSL_CTX *context, int mode, void *callback)
-    int SSL_CTX_add_client_CA(SSL_CTX *context, X509 *certificate)
-    X509_STORE *SSL_CTX_get_cert_store(const SSL_CTX *context)
-    long SSL_CTX_set_session_cache_mode(SSL_CTX *context, long mode)
-    int SSL_CTX_set_session_id_context(SSL_CTX *context, const unsigned char *id, unsigned int n)
-    long SSL_CTX_set_timeout(SSL_CTX *context, long seconds)
-    int SSL_CTX_set_num_tickets(SSL_CTX *context, size_t n)
-    void SSL_CTX_set_read_ahead(SSL_CTX *context, int yes)
-    void SSL_CTX_set_psk_server_callback(SSL_CTX *context, unsigned int (*callback)(SSL *, const char *, unsigned char *, unsigned int) noexcept nogil)
-    int SSL_CTX_use_psk_identity_hint(SSL_CTX *context, const char *hint)
-    void SSL_CTX_set_alpn_select_cb(
-        SSL_CTX *context,
-        int (*callback)(SSL *, const unsigned char **, unsigned char *, const unsigned char *, unsigned int, void *) noexcept nogil, void *argument
-    )
-    int SSL_CTX_set_tlsext_ticket_key_evp_cb(
-        SSL_CTX *context, int (*callback)(SSL *, unsigned char *, unsigned char *, EVP_CIPHER_CTX *, EVP_MAC_CTX *, int) noexcept nogil
-    )
-    int SSL_CTX_set_session_ticket_cb(
-        SSL_CTX *context, int (*seal)(SSL *, void *) noexcept nogil,
-        int (*unseal)(SSL *, SSL_SESSION *, const unsigned char *, size_t, int, void *) noexcept nogil, void *argument
-    )
-    SSL *SSL_new(SSL_CTX *context)
-    void SSL_free(SSL *ssl)
-    int SSL_set_fd(SSL *ssl, int fd)
-    void SSL_set_accept_state(SSL *ssl)
-    int SSL_set_ex_data(SSL *ssl, int index, void *data)
-    void *SSL_get_ex_data(const SSL *ssl, int index)
-    int SSL_do_handshake(SSL *ssl)
-    int SSL_read(SSL *ssl, void *out, int n)
-    int SSL_write(SSL *ssl, const void *bytes, int n)
-    int SSL_has_pending(const SSL *ssl)
-    int SSL_shutdown(SSL *ssl)
-    int SSL_get_error(const SSL *ssl, int result)
-    int SSL_version(const SSL *ssl)
-    int SSL_session_reused(SSL *ssl)
-    long SSL_get_verify_result(const SSL *ssl)
-    X509 *SSL_get0_peer_certificate(const SSL *ssl)
-    const char *SSL_get_psk_identity(const SSL *ssl)
-    const char *SSL_get_servername(const SSL *ssl, int kind)
-    SSL_SESSION *SSL_get_session(const SSL *ssl)
-    void SSL_certs_clear(SSL *ssl)
-    int SSL_use_cert_and_key(SSL *ssl, X509 *certificate, EVP_PKEY *key, X509_STACK *chain, int replace)
-    X509 *SSL_SESSION_get0_peer(SSL_SESSION *session)
-    int SSL_SESSION_set1_ticket_appdata(SSL_SESSION *session, const void *data, size_t n)
-    int SSL_SESSION_get0_ticket_appdata(SSL_SESSION *session, void **data, size_t *n)
-    int SSL_select_next_proto(unsigned char **out, unsigned char *n, const unsigned char *ours, unsigned int our_n, const unsigned char *theirs, unsigned int their_n)
-    const uint64_t SSL_OP_NO_RENEGOTIATION
-    const uint64_t SSL_OP_NO_COMPRESSION
-    const uint64_t SSL_OP_IGNORE_UNEXPECTED_EOF
-    const uint64_t SSL_OP_CIPHER_SERVER_PREFERENCE
-    const uint64_t SSL_OP_PRIORITIZE_CHACHA
-    const long SSL_MODE_ENABLE_PARTIAL_WRITE
-    const long SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER
-    const long SSL_MODE_RELEASE_BUFFERS
-    const long SSL_MODE_NO_AUTO_CHAIN
-    const int SSL_VERIFY_PEER
-    const int SSL_VERIFY_FAIL_IF_NO_PEER_CERT
-    const long SSL_SESS_CACHE_OFF
-    const int SSL_ERROR_WANT_READ
-    const int SSL_ERROR_WANT_WRITE
-    const int SSL_ERROR_ZERO_RETURN
-    const int SSL_R_CERTIFICATE_VERIFY_FAILED
-    const int SSL_TLSEXT_ERR_OK
-    const int SSL_TLSEXT_ERR_ALERT_FATAL
-    const int OPENSSL_NPN_NEGOTIATED
-    const int SSL_TICKET_SUCCESS
-    const int SSL_TICKET_SUCCESS_RENEW
-    const int SSL_TICKET_RETURN_USE
-    const int SSL_TICKET_RETURN_USE_RENEW
-    const int SSL_TICKET_RETURN_IGNORE_RENEW
-    const int TLSEXT_NAMETYPE_host_name
-    const int TLS1_2_VERSION
-    const int TLS1_3_VERSION
-
 cdef enum:
     RECORD_BYTES = 16384       # payload of a record at most
     TICKET_SECONDS = 7200
@@ -223,11 +65,6 @@ cdef const char *CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 # A client that offers ciphers of pre-shared keys has such a key: they come first. In TLS 1.3 a key goes with SHA-256 alone.
 cdef const char *CIPHERS_WITH_KEYS = "kECDHEPSK+CHACHA20:kECDHEPSK+AES:kPSK+AESGCM:kPSK+CHACHA20:kPSK+AES:ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!eNULL"
 cdef const char *SUITES_WITH_KEYS = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"
-
-cdef struct Identity:          # a certificate with its key
-    X509 *certificate
-    EVP_PKEY *key
-    X509_STACK *chain          # NULL: none
 
 cdef struct Context:           # immutable once in force, but for refs
     uint32_t refs              # atomic: the Tls, and every connection
@@ -257,7 +94,9 @@ cdef struct Tls:
 
 cdef struct TlsLink:           # transport.state; its worker's alone
     SSL *ssl
-    Context *context           # one reference
+    Context *context           # one reference; NULL: we are the client
+    TlsClient *client          # one reference; NULL: we are the server
+    TlsStats *stats            # of either
     char *key_name             # owned: pre-shared key that the client named in this handshake; NULL: none
     char *why                  # owned: what failed; NULL: nothing
     uint32_t retry_bytes       # a record with so many bytes is encrypted and waits for the socket: they must come again
@@ -268,106 +107,6 @@ cdef struct TlsLink:           # transport.state; its worker's alone
 
 cdef uint64_t live             # atomic: contexts and links
 cdef TransportOps tls_operations = TransportOps(tls_read, tls_write, tls_finish, tls_close, tls_proof, tls_failure)     # constant from import on
-
-
-# ---------------------------------------------------------------------------------------------- reading certificates and keys
-
-cdef int fail(TlsFailure *failure, const char *what) noexcept nogil:
-    """ST_ERROR, with what OpenSSL has to say about it."""
-    cdef unsigned long error = ERR_peek_last_error()
-    cdef const char *reason = ERR_reason_error_string(error) if error != 0 else NULL
-    if reason != NULL:
-        snprintf(failure.text, sizeof(failure.text), "%s: %s", what, reason)
-    else:
-        snprintf(failure.text, sizeof(failure.text), "%s", what)
-    ERR_clear_error()
-    return ST_ERROR
-
-
-cdef int password_of(char *room, int n, int writing, void *context) noexcept nogil:
-    """OpenSSL's own function would ask the terminal."""
-    cdef size_t length
-    if context == NULL:
-        return -1
-    length = strlen(<const char *> context)
-    if <size_t> n < length:
-        return -1
-    memcpy(room, context, length)
-    return <int> length
-
-
-cdef void identity_free(Identity *identity) noexcept nogil:
-    X509_free(identity.certificate)
-    EVP_PKEY_free(identity.key)
-    if identity.chain != NULL:
-        sk_X509_pop_free(identity.chain, X509_free)
-    memset(identity, 0, sizeof(Identity))
-
-
-cdef int identity_from_bundle(Identity *identity, const TlsCertificate *given, TlsFailure *failure) noexcept nogil:
-    cdef BIO *bio = BIO_new_mem_buf(given.chain.p, <int> given.chain.n)
-    cdef PKCS12 *bundle
-    cdef int done
-    if bio == NULL:
-        return ST_NO_MEMORY
-    bundle = d2i_PKCS12_bio(bio, NULL)
-    BIO_free(bio)
-    if bundle == NULL:
-        return fail(failure, "the certificate is neither PEM nor PKCS#12")
-    done = PKCS12_parse(bundle, given.password, &identity.key, &identity.certificate, &identity.chain)
-    PKCS12_free(bundle)
-    if not done:
-        return fail(failure, "the PKCS#12 file cannot be opened (is key_password right?)")
-    if identity.key == NULL or identity.certificate == NULL:
-        return fail(failure, "the PKCS#12 file has no certificate with its key")
-    return ST_OK
-
-
-cdef int identity_chain(Identity *identity, Span pem) noexcept nogil:
-    """The certificates behind the first. ST_OK, ST_ERROR (the last error says why), ST_NO_MEMORY."""
-    cdef BIO *bio = BIO_new_mem_buf(pem.p, <int> pem.n)
-    cdef X509 *more
-    if bio == NULL:
-        return ST_NO_MEMORY
-    ERR_clear_error()
-    identity.certificate = PEM_read_bio_X509(bio, NULL, password_of, NULL)
-    if identity.certificate == NULL:
-        BIO_free(bio)
-        return ST_ERROR
-    while True:
-        more = PEM_read_bio_X509(bio, NULL, password_of, NULL)
-        if more == NULL:
-            break
-        if identity.chain == NULL:
-            identity.chain = sk_X509_new_null()
-        if identity.chain == NULL or sk_X509_push(identity.chain, more) == 0:
-            X509_free(more)
-            BIO_free(bio)
-            return ST_NO_MEMORY
-    BIO_free(bio)
-    ERR_clear_error()          # no further start line
-    return ST_OK
-
-
-cdef int identity_read(Identity *identity, const TlsCertificate *given, TlsFailure *failure) noexcept nogil:
-    cdef Span pem = given.key if given.key.n else given.chain
-    cdef BIO *bio
-    cdef int status
-    if given.chain.n and given.chain.p[0] == 0x30:             # a SEQUENCE of DER
-        return identity_from_bundle(identity, given, failure)
-    status = identity_chain(identity, given.chain)
-    if status == ST_NO_MEMORY:
-        return status
-    if status != ST_OK:
-        return fail(failure, "the certificate cannot be read")
-    bio = BIO_new_mem_buf(pem.p, <int> pem.n)
-    if bio == NULL:
-        return ST_NO_MEMORY
-    identity.key = PEM_read_bio_PrivateKey(bio, NULL, password_of, <void *> given.password)
-    BIO_free(bio)
-    if identity.key == NULL:
-        return fail(failure, "the key cannot be read (is key_password right?)" if given.password != NULL else "the key cannot be read")
-    return ST_OK
 
 
 # ---------------------------------------------------------------------------------------------- a context
@@ -406,49 +145,32 @@ cdef int context_identities(Context *context, const TlsSettings *settings, TlsFa
     for i in range(settings.certificate_count, 0, -1):         # each is tried, the first one stays
         identity = &context.identities[i - 1]
         if SSL_CTX_use_cert_and_key(context.ssl, identity.certificate, identity.key, identity.chain, 1) != 1:
-            return fail(failure, "the certificate and the key cannot be used")
+            return tls_fail(failure, "the certificate and the key cannot be used")
     return ST_OK
 
 
-cdef int context_trust(Context *context, const TlsSettings *settings, TlsFailure *failure) noexcept nogil:
-    """CA certificates and revocation lists for certificates of clients."""
+cdef int context_revocations(Context *context, const TlsSettings *settings, TlsFailure *failure) noexcept nogil:
     cdef X509_STORE *store = SSL_CTX_get_cert_store(context.ssl)
     cdef BIO *bio
-    cdef X509 *certificate
     cdef X509_CRL *crl
     cdef uint32_t count = 0
     cdef bint taken = True
-    if settings.client_ca.n:
-        bio = BIO_new_mem_buf(settings.client_ca.p, <int> settings.client_ca.n)
-        if bio == NULL:
-            return ST_NO_MEMORY
-        while taken:
-            certificate = PEM_read_bio_X509(bio, NULL, password_of, NULL)
-            if certificate == NULL:
-                break
-            taken = X509_STORE_add_cert(store, certificate) == 1 and SSL_CTX_add_client_CA(context.ssl, certificate) == 1
-            X509_free(certificate)
-            count += 1
-        BIO_free(bio)
-        if not taken or count == 0:
-            return fail(failure, "client_ca cannot be read")
-    if settings.crl.n:
-        count = 0
-        bio = BIO_new_mem_buf(settings.crl.p, <int> settings.crl.n)
-        if bio == NULL:
-            return ST_NO_MEMORY
-        while taken:
-            crl = PEM_read_bio_X509_CRL(bio, NULL, password_of, NULL)
-            if crl == NULL:
-                break
-            taken = X509_STORE_add_crl(store, crl) == 1
-            X509_CRL_free(crl)
-            count += 1
-        BIO_free(bio)
-        if not taken or count == 0:
-            return fail(failure, "crl cannot be read")
-        X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK)
-    X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN)     # an intermediate CA may stand in client_ca alone
+    if settings.crl.n == 0:
+        return ST_OK
+    bio = BIO_new_mem_buf(settings.crl.p, <int> settings.crl.n)
+    if bio == NULL:
+        return ST_NO_MEMORY
+    while taken:
+        crl = PEM_read_bio_X509_CRL(bio, NULL, tls_password, NULL)
+        if crl == NULL:
+            break
+        taken = X509_STORE_add_crl(store, crl) == 1
+        X509_CRL_free(crl)
+        count += 1
+    BIO_free(bio)
+    if not taken or count == 0:
+        return tls_fail(failure, "crl cannot be read")
+    X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK)
     ERR_clear_error()
     return ST_OK
 
@@ -477,29 +199,23 @@ cdef int context_keys(Context *context, const TlsSettings *settings, TlsFailure 
     context.key_count = settings.key_count
     SSL_CTX_set_psk_server_callback(context.ssl, on_key_name)
     if settings.key_hint != NULL and SSL_CTX_use_psk_identity_hint(context.ssl, settings.key_hint) != 1:
-        return fail(failure, "psk_hint cannot be used")
+        return tls_fail(failure, "psk_hint cannot be used")
     return ST_OK
 
 
 cdef int context_rules(Context *context, const TlsSettings *settings, TlsFailure *failure) noexcept nogil:
-    """Versions, ciphers, modes, tickets, ALPN: everything that is no certificate and no key."""
+    """Versions, ciphers, tickets, ALPN: everything that is no certificate and no key."""
     cdef SSL_CTX *ssl = context.ssl
-    cdef const char *ciphers = CIPHERS_WITH_KEYS if settings.key_count else CIPHERS
+    cdef const char *ciphers = settings.ciphers
     cdef const char *suites = settings.ciphersuites
     cdef int verify = 0
-    SSL_CTX_set_options(
-        ssl, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_IGNORE_UNEXPECTED_EOF | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA
-    )
-    SSL_CTX_set_mode(ssl, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS | SSL_MODE_NO_AUTO_CHAIN)
-    SSL_CTX_set_read_ahead(ssl, 1)
-    if SSL_CTX_set_min_proto_version(ssl, TLS1_3_VERSION if settings.minimum_version == 3 else TLS1_2_VERSION) != 1:
-        return fail(failure, "minimum_tls_version cannot be set")
-    if SSL_CTX_set_cipher_list(ssl, settings.ciphers if settings.ciphers != NULL else ciphers) != 1:
-        return fail(failure, "ciphers cannot be used")
-    if settings.key_count and settings.ciphersuites == NULL:
+    if ciphers == NULL:
+        ciphers = CIPHERS_WITH_KEYS if settings.key_count else CIPHERS
+    if settings.key_count and suites == NULL:
         suites = SUITES_WITH_KEYS
-    if suites != NULL and SSL_CTX_set_ciphersuites(ssl, suites) != 1:
-        return fail(failure, "ciphersuites cannot be used")
+    SSL_CTX_set_options(ssl, SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA)
+    if context_protocol(ssl, settings.minimum_version, ciphers, suites, failure) != ST_OK:
+        return ST_ERROR
     if settings.peer_certificate != PEER_CERTIFICATE_NONE:
         verify = SSL_VERIFY_PEER
         if settings.peer_certificate == PEER_CERTIFICATE_REQUIRED:
@@ -527,8 +243,10 @@ cdef int context_rules(Context *context, const TlsSettings *settings, TlsFailure
 
 cdef int context_fill(Context *context, const TlsSettings *settings, TlsFailure *failure) noexcept nogil:
     cdef int status = context_rules(context, settings, failure)
+    if status == ST_OK and settings.client_ca.n:
+        status = context_trust_ca(context.ssl, settings.client_ca, True, "client_ca cannot be read", failure)
     if status == ST_OK:
-        status = context_trust(context, settings, failure)
+        status = context_revocations(context, settings, failure)
     if status == ST_OK:
         status = context_keys(context, settings, failure)
     if status == ST_OK:
@@ -776,14 +494,11 @@ cdef int tls_rotate(Tls *tls) noexcept nogil:
 
 
 cdef void tls_stats(Tls *tls, TlsStats *stats) noexcept nogil:
-    stats.handshakes = atomic_load_u64_relaxed(&tls.stats.handshakes)
-    stats.resumed = atomic_load_u64_relaxed(&tls.stats.resumed)
-    stats.failed = atomic_load_u64_relaxed(&tls.stats.failed)
-    stats.loads = atomic_load_u64_relaxed(&tls.stats.loads)
+    tls_stats_read(&tls.stats, stats)
 
 
 cdef uint64_t tls_live() noexcept nogil:
-    return atomic_load_u64_relaxed(&live)
+    return atomic_load_u64_relaxed(&live) + tls_client_live()
 
 
 # ---------------------------------------------------------------------------------------------- a connection
@@ -793,20 +508,40 @@ cdef int tls_accept(void *owner, Transport *transport) noexcept nogil:
     cdef TlsLink *link = <TlsLink *> mem_alloc_zeroed(1, sizeof(TlsLink))
     if link == NULL:
         return ST_NO_MEMORY
+    atomic_add_u64_relaxed(&live, 1)
     pthread_mutex_lock(&tls.lock)
     link.context = tls.context
     if link.context != NULL:
         atomic_add_u32_relaxed(&link.context.refs, 1)
     pthread_mutex_unlock(&tls.lock)
-    atomic_add_u64_relaxed(&live, 1)
+    link.stats = &tls.stats
     ERR_clear_error()
     if link.context != NULL:
         link.ssl = SSL_new(link.context.ssl)
+        if link.ssl != NULL:
+            SSL_set_accept_state(link.ssl)
+    return link_attach(link, transport)
+
+
+cdef int tls_dial(void *client, Transport *transport) noexcept nogil:
+    cdef TlsLink *link = <TlsLink *> mem_alloc_zeroed(1, sizeof(TlsLink))
+    if link == NULL:
+        return ST_NO_MEMORY
+    atomic_add_u64_relaxed(&live, 1)
+    link.client = tls_client_share(<TlsClient *> client)
+    link.stats = tls_client_counters(link.client)
+    link.begun = True          # nothing is waited for: we speak first
+    ERR_clear_error()
+    link.ssl = tls_client_connection(link.client)
+    return link_attach(link, transport)
+
+
+cdef int link_attach(TlsLink *link, Transport *transport) noexcept nogil:
+    """The plain socket becomes TLS. ST_NO_MEMORY: it is unchanged, and the link is gone."""
     if link.ssl == NULL or SSL_set_ex_data(link.ssl, 0, link) != 1 or SSL_set_fd(link.ssl, transport.fd) != 1:
         ERR_clear_error()
         link_free(link)
         return ST_NO_MEMORY
-    SSL_set_accept_state(link.ssl)
     transport.ops = &tls_operations
     transport.state = link
     transport.wants = 0
@@ -817,6 +552,8 @@ cdef void link_free(TlsLink *link) noexcept nogil:
     SSL_free(link.ssl)
     if link.context != NULL:
         context_drop(link.context)
+    if link.client != NULL:
+        tls_client_drop(link.client)
     mem_free(link.key_name)
     mem_free(link.why)
     mem_free(link)
@@ -829,7 +566,7 @@ cdef int64_t link_break(TlsLink *link, const char *what) noexcept nogil:
     cdef const char *reason = NULL
     link.broken = True
     if not link.up:
-        atomic_add_u64_relaxed(&link.context.owner.stats.failed, 1)
+        atomic_add_u64_relaxed(&link.stats.failed, 1)
     if what == NULL and error != 0:
         if ERR_GET_REASON(error) == SSL_R_CERTIFICATE_VERIFY_FAILED:
             reason = X509_verify_cert_error_string(SSL_get_verify_result(link.ssl))
@@ -861,8 +598,8 @@ cdef int64_t link_begin(TlsLink *link, int fd) noexcept nogil:
     return 1
 
 
-cdef int64_t link_handshake(Transport *transport, TlsLink *link) noexcept nogil:
-    """1: done; else IoResult."""
+cdef int64_t link_handshake(Transport *transport, TlsLink *link, uint32_t wants_in, uint32_t wants_out) noexcept nogil:
+    """1: done; else IoResult. A read that needs output says so, and a write that needs input: `wants_in` and `wants_out` are what each adds to wants."""
     cdef int64_t status
     cdef int result, error
     if not link.begun:
@@ -873,15 +610,16 @@ cdef int64_t link_handshake(Transport *transport, TlsLink *link) noexcept nogil:
     result = SSL_do_handshake(link.ssl)
     if result == 1:
         link.up = True
-        atomic_add_u64_relaxed(&link.context.owner.stats.handshakes, 1)
+        atomic_add_u64_relaxed(&link.stats.handshakes, 1)
         if SSL_session_reused(link.ssl):
-            atomic_add_u64_relaxed(&link.context.owner.stats.resumed, 1)
+            atomic_add_u64_relaxed(&link.stats.resumed, 1)
         return 1
     error = SSL_get_error(link.ssl, result)
     if error == SSL_ERROR_WANT_READ:
+        transport.wants |= wants_in
         return IO_AGAIN
     if error == SSL_ERROR_WANT_WRITE:
-        transport.wants |= WANTS_OUT
+        transport.wants |= wants_out
         return IO_AGAIN
     if error == SSL_ERROR_ZERO_RETURN:
         return link_break(link, "closed during the TLS handshake")
@@ -900,7 +638,7 @@ cdef int64_t tls_read(Transport *transport, uint8_t *out, uint32_t n) noexcept n
     if link.ended:
         return IO_END
     if not link.up:
-        status = link_handshake(transport, link)
+        status = link_handshake(transport, link, 0, WANTS_OUT)
         if status != 1:
             return status
     while True:
@@ -946,17 +684,24 @@ cdef uint32_t parts_gather(const iovec *parts, int count, int index, size_t offs
 
 
 cdef int64_t tls_write(Transport *transport, const iovec *parts, int count) noexcept nogil:
-    """One record and one system call for at most 16 KiB: short parts are put together."""
+    """One record and one system call for at most 16 KiB: short parts are put together. A client's first ones make the handshake."""
     cdef TlsLink *link = <TlsLink *> transport.state
     cdef uint8_t[RECORD_BYTES] room
     cdef const uint8_t *p
     cdef uint32_t want, n
     cdef size_t offset = 0
-    cdef int64_t total = 0
+    cdef int64_t status, total = 0
     cdef int index = 0
     cdef int taken, error
-    if link.broken or not link.up:
-        return IO_FAILED       # nobody has said anything yet that could be answered
+    transport.wants &= ~<uint32_t> WANTS_IN
+    if link.broken:
+        return IO_FAILED
+    if not link.up:
+        if link.client == NULL:
+            return IO_FAILED   # nobody has said anything yet that could be answered
+        status = link_handshake(transport, link, WANTS_IN, 0)
+        if status != 1:
+            return status
     while index < count:
         if offset == parts[index].iov_len:
             index += 1

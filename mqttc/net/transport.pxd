@@ -11,10 +11,10 @@ cdef enum IoResult:
     IO_FAILED = -2             # errno says why; the link is dead
     IO_REFUSED = -3            # of a read: the peer broke a rule of the transport and was told so; the link ends, what else it sends is of no interest
 
-cdef enum TransportWants:      # set and cleared by read; the reactor acts on it when read returns
+cdef enum TransportWants:      # the first two are set and cleared by read, the last by write; the reactor acts on them when that returns
     WANTS_OUT = 1              # read goes on when the descriptor takes output again
     WANTS_READ = 2             # what was held back (bytes, an end, a failure) raises no event: read again
-    WANTS_IN = 4               # set by a write that answers IO_AGAIN: it goes on when a read has got further (a handshake)
+    WANTS_IN = 4               # write said IO_AGAIN and goes on when read has got further (a handshake), not when the descriptor takes output
 
 cdef enum PeerProof:           # what a transport can prove about its peer
     PROOF_CERTIFICATE = 0      # X.509, DER, verified

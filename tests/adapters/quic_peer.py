@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aioquic.asyncio import QuicConnectionProtocol
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
@@ -30,10 +31,17 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.002)
 
 
-def udp_socket() -> socket.socket:
-    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+
+def udp_socket(family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_DGRAM)
     made.setblocking(False)
-    made.bind(("127.0.0.1", 0))
+    try:
+        made.bind((LOOPBACK[family], 0))
+    except OSError as error:
+        made.close()
+        pytest.skip(f"no {family.name} on this machine: {error}")
     return made
 
 
@@ -52,9 +60,16 @@ class Lines(logging.Handler):
 
 
 class Server:
-    """A listener on a free port. `ends`: the broker's ends of the socket pairs, in the order of adoption; with `echo` they send back."""
+    """A listener on free ports. `ends`: the broker's ends of the socket pairs, in the order of adoption; with `echo` they send back."""
 
-    def __init__(self, settings: QuicSettings, *, echo: bool = True, full: bool = False) -> None:
+    def __init__(
+        self,
+        settings: QuicSettings,
+        *,
+        echo: bool = True,
+        full: bool = False,
+        families: Sequence[socket.AddressFamily] = (socket.AF_INET,),
+    ) -> None:
         self.origins: list[Origin] = []
         self.ends: list[socket.socket] = []
         self.echo = echo
@@ -63,10 +78,10 @@ class Server:
         self.tasks: set[asyncio.Task[None]] = set()
         logger = logging.Logger("quic test", logging.DEBUG)
         logger.addHandler(self.lines)
-        self.socket = udp_socket()
-        self.port = self.socket.getsockname()[1]
-        self.address = ("127.0.0.1", self.port)
-        self.listener = QuicListener(asyncio.get_running_loop(), [self.socket], self.adopt, 7, logger, settings, "q")
+        self.sockets = [udp_socket(family) for family in families]
+        self.ports = {one.family: one.getsockname()[1] for one in self.sockets}
+        self.address = (LOOPBACK[families[0]], self.ports[families[0]])
+        self.listener = QuicListener(asyncio.get_running_loop(), self.sockets, self.adopt, 7, logger, settings, "q")
 
     def adopt(self, origin: Origin, websocket: bool) -> socket.socket:
         assert not websocket
@@ -163,6 +178,7 @@ async def client(
     configuration: QuicConfiguration,
     *,
     port: int = 0,
+    family: socket.AddressFamily = socket.AF_INET,
     wait: bool = True,
     ticket_handler: Callable[[Any], None] | None = None,
     before: Callable[[Client], None] | None = None,
@@ -170,9 +186,10 @@ async def client(
     """Connected, unless not waited for; `before` is called before the first datagram leaves."""
     loop = asyncio.get_running_loop()
     connection = QuicConnection(configuration=configuration, session_ticket_handler=ticket_handler)
-    transport, made = await loop.create_datagram_endpoint(lambda: Client(connection), local_addr=("127.0.0.1", 0))
+    transport, made = await loop.create_datagram_endpoint(lambda: Client(connection), local_addr=(LOOPBACK[family], 0))
     try:
-        made.connect(("127.0.0.1", port or server.port), transmit=before is None)
+        address: tuple[Any, ...] = (LOOPBACK[family], port or server.ports[family])
+        made.connect(address if family == socket.AF_INET else (*address, 0, 0), transmit=before is None)
         if before is not None:
             before(made)
             made.transmit()
@@ -224,7 +241,7 @@ def run(settings: QuicSettings, scenario: Callable[[Server], Awaitable[None]], *
     """Run a scenario against a listener of its own, and see that nothing is left of it."""
 
     async def main() -> None:
-        settings_of = {key: options.pop(key) for key in list(options) if key not in ("echo", "full")}
+        settings_of = {key: options.pop(key) for key in list(options) if key not in ("echo", "full", "families")}
         server = Server(replace(settings, **settings_of), **options)
         try:
             await scenario(server)
@@ -237,6 +254,6 @@ def run(settings: QuicSettings, scenario: Callable[[Server], Awaitable[None]], *
             "quic_streams": 0,
         }
         assert not server.listener.lingering and not server.listener._connections
-        assert server.socket.fileno() == -1
+        assert all(one.fileno() == -1 for one in server.sockets)
 
     asyncio.run(main())

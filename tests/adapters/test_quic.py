@@ -334,6 +334,7 @@ def test_a_slow_broker_holds_the_client_back(settings: QuicSettings, folder: Pat
             await until(lambda: sent.highest_offset and sent.highest_offset == sent._buffer_start and peer.unsent)
             most = stream.backlog
             assert 0 < most <= quic_connection.STREAM_WINDOW_BYTES
+            assert stream.duct is not None and len(stream.duct._unsent) == 1  # the rest in one piece, whatever the size of its frames
             assert sent.highest_offset <= most + 2 * 65536 + quic_connection.STREAM_WINDOW_BYTES
 
             other_id = peer.open(b"not held back")
@@ -408,6 +409,23 @@ def test_the_broker_ends_a_stream(settings: QuicSettings, folder: Path) -> None:
             await until(lambda: len(server.ends) == 2)
             (connection,) = server.listener._all
             await until(lambda: len(connection.streams) == 1)
+
+    run(settings, scenario, echo=False)
+
+
+def test_the_last_bytes_arrive_however_many(settings: QuicSettings, folder: Path) -> None:
+    """The client answers STOP_SENDING with RESET_STREAM while the broker's last bytes are still on their way."""
+    data = os.urandom(2_000_000)
+
+    async def scenario(server: Server) -> None:
+        loop = asyncio.get_running_loop()
+        async with client(server, client_configuration(folder)) as peer:
+            stream_id = peer.open(b"hello")
+            await until(lambda: server.ends)
+            await loop.sock_sendall(server.ends[0], data)
+            server.ends[0].close()
+            await until(lambda: stream_id in peer.finished)
+            assert peer.received[stream_id] == data and not peer.reset
 
     run(settings, scenario, echo=False)
 
@@ -608,7 +626,7 @@ def test_silence_ends_a_connection_by_the_clock(settings: QuicSettings, folder: 
             await until(lambda: not server.stats["quic_connections"])
             assert server.stats["quic_streams"] == 0
 
-    run(settings, scenario, idle_timeout_s=0.3)
+    run(settings, scenario, idle_timeout_s=2.0)
 
 
 def test_closing_tells_all_clients_and_leaves_nothing(settings: QuicSettings, folder: Path) -> None:
@@ -719,6 +737,20 @@ def test_a_client_may_change_its_address(settings: QuicSettings, folder: Path) -
         relay.close()
 
     run(settings, scenario)
+
+
+def test_several_sockets_of_both_families(settings: QuicSettings, folder: Path) -> None:
+    """Answers leave by the socket that the question came to; IPv6 stands in brackets."""
+
+    async def scenario(server: Server) -> None:
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            async with client(server, client_configuration(folder), family=family) as peer:
+                stream_id = peer.open(b"hello")
+                await until(lambda: peer.received.get(stream_id) == b"hello")  # noqa: B023
+                shown = f"[{host}]" if family == socket.AF_INET6 else host
+                assert server.origins[-1].peer == f"{shown}:{port_of(peer)}"
+
+    run(settings, scenario, families=(socket.AF_INET, socket.AF_INET6))
 
 
 # Noise and limits

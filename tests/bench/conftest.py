@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mqttc import certs
 from tests.bench.faults import Faults, FaultyRelay
 
 ROOT = Path(__file__).parents[2]
@@ -100,3 +101,15 @@ def faulty(mqttc_target: Target) -> Iterator[Callable[[Faults], str]]:
             return f"mqtt://127.0.0.1:{relay.port}"
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: ca, server (localhost, 127.0.0.1), other (other.test), device (a client's); foreign/ca, which signed none of these."""
+    made = tmp_path_factory.mktemp("certificates")
+    certs.make_authority(made)
+    certs.make_server(made, ["localhost", "127.0.0.1"])
+    certs.make_server(made, ["other.test"], name="other")
+    certs.make_client(made, "device")
+    certs.make_authority(made / "foreign", "another CA")
+    return made

@@ -18,11 +18,12 @@ import pytest
 
 from mqttc.bench import report
 from mqttc.bench.process import Watch
-from mqttc.bench.profile import Profile, ProfileError, RunError, load_profile, named_profiles
+from mqttc.bench.profile import Profile, ProfileError, RunError, Target, load_profile, named_profiles
 from mqttc.bench.result import Result, Sample
-from mqttc.bench.scenarios import build
+from mqttc.bench.road import Road
+from mqttc.bench.scenarios import Plan, build
 from mqttc.cli.bench import main
-from tests.bench.conftest import Target
+from tests.bench.conftest import Target as Broker
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,8 +72,14 @@ def test_own_profiles_win(tmp_path: Path) -> None:
         ("offline", {"qos": 2, "subscribe_qos": 0}, "QoS 1 or 2"),
         ("wild", {"subscribers": 2}, "as many subscribers as matches"),
         ("shared", {"subscribers": 2}, "at least one subscriber"),
-        ("fanout", {"url": "http://x"}, "speaks mqtt://"),
+        ("fanout", {"url": "http://u:secret@x"}, r"http://x: not unix:///path or SCHEME://"),
         ("fanout", {"url": "mqtt://"}, "names no host"),
+        ("fanout", {"ca_file": "ca.pem"}, "ca_file: mqtt://127.0.0.1:1883 has no TLS"),
+        ("fanout", {"insecure": True, "url": "ws://x"}, "insecure: ws://x has no TLS"),
+        ("fanout", {"insecure": True, "ca_file": "ca.pem", "url": "wss://x"}, "exclude each other"),
+        ("fanout", {"key_file": "k.pem", "url": "mqtts://x"}, "key_file without certificate_file"),
+        ("fanout", {"resume": True, "url": "quic://x"}, "resume is not for a relay"),
+        ("fanout", {"streams": 2, "url": "wss://x"}, "streams: wss://x has none"),
     ],
 )
 def test_wrong_profiles(name: str, values: dict[str, object], message: str) -> None:
@@ -86,18 +93,40 @@ def test_credentials_stay_out_of_files() -> None:
     text = Result("x", profile.record()).to_json()
     assert "ecret" not in text and "you" not in text
     assert profile.shown_url() == "mqtt://host:7"
-    assert Profile(url="unix:///run/broker").target() == ("/run/broker", 0)
-    assert Profile(url="unix://@name").target() == ("@name", 0)
+
+
+@pytest.mark.parametrize(
+    "url, target, authority",
+    [
+        ("unix:///run/broker", Target("/run/broker", 0), None),
+        ("unix://@name", Target("@name", 0), None),
+        ("mqtt://h", Target("h", 1883), None),
+        ("tls://h", Target("h", 8883, tls=True), None),
+        ("ws://h/a?b=c", Target("h", 80, "/a?b=c", websocket=True), "h"),
+        ("wss://[::1]:8443", Target("::1", 8443, "/mqtt", tls=True, websocket=True), "[::1]:8443"),
+        ("wss+h2://h", Target("h", 443, "/mqtt", tls=True, websocket=True, relay="h2"), "h"),
+        ("quic://h", Target("h", 14567, tls=True, relay="quic"), None),
+    ],
+)
+def test_urls(url: str, target: Target, authority: str | None) -> None:
+    found = Profile(url=url).target()
+    assert found == target
+    assert authority is None or found.authority == authority
+
+
+def plan_of(profile: Profile, receive_maximum: int = 65535) -> Plan:
+    with Road(profile) as road:
+        return build(profile, road, receive_maximum)
 
 
 def test_plans_fit_their_scenarios() -> None:
-    plan = build(Profile(scenario="wild", subscribers=7, filters=100, matches=5, publishers=3))
+    plan = plan_of(Profile(scenario="wild", subscribers=7, filters=100, matches=5, publishers=3))
     assert (plan.clients, plan.subscriptions, set(plan.copies.values())) == (10, 100, {5})
-    plan = build(Profile(scenario="retain", messages=10, subscribers=2, repeats=3, clean=False))
+    plan = plan_of(Profile(scenario="retain", messages=10, subscribers=2, repeats=3, clean=False))
     assert (plan.clients, len(plan.retained), plan.copies, len(plan.persistent)) == (7, 10, {0: 6}, 6)
-    plan = build(Profile(scenario="p2p", publishers=3, subscribers=3, threads=2))
+    plan = plan_of(Profile(scenario="p2p", publishers=3, subscribers=3, threads=2))
     assert plan.hears == {0: [1], 2: [3], 4: [5]}
-    plan = build(Profile(scenario="fanout", publishers=10, window=1000, qos=1), 20)
+    plan = plan_of(Profile(scenario="fanout", publishers=10, window=1000, qos=1), 20)
     assert plan.window == 200
 
 
@@ -209,7 +238,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         assert ended.value.code == 2
 
 
-def test_every_key_is_an_option(mqttc_target: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_key_is_an_option(mqttc_target: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {
         "publishers": "2", "subscribers": "3", "qos": "2", "subscribe-qos": "1", "payload": "30", "payload-most": "90", "messages": "50",
         "version": "5", "clean": "false", "threads": "2", "verify": "1", "window": "20", "burst": "2", "username": "u", "password": "p",
@@ -243,7 +272,7 @@ def test_without_a_package(
     options: list[str],
     code: int,
     text: str,
-    mqttc_target: Target,
+    mqttc_target: Broker,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -255,7 +284,7 @@ def test_without_a_package(
     assert text in captured.out + captured.err
 
 
-def test_interrupt(mqttc_target: Target) -> None:
+def test_interrupt(mqttc_target: Broker) -> None:
     command = [sys.executable, "-m", "mqttc.cli.bench", "run", "fanout", "--url", mqttc_target.url, "--duration", "60"]
     # A suite that runs in the background of a shell has SIGINT ignored, and so would its children.
     default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)

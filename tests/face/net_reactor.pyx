@@ -12,7 +12,7 @@ A frame is one command byte, the body's length in four bytes (most significant f
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_fail_after, mem_free, mem_made, mem_freed, mem_tested
 from mqttc.base.inbox cimport Mail, inbox_post, inbox_take, inbox_wake
@@ -21,12 +21,12 @@ from mqttc.base.timer cimport TimerNode, wheel_add
 from mqttc.base.types cimport ST_LIMIT, ST_OK, atomic_add_i64_relaxed, atomic_load_u64_relaxed, counter_add, counter_sub
 from mqttc.net.outq cimport outq_reserve
 from mqttc.net.reactor cimport (
-    LINK_NOTIFY, LINK_PAUSED, LINK_UNPOLLED, LINK_WANTS_OUT, Clock, Link, LinkHooks, LinkParcel, Reactor, link_adopt, link_close, link_detach,
+    LINK_NOTIFY, LINK_PAUSED, LINK_UNPOLLED, LINK_WANTS_OUT, LINK_WRITE_WANTS_IN, Clock, Link, LinkHooks, LinkParcel, Reactor, link_adopt, link_close, link_detach,
     link_dirty, link_open, link_pause, link_resume, reactor_build, reactor_free, reactor_link, reactor_listen, reactor_next_link, reactor_run,
     reactor_turn, reactor_unlisten,
 )
 from mqttc.net.tcp cimport PeerAddress, peer_is_loopback, peer_text, tcp_keep_alive, tcp_ops
-from mqttc.net.transport cimport Transport
+from mqttc.net.transport cimport IO_AGAIN, WANTS_IN, Transport, TransportOps, iovec
 
 cdef extern from "mqttc/net/sockets.h" nogil:
     const bint MQTTC_NET_DEBUG
@@ -232,6 +232,59 @@ cdef void on_accept_error(void *context, uint16_t listener, int error) noexcept 
     counter_add(&harness.accept_errors, 1)
 
 
+cdef struct Shy:               # a transport's state
+    uint32_t due               # bytes that the peer must send before anything is written
+    uint64_t refused           # writes answered with WANTS_IN
+    bint greeted
+
+
+cdef int64_t shy_read(Transport *transport, uint8_t *out, uint32_t n) noexcept nogil:
+    """What is due is taken and not delivered."""
+    cdef Shy *shy = <Shy *> transport.state
+    cdef int64_t got = tcp_ops().read(transport, out, n)
+    cdef uint32_t taken
+    transport.wants = 0
+    if got <= 0 or shy.due == 0:
+        return got
+    taken = shy.due if shy.due < got else <uint32_t> got
+    shy.due -= taken
+    memmove(out, out + taken, <size_t> (got - taken))
+    return got - taken if got > taken else IO_AGAIN
+
+
+cdef int64_t shy_write(Transport *transport, const iovec *parts, int count) noexcept nogil:
+    """Like a client of TLS: a greeting first, then nothing until the peer's answer was read."""
+    cdef Shy *shy = <Shy *> transport.state
+    cdef iovec greeting
+    cdef uint8_t mark = c'?'
+    cdef int64_t status
+    transport.wants &= ~<uint32_t> WANTS_IN
+    if not shy.greeted:
+        greeting.iov_base = &mark
+        greeting.iov_len = 1
+        status = tcp_ops().write(transport, &greeting, 1)
+        if status != 1:
+            return status      # still connecting
+        shy.greeted = True
+    if shy.due:
+        transport.wants |= WANTS_IN
+        shy.refused += 1
+        return IO_AGAIN
+    return tcp_ops().write(transport, parts, count)
+
+
+cdef void shy_finish(Transport *transport) noexcept nogil:
+    tcp_ops().finish(transport)
+
+
+cdef void shy_close(Transport *transport) noexcept nogil:
+    mem_free(transport.state)
+    transport.state = NULL
+    tcp_ops().close(transport)
+
+
+cdef TransportOps shy_ops = TransportOps(shy_read, shy_write, shy_finish, shy_close, NULL, NULL)
+
 cdef LinkHooks hooks = LinkHooks(on_open, on_data, on_end, on_drained, on_timer, on_mail, on_turn_end, on_accept_error)
 
 
@@ -355,6 +408,27 @@ cdef class ReactorFace:
             raise MemoryError
         return link.slot, link.generation
 
+    def open_shy(self, int fd, uint32_t due) -> tuple:
+        """The same over a transport that greets with one byte and then writes nothing before `due` bytes were read, which it keeps."""
+        cdef Transport transport
+        cdef Link *link
+        cdef Shy *shy = <Shy *> mem_alloc_zeroed(1, sizeof(Shy))
+        if shy == NULL:
+            raise MemoryError
+        shy.due = due
+        transport.ops = &shy_ops
+        transport.state = shy
+        transport.fd = fd
+        transport.wants = 0
+        link = link_open(self.reactor, &transport, NULL, 7)
+        if link == NULL:
+            mem_free(shy)
+            raise MemoryError
+        return link.slot, link.generation
+
+    def refused_writes(self, handle) -> int:
+        return (<Shy *> self.at(handle).transport.state).refused
+
     def links(self) -> list:
         """(slot, generation) of the open ones."""
         cdef uint32_t cursor = 0
@@ -424,6 +498,7 @@ cdef class ReactorFace:
             "partial_bytes": link.partial_bytes, "partial_capacity": link.partial_capacity, "has_partial": link.partial != NULL,
             "has_block": link.block != NULL, "out_bytes": link.out.bytes, "owns_output": link.out.extents != NULL or link.out.tail != NULL,
             "paused": link.flags & LINK_PAUSED != 0, "wants_out": link.flags & LINK_WANTS_OUT != 0,
+            "wants_in": link.flags & LINK_WRITE_WANTS_IN != 0,
             "unpolled": link.flags & LINK_UNPOLLED != 0, "listener": link.listener, "peer": text[:n].decode(),
             "loopback": peer_is_loopback(&link.peer), "fd": link.transport.fd, "reads": conn.reads, "most": conn.most,
             "received": conn.received, "last_read_ms": link.last_read_ms,

@@ -766,6 +766,127 @@ def test_an_own_socket_that_is_still_connecting(tcp: Bed) -> None:
     other.free()
 
 
+class Shy:
+    """A link over a transport whose writes wait for input, on its way to a socket of ours that accepts late."""
+
+    def __init__(self, due: int = 4) -> None:
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.reactor = ReactorFace()
+        client = socket.socket()
+        client.setblocking(False)
+        assert client.connect_ex(self.server.getsockname()) in (0, errno.EINPROGRESS)
+        self.handle = self.reactor.open_shy(client.detach(), due)
+        self.peer = socket.socket()
+
+    def greeted(self) -> None:
+        """The peer has its greeting, and the output that was appended before waits for an answer."""
+        self.peer, _ = self.server.accept()
+        self.until(lambda: self.state()["wants_in"])
+        assert self.peer.recv(10) == b"?"
+        assert not self.state()["wants_out"]
+
+    def state(self) -> dict[str, object]:
+        return self.reactor.state(self.handle)
+
+    def until(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 5
+        while not done():
+            assert time.monotonic() < deadline, (self.reactor.stats, self.reactor.ends)
+            self.reactor.turn(5)
+
+    def received(self) -> bytes:
+        self.peer.setblocking(False)
+        got = bytearray()
+
+        def arrived() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                got.extend(self.peer.recv(1000))
+            return bool(got)
+
+        self.until(arrived)
+        return bytes(got)
+
+
+@pytest.fixture
+def shy() -> Iterator[Shy]:
+    made = Shy()
+    yield made
+    made.peer.close()
+    made.server.close()
+    made.reactor.free()
+
+
+def test_a_write_that_waits_for_input_costs_no_turns_and_goes_on_by_a_read(shy: Shy) -> None:
+    shy.reactor.send(shy.handle, b"held")
+    shy.greeted()
+    assert shy.reactor.refused_writes(shy.handle) == 1
+    shy.reactor.send(shy.handle, b" back")  # more output changes nothing
+    turns = shy.reactor.stats["turns"]
+    shy.reactor.turn(0, 3)
+    shy.reactor.turn(50)  # a whole wait: no READY_OUT is armed
+    assert shy.reactor.stats["turns"] == turns + 4
+    assert shy.reactor.refused_writes(shy.handle) == 1
+    assert shy.state()["out_bytes"] == 9
+    shy.peer.sendall(b"ab")
+    shy.until(lambda: shy.reactor.refused_writes(shy.handle) == 2)  # half of what is due: tried once more, and waits again
+    assert shy.state()["wants_in"]
+    shy.peer.sendall(b"cd")
+    assert shy.received() == b"held back"
+    assert not shy.state()["wants_in"] and not shy.state()["wants_out"]
+    assert (shy.reactor.stats["drained"], shy.reactor.stats["short_writes"]) == (1, 0)
+    shy.peer.sendall(frame(b"e", b"on"))
+    assert shy.received() == frame(b"e", b"on")
+
+
+def test_a_write_that_waits_for_input_while_paused(shy: Shy) -> None:
+    shy.reactor.send(shy.handle, b"held")
+    shy.greeted()
+    shy.reactor.pause(shy.handle)
+    shy.peer.sendall(b"abcd")
+    shy.reactor.turn(5, 5)
+    assert shy.state()["wants_in"] and shy.state()["out_bytes"] == 4
+    shy.reactor.resume(shy.handle)
+    assert shy.received() == b"held"
+
+
+def test_a_closing_link_whose_write_waits_for_input_still_says_its_last_words(shy: Shy) -> None:
+    shy.reactor.send(shy.handle, b"bye")
+    shy.greeted()
+    shy.reactor.close(shy.handle)
+    shy.reactor.turn(0, 2)
+    assert shy.reactor.ends == [16]
+    shy.peer.sendall(b"abcd")
+    assert shy.received() == b"bye"
+    shy.peer.setblocking(True)
+    assert shy.peer.recv(1) == b""
+
+
+def test_closing_paused_while_the_write_waits_for_input(shy: Shy) -> None:
+    shy.reactor.send(shy.handle, b"bye")
+    shy.greeted()
+    shy.reactor.pause(shy.handle)
+    shy.peer.sendall(b"ab")
+    shy.reactor.turn(5, 3)  # READY_IN is off now
+    shy.reactor.close(shy.handle)
+    shy.reactor.turn(0, 2)
+    shy.peer.sendall(b"cd")
+    assert shy.received() == b"bye"
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_peer_that_ends_while_the_write_waits_for_it(shy: Shy, closing: bool) -> None:
+    shy.reactor.send(shy.handle, b"never")
+    shy.greeted()
+    if closing:
+        shy.reactor.close(shy.handle)
+        shy.reactor.turn(0)
+    shy.peer.close()
+    shy.until(lambda: shy.reactor.ends == [16 if closing else PEER_CLOSED])
+    shy.reactor.clock.move(10_000)  # the most that output waits for
+    shy.until(lambda: shy.reactor.chunks_live == 0)
+    assert shy.reactor.links() == []
+
+
 def test_a_connect_that_is_refused_ends_the_link(make: Callable[..., Bed]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
