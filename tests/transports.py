@@ -514,7 +514,6 @@ class Http2Link(_Link, asyncio.Protocol):
         self._ended: set[int] = set()
         self._owed: dict[int, int] = {}
         """Bytes of the stream's window that the test has not read yet."""
-        self._bodies: dict[int, bytearray] = {}
 
     @classmethod
     async def connect(cls, address: Address, road: Road) -> Http2Link:
@@ -558,9 +557,13 @@ class Http2Link(_Link, asyncio.Protocol):
             raise
         fields = dict(headers)
         if fields[b":status"] != b"200":
+            tunnel.theirs.setblocking(False)
+            body = bytearray()
+            while part := await self.loop.sock_recv(tunnel.theirs, _READ_BYTES):
+                body += part
             tunnel.theirs.close()
             tunnel.drop()
-            raise Refused(int(fields[b":status"]), headers, bytes(self._bodies.get(stream, b"")))
+            raise Refused(int(fields[b":status"]), headers, bytes(body))
         subprotocol = fields.get(b"sec-websocket-protocol")
         return WebSocketStream(tunnel, None if subprotocol is None else subprotocol.decode())
 
