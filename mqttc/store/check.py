@@ -14,49 +14,61 @@ from mqttc.store.database import DamageError, StoreError
 
 def check(path: Path, progress: Callable[[str], None] = lambda line: None) -> list[str]:
     """Read the whole store; what is wrong with it, a line each, none if it is sound. Raises ``StoreError`` if there is none or it
-    cannot be opened at all."""
+    cannot be opened at all. Past a bad WAL nothing else is looked at."""
+    if path.is_file() and (problem := database.wal_problem(path)):
+        return [problem]
     try:
         with database.snapshot(path) as connection:
             _require_current(path, database.identify(connection, path))
-            wal = database.wal_problem(path)
-            return ([wal] if wal else []) + problems_of(connection, progress)
+            return problems_of(connection, progress)
     except DamageError as error:
         return [error.reason]
 
 
 def problems_of(connection: sqlite3.Connection, progress: Callable[[str], None]) -> list[str]:
     """Structure, values, and rows whose counterpart is missing. SQLite's part ends after 100 findings."""
-    problems = []
+    problems: list[str] = []
     try:
         progress("checking the structure")
-        rows = connection.execute(f"PRAGMA integrity_check({database.MAXIMUM_FINDINGS})")
-        problems += [str(row[0]).replace("\n", " ") for row in rows if row[0] != "ok"]
+        for row in connection.execute(f"PRAGMA integrity_check({database.MAXIMUM_FINDINGS})"):
+            if row[0] != "ok":
+                problems.append(str(row[0]).replace("\n", " "))
         missing = schema.table_problems(connection)
-        problems += missing
-        if missing:
-            return problems
-        for table in schema.TABLES:
-            progress(f"checking the rows of {table.name}")
-            problems += _counted(connection, f"rows of {table.name} with impossible values", table.name, f"NOT coalesce({table.sound}, 0)")
-        for orphans in schema.ORPHANS:
-            problems += _counted(connection, orphans.what, orphans.table, orphans.where)
-        problems += _spent_ids(connection)
     except sqlite3.Error as error:
-        if not database.is_unreadable(error):
-            raise
-        problems.append(str(error))
-    return problems
+        problems.append(_reason("the file's structure", error))
+        missing = []
+    if missing:
+        return problems + missing
+    for table in schema.TABLES:
+        progress(f"checking the rows of {table.name}")
+        problems += _counted(connection, f"rows of {table.name} with impossible values", table.name, f"NOT coalesce({table.sound}, 0)")
+    for orphans in schema.ORPHANS:
+        problems += _counted(connection, orphans.what, orphans.table, orphans.where)
+    return problems + _spent_ids(connection)
+
+
+def _reason(what: str, error: sqlite3.Error) -> str:
+    """The finding that something cannot be read; what is no fault of the file's is raised again."""
+    if not database.is_unreadable(error):
+        raise error
+    return f"{what} cannot be read: {error}"
 
 
 def _counted(connection: sqlite3.Connection, what: str, table: str, where: str) -> list[str]:
-    (count,) = connection.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone()
+    try:
+        (count,) = connection.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone()
+    except sqlite3.Error as error:
+        return [_reason(what, error)]
     return [f"{count} {what}"] if count else []
 
 
 def _spent_ids(connection: sqlite3.Connection) -> list[str]:
-    row = connection.execute("SELECT value FROM meta WHERE key = 'next_id'").fetchone()
     ids = "SELECT max(id) AS id FROM session UNION ALL SELECT max(id) FROM share_group"
-    (highest,) = connection.execute(f"SELECT max(id) FROM ({ids})").fetchone()
+    try:
+        row = connection.execute("SELECT value FROM meta WHERE key = 'next_id'").fetchone()
+        (highest,) = connection.execute(f"SELECT max(id) FROM ({ids})").fetchone()
+    except sqlite3.Error as error:
+        return [_reason("the ids in use", error)]
     next_id = row[0] if row and isinstance(row[0], int) else 0
     return [f"the id {highest} is in use and next_id is {next_id}"] if highest is not None and highest >= next_id else []
 

@@ -77,7 +77,7 @@ def backup(path: Path, target: Path, progress: Callable[[str], None] = lambda li
     except StoreError:
         raise
     except OSError as error:
-        raise StoreError(f"{error.filename or target}: {error.strerror}") from error
+        raise StoreError(f"{target}: {error.strerror}") from error
 
 
 def _verify(path: Path, copied: Path) -> None:

@@ -91,6 +91,9 @@ def _prepare(store: OpenStore, recover: bool, progress: Callable[[str], None]) -
         database.sync_directory(path.parent)
         store.created = True
         return
+    for file in (path, *(beside(path, suffix) for suffix in database.SIDE_FILES)):
+        if file.exists() and file.stat().st_mode & 0o077 and file.stat().st_uid == os.geteuid():
+            file.chmod(database.FILE_MODE)
     if recover:
         _recover(store, progress)
     elif not path.exists():
@@ -98,8 +101,6 @@ def _prepare(store: OpenStore, recover: bool, progress: Callable[[str], None]) -
     database.check_header(path)
     if problem := database.wal_problem(path):
         raise DamageError(path, problem)
-    if path.stat().st_mode & 0o077 and path.stat().st_uid == os.geteuid():
-        path.chmod(database.FILE_MODE)
     with database.store_errors(path), contextlib.closing(database.connect(path, "ro")) as connection:
         version = database.identify(connection, path)
         if version == schema.VERSION:
@@ -130,11 +131,12 @@ def _recover(store: OpenStore, progress: Callable[[str], None]) -> None:
         database.create_file(path)
     try:
         database.check_header(path)
-        wal = database.wal_problem(path)
+        if problem := database.wal_problem(path):
+            raise DamageError(path, problem)
         with database.store_errors(path), contextlib.closing(database.connect(path, "ro")) as connection:
             if database.identify(connection, path) < schema.VERSION:
                 return  # the older tables first become today's
-            reasons = ([wal] if wal else []) + problems_of(connection, progress)
+            reasons = problems_of(connection, progress)
     except DamageError as error:
         reasons = [error.reason]
     if reasons:

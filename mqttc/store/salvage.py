@@ -58,10 +58,12 @@ class Recovery:
     moved_to: Path
     """Where the damaged file is now; its ``-wal`` and ``-shm`` are beside it."""
     tables: dict[str, TableRecovery] = field(default_factory=dict)
+    wal_lost_bytes: int = 0
+    """Size of a WAL that could not be read at all: what was committed last."""
 
     @property
     def has_loss(self) -> bool:
-        return any(table.has_loss for table in self.tables.values())
+        return self.wal_lost_bytes > 0 or any(table.has_loss for table in self.tables.values())
 
     def lines(self) -> list[str]:
         """For people."""
@@ -74,6 +76,8 @@ class Recovery:
             if table.cut_short:
                 line += f"; the search ended after {MAXIMUM_PROBES} probes"
             lines.append(line)
+        if self.wal_lost_bytes:
+            lines.append(f"a WAL of {self.wal_lost_bytes} bytes is left out: what was committed after the last checkpoint")
         lost = "data was lost: what is not counted as saved is gone from the store"
         lines.append(lost if self.has_loss else "no loss was found in what could be read")
         lines.append(f"the damaged file is kept as {self.moved_to}")
@@ -101,6 +105,8 @@ def salvage(path: Path, reasons: list[str], progress: Progress) -> Recovery:
     """Replace the damaged store by one with all that is sound in it. Raises ``ForeignError`` if nothing in it is a store's."""
     new, stamp = beside(path, ".salvage"), _free_stamp(path)
     recovery = Recovery(reasons, beside(path, f".damaged-{stamp}"))
+    if database.wal_problem(path):
+        recovery.wal_lost_bytes = database.wal_of(path).stat().st_size
     database.create(new)
     try:
         with database.store_errors(new), contextlib.closing(database.connect(new, "rw")) as target:
@@ -139,7 +145,8 @@ def _source(path: Path) -> Iterator[sqlite3.Connection]:
 
     All stores have their tables at the same pages, as they are made by the same statements in the same order.
     """
-    if path.stat().st_size:  # SQLite deletes the WAL of an empty file
+    sound_wal = not database.wal_problem(path)
+    if sound_wal and _begins_as_store(path):  # an empty file does not: SQLite deletes the WAL of one
         with contextlib.closing(database.connect(path, "ro")) as connection:
             if _knows_tables(connection):
                 yield connection
@@ -149,7 +156,7 @@ def _source(path: Path) -> Iterator[sqlite3.Connection]:
         database.create(template)
         database.create_file(copied)
         shutil.copyfile(path, copied)
-        if database.wal_of(path).exists():
+        if sound_wal and database.wal_of(path).exists():
             shutil.copyfile(database.wal_of(path), database.wal_of(copied))
         page = bytearray(template.read_bytes()[: schema.PAGE_BYTES])
         page[24:28] = (1).to_bytes(4)  # change counter, not that of bytes 92 to 95: the number of pages is that of the file
@@ -158,13 +165,21 @@ def _source(path: Path) -> Iterator[sqlite3.Connection]:
             file.write(page)
         with contextlib.closing(database.connect(copied, "ro")) as connection:
             if not _knows_tables(connection):  # the WAL has another first page
-                database.wal_of(copied).unlink()
+                database.wal_of(copied).unlink(missing_ok=True)
         with contextlib.closing(database.connect(copied, "ro")) as connection:
             _knows_tables(connection)
             yield connection
     finally:
         database.remove(copied)
         database.remove(template)
+
+
+def _begins_as_store(path: Path) -> bool:
+    try:
+        database.check_header(path)
+    except database.DamageError:
+        return False
+    return True
 
 
 def _knows_tables(connection: sqlite3.Connection) -> bool:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mqttc.config import (
     _CONTROL_LIMITS,
+    MAXIMUM_DURABLE_FILTERS,
     MAXIMUM_ORIGINS,
     MAXIMUM_PATH_BYTES,
     MAXIMUM_TRUSTED_PROXIES,
@@ -46,7 +47,9 @@ def test_defaults_are_the_contract() -> None:
     config = Config()
     assert [listener.url for listener in config.listeners] == ["tcp://127.0.0.1:1883"]
     assert config.auth.anonymous == "loopback"
-    assert config.durability.mode == "off"
+    durability = config.durability
+    assert (durability.mode, durability.filters, durability.spill_after) == ("off", [], 1000)
+    assert (durability.max_backlog, durability.retry, config.stores) == (67_108_864, 1.0, False)
     assert (config.workers, config.data_dir) == (0, "mqttc-data")
     limits = config.limits
     assert (limits.max_packet_size, limits.max_connections) == (1_048_576, 0)
@@ -59,6 +62,7 @@ def test_defaults_are_the_contract() -> None:
     assert (config.http.metrics, config.http.pages) == ("loopback", True)
     (listener,) = config.listeners
     assert (listener.allowed_origins, listener.proxy_protocol, listener.trusted_proxies) == ([], False, [])
+    assert listener.durability is None
     assert (listener.early_data, listener.idle_timeout, listener.stateless_retry, listener.alpn) == (False, 30.0, "auto", None)
 
 
@@ -159,8 +163,6 @@ def test_errors_name_file_and_line(tmp_path: Path, text: str, expected: str) -> 
     [
         ('[auth]\npassword_file = "users.txt"', "broker.toml:2: auth.password_file is"),
         ('[auth]\nacl_file = "acl.toml"', "broker.toml:2: auth.acl_file is"),
-        ('[durability]\nmode = "synced"', 'broker.toml:2: durability.mode = "synced" is'),
-        ('[durability]\nmode = "written"', 'broker.toml:2: durability.mode = "written" is'),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
@@ -617,3 +619,80 @@ def test_lines_are_found_in_any_document(document: dict[str, Any]) -> None:
         return  # older parsers refuse a line break in an inline table
     lines = _TomlLines(text).lines
     assert {key: lines[key,] for key in document} == starts
+
+
+@pytest.mark.parametrize(
+    ("text", "stores"),
+    [
+        ("", False),
+        ('[durability]\nmode = "off"', False),
+        ('[durability]\nmode = "written"', True),
+        ('[durability]\nmode = "synced"', True),
+        ('[durability]\nfilters = [{ filter = "orders/#", mode = "synced" }]', True),
+        ('[[listeners]]\nurl = "tcp://:0"\ndurability = "written"', True),
+        ('[[listeners]]\nurl = "tcp://:0?durability=synced"', True),
+        ('[[listeners]]\nurl = "unix:///x"\ndurability = "off"', False),
+    ],
+)
+def test_whether_anything_is_kept(tmp_path: Path, text: str, stores: bool) -> None:
+    config = load(tmp_path, text)
+    assert config.stores is stores
+    assert not [name for name in config.engine_settings() if name in type(config.durability).model_fields]
+
+
+def test_durability_from_every_source(tmp_path: Path) -> None:
+    text = """
+        [durability]
+        mode = "written"
+        spill_after = 16
+        max_backlog = 1048576
+        retry = 0.5
+        filters = [
+            { filter = "+/orders/#", mode = "synced" },
+            { filter = "$SYS/x", mode = "written" },
+        ]
+        """
+    durability = load(tmp_path, text, environment={"MQTTC_DURABILITY__SPILL_AFTER": "20"}, settings=["durability.mode=synced"]).durability
+    assert (durability.mode, durability.spill_after, durability.max_backlog, durability.retry) == ("synced", 20, 2**20, 0.5)
+    assert [(one.filter, one.mode) for one in durability.filters] == [("+/orders/#", "synced"), ("$SYS/x", "written")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('mode = "fsync"', "broker.toml:2: durability.mode: should be 'off', 'written' or 'synced' (got 'fsync')"),
+        ("spill_after = 15", "broker.toml:2: durability.spill_after: should be greater than or equal to 16 (got 15)"),
+        ("max_backlog = 1048575", "broker.toml:2: durability.max_backlog: should be greater than or equal to 1048576 (got 1048575)"),
+        ("retry = 0", "broker.toml:2: durability.retry: should be greater than 0 (got 0)"),
+        ("sync = true", "broker.toml:2: unknown key durability.sync"),
+        ('filters = [{ filter = "a" }]', "broker.toml:2: durability.filters.0.mode is missing"),
+        ('filters = [{ filter = "a", mode = "off" }]', "broker.toml:2: durability.filters.0.mode: should be 'written' or 'synced' (got 'off')"),
+        ('filters = [\n{ filter = "a", mod = "synced" }]', "broker.toml:3: unknown key durability.filters.0.mod, did you mean mode?"),
+    ],
+)
+def test_durability_refusals(tmp_path: Path, text: str, expected: str) -> None:
+    assert problems(tmp_path, f"[durability]\n{text}")[-1] == expected
+
+
+@pytest.mark.parametrize("topic_filter", ["", "a/#/b", "a#", "a+", "+a/b", "#/", "a\0b", "$share/g/a", "x" * 65_536, "\ud800"])
+def test_filters_that_are_none(topic_filter: str) -> None:
+    with pytest.raises(ConfigError, match=r"durability\.filters\.0\.filter: "):
+        Config.of({"durability": {"filters": [{"filter": topic_filter, "mode": "synced"}]}})
+
+
+@pytest.mark.parametrize("topic_filter", ["#", "+", "a", "/", "a//#", "+/+/#", "$SYS/#", "x" * 65_535, "$shared/a", "ä/+"])
+def test_filters_that_are_taken(topic_filter: str) -> None:
+    config = Config.of({"durability": {"filters": [{"filter": topic_filter, "mode": "synced"}]}})
+    assert config.durability.filters[0].filter == topic_filter
+
+
+def test_durable_filters_are_limited() -> None:
+    entries = [{"filter": f"a/{number}", "mode": "synced"} for number in range(MAXIMUM_DURABLE_FILTERS + 1)]
+    assert len(Config.of({"durability": {"filters": entries[1:]}}).durability.filters) == MAXIMUM_DURABLE_FILTERS == 64
+    with pytest.raises(ConfigError, match=r"durability\.filters: .*at most 64"):
+        Config.of({"durability": {"filters": entries}})
+
+
+def test_durability_of_a_listener_is_a_mode() -> None:
+    with pytest.raises(ConfigError, match=r"listeners\.0\.durability: should be 'off', 'written' or 'synced'"):
+        Config.of({"listeners": [{"url": "tcp://:0", "durability": "fsync"}]})

@@ -1,0 +1,1 @@
+"""Tests of the durable store's files, without a broker."""
