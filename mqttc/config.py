@@ -261,6 +261,7 @@ Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 QUEUE_POLICIES = ("drop_oldest", "drop_newest", "drop_qos0_first", "disconnect")
 GROUP_STRATEGIES = ("round_robin", "least_in_flight")
+DURABILITY_MODES = ("off", "written", "synced")
 
 
 TLS_KEYS = (
@@ -707,6 +708,8 @@ class Config(_Section):
         """The integers that the data plane takes, times in the units of its names."""
         limits = self.limits.model_dump(exclude=set(_CONTROL_LIMITS))
         settings = {"workers": self.worker_count(), "log_level": logging.getLevelNamesMapping()[self.log.level.upper()]}
+        settings["durability"] = DURABILITY_MODES.index(self.durability.mode)
+        settings["spill_after"] = self.durability.spill_after
         settings["queue_policy"] = QUEUE_POLICIES.index(limits.pop("queue_policy"))
         settings["group_strategy"] = GROUP_STRATEGIES.index(limits.pop("group_strategy"))
         for name, engine_name in _ENGINE_NAMES.items():

@@ -112,6 +112,7 @@ class Engine:
         tls: Tls | None = None,
         http: bool = False,
         proxies: Sequence[str] | None = None,
+        durability: int = 0,
     ) -> int:
         """Take ownership of a bound, listening, non-blocking socket, before ``start``; return the listener's id.
 
@@ -123,6 +124,16 @@ class Engine:
         credentials or an authentication method becomes a ``Question``.
         If it raises, the descriptor still belongs to the caller.
         """
+
+    def open_store(self, path: str, *, max_backlog_bytes: int, retry_ms: int, filters: Sequence[tuple[str, int]]) -> None:
+        """Open the journal's file, which ``mqttc.store`` has made and checked, and bring back what it holds; before ``start``.
+
+        ``filters``: topic filters with the durability (1 written, 2 synced) that messages have at least. The GIL is released
+        meanwhile. ``ValueError`` says what is wrong with the file.
+        """
+
+    def recovered(self) -> dict[str, int]:
+        """What ``open_store`` has brought back so far: sessions, subscriptions, deliveries, retained, expired, orphans."""
 
     def start(self) -> None:
         """Start the worker threads."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import threading
 from collections.abc import Mapping
@@ -18,14 +19,23 @@ from typing import Any, Final, Self
 
 from mqttc import logs, native
 from mqttc.auth import Authenticator
-from mqttc.config import TLS_KEYS, Config, Listener
+from mqttc.config import DURABILITY_MODES, TLS_KEYS, Config, Listener
 from mqttc.control import Control
 from mqttc.listen import BoundListener, Served, bind_all
+from mqttc.store import StoreError, open_store
 from mqttc.tls import ListenerFiles, ListenerTls
 
 _ANONYMOUS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "loopback": 2}
 _EXIT_TIMEOUT_MS: Final = 1000
+_PROGRESS_S: Final = 2.0
 _LIVE_KEYS: Final = frozenset({"log.level", "log.format", "auth.allow", "auth.deny", "auth.delay"})
+
+
+_logger: Final = logging.getLogger(logs.LOGGER_NAME)
+
+
+def _say(line: str) -> None:
+    logs.emit(_logger, logging.WARNING, "store", {"detail": line})
 
 
 class BrokerError(RuntimeError):
@@ -77,7 +87,10 @@ class Broker:
         return () if running is None else tuple(bound.url for bound in running.bound)
 
     def start(self) -> None:
-        """Bind all listeners and serve. Raises ``ListenError`` or ``OSError``, and then nothing runs."""
+        """Bring back what the store holds, bind all listeners and serve.
+
+        Raises ``ListenError``, ``mqttc.store.StoreError`` or another ``OSError``, and then nothing runs.
+        """
         self._check_process()
         with self._lock:
             if self._running is not None:
@@ -249,27 +262,69 @@ class _Running:
         self.level = logs.LEVELS[config.log.level]
         self.asks_gate = authenticator is not None or bool(config.auth.allow or config.auth.deny)
         self.files = [_files_of(config, listener) for listener in config.listeners]
-        self.bound = bind_all(config.listeners)
+        self.bound: list[BoundListener] = []
+        self.store = open_store(config.data_dir, progress=_say) if config.stores else None
         try:
             self.engine = native.Engine(response_information=config.broker.response_information, **config.engine_settings())
             try:
-                served: dict[int, Served] = {}
-                self.quic: dict[int, Any] = {}
-                for bound, files in zip(self.bound, self.files, strict=True):
-                    self._add(bound, config, files, served)
-                self.control = Control(self.engine, served, self.watched, self.quic, config, authenticator, self.stats)
-                try:
-                    self.engine.start()
-                except BaseException:
-                    self.control.stop()
-                    raise
+                self._recover(config)
+                self.bound = bind_all(config.listeners)
+                self._open(config, authenticator)
             except BaseException:
                 self.engine.close()
                 raise
         except BaseException:
-            for bound in self.bound:
-                bound.close()
+            self._let_go()
             raise
+
+    def _open(self, config: Config, authenticator: Authenticator | None) -> None:
+        served: dict[int, Served] = {}
+        self.quic: dict[int, Any] = {}
+        for bound, files in zip(self.bound, self.files, strict=True):
+            self._add(bound, config, files, served)
+        self.control = Control(self.engine, served, self.watched, self.quic, config, authenticator, self.stats)
+        try:
+            self.engine.start()
+        except BaseException:
+            self.control.stop()
+            raise
+
+    def _recover(self, config: Config) -> None:
+        """Bring back what the store holds, before anybody can connect."""
+        if self.store is None:
+            return
+        ended = threading.Event()
+        reporter = threading.Thread(target=self._report, args=(ended,), name="mqttc-recovery", daemon=True)
+        reporter.start()
+        try:
+            self.engine.open_store(
+                str(self.store.path),
+                max_backlog_bytes=config.durability.max_backlog,
+                retry_ms=round(config.durability.retry * 1000),
+                filters=[(one.filter, DURABILITY_MODES.index(one.mode)) for one in config.durability.filters],
+            )
+        except ValueError as error:
+            raise StoreError(f"{self.store.path}: {error}; --recover saves what can be read") from error
+        finally:
+            ended.set()
+            reporter.join()
+        found = self.engine.recovered()
+        if not self.store.created:
+            fields: dict[str, logs.Field] = {**found, "clean": str(self.store.clean).lower()}
+            logs.emit(_logger, logging.INFO, "recovered", fields)
+
+    def _report(self, ended: threading.Event) -> None:
+        """A line every two seconds of a long recovery."""
+        while not ended.wait(_PROGRESS_S):
+            fields: dict[str, logs.Field] = {**self.engine.recovered()}
+            logs.emit(_logger, logging.INFO, "recovering", fields)
+
+    def _let_go(self) -> None:
+        """Of what is shared with other processes: sockets and the store."""
+        for bound in self.bound:
+            bound.close()
+        if self.store is not None:
+            self.store.close()
 
     @property
     def watched(self) -> list[ListenerFiles]:
@@ -295,6 +350,7 @@ class _Running:
                 tls=files.native if isinstance(files, ListenerTls) else None,
                 http=listener.is_http,
                 proxies=listener.trusted_proxies if listener.proxy_protocol else None,
+                durability=DURABILITY_MODES.index(listener.durability or "off"),
             )
             if sockets:
                 sockets.pop(0).detach()
@@ -329,6 +385,5 @@ class _Running:
             self.last_stats = self.stats()
             self.files.clear()
             self.engine.close()
-            for bound in self.bound:
-                bound.close()
+            self._let_go()
         return flushed
