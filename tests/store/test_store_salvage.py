@@ -313,15 +313,6 @@ def test_what_is_no_orphan(tmp_path: Path) -> None:
     assert info(path).unclaimed == 1
 
 
-def test_spent_ids_are_found(tmp_path: Path) -> None:
-    path = make_store(tmp_path, 2, 1)
-    with writing(path) as connection:
-        connection.execute("UPDATE meta SET value = 2 WHERE key = 'next_id'")
-    assert check(path) == ["the id 2 is in use and next_id is 2"]
-    recover(tmp_path)
-    assert info(path).next_id == 2_000_002
-
-
 def test_check_and_info_of_what_is_not_there(tmp_path: Path) -> None:
     for command in (check, info):
         with pytest.raises(OSError, match="there is no store"):
