@@ -9,7 +9,7 @@ from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.durable cimport (
-    entry_id, journaled, note_done, note_filter, note_group_done, note_message, note_read, note_sent, until_now, wait_add,
+    entry_id, journaled, note_done, note_filter, note_group_done, note_message, note_own, note_read, note_sent, wait_add,
 )
 from mqttc.broker.group cimport (
     backlog_pop, backlog_push, backlog_push_front, group_close, group_credit, group_find, group_join, group_leave, group_offline, group_online, group_pick,
@@ -293,15 +293,18 @@ cdef bint hold_entry(Worker *worker, Session *session, QueueEntry *entry) noexce
     if place == NULL:
         return False
     session.resend -= 1                 # not sent
-    wait = wait_add(worker, WAIT_SESSION)
     entry.packet_id = place.packet_id
-    # Without memory for the waiting it is sent at once: it may come twice after a crash, rather than never.
-    entry.state = (entry.state & 0xF0) | (OUT_HELD if wait != NULL else OUT_READY) | (QE_COUNTED << 4)
+    entry.state = (entry.state & 0xF0) | OUT_HELD | (QE_COUNTED << 4)
     place[0] = entry[0]
     note_sent(worker, session, place)
-    if wait != NULL:
-        wait.session = session_handle(worker, session)
-        wait.packet_id = place.packet_id
+    wait = wait_add(worker, WAIT_SESSION)
+    if wait == NULL:                    # no memory: it is sent at once, and may come twice after a crash rather than never
+        place.state = (place.state & 0xF0) | OUT_READY
+        session.conn.link.flags |= LINK_NOTIFY
+        link_dirty(worker.reactor, &session.conn.link)
+        return True
+    wait.session = session_handle(worker, session)
+    wait.packet_id = place.packet_id
     return True
 
 
@@ -663,6 +666,8 @@ cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
             send_parts(worker, conn, &parts)
             entry_drop(worker, session, &entry)
             continue
+        if entry.qos == 2 and session.durable and handout_hold(worker, session, &entry):
+            continue
         place = inflight_push(worker, session)
         if place == NULL:
             entry_drop(worker, session, &entry)
@@ -670,10 +675,44 @@ cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
             return False
         parts.packet_id = place.packet_id
         entry.packet_id = place.packet_id
+        if session.resend != session.inflight.count:    # behind one that waits for the journal
+            session.resend -= 1
+            entry.state |= OUT_READY | QE_COUNTED << 4
+            place[0] = entry
+            continue
         entry.state |= OUT_SENT | QE_COUNTED << 4
         place[0] = entry
         send_parts(worker, conn, &parts)
     return True
+
+
+cdef bint handout_hold(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
+    """A retained message at QoS 2: a copy of it gets an id in the journal, as its exchange must outlive the process. False: no memory, entry is as it was."""
+    cdef Publication pub
+    cdef Msg *retained = entry.msg
+    publication_init(&pub)
+    pub.topic = msg_topic(retained)
+    pub.properties = msg_properties(retained)
+    pub.payload = msg_payload(retained)
+    pub.publisher = retained.publisher
+    pub.qos = 2
+    pub.retain = 1
+    pub.expires_at_ms = retained.expires_at_ms
+    if publication_msg(worker, &pub) == NULL:
+        return False
+    if not note_own(worker, session, pub.msg, entry.subscription_ids):
+        publication_clear(worker, &pub)
+        return False
+    entry.msg = pub.msg
+    entry.state |= QE_JOURNALED << 4
+    if hold_entry(worker, session, entry):
+        msg_drop(&worker.msgs, retained)
+        return True
+    note_done(worker, session, entry)
+    entry.state &= ~(QE_JOURNALED << 4)
+    entry.msg = retained
+    publication_clear(worker, &pub)
+    return False
 
 
 cdef bint resend_step(Worker *worker, Session *session) noexcept nogil:
@@ -685,7 +724,7 @@ cdef bint resend_step(Worker *worker, Session *session) noexcept nogil:
         session.resend += 1
         return True
     if entry.state & 15 == OUT_RELEASED:
-        answer(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS, until_now(worker) - 1)       # its PUBREC came before this turn
+        answer(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS, worker.journal_sequence - 1)     # its PUBREC came before this turn
         session.resend += 1
         return True
     if entry.state & 15 == OUT_HELD:
@@ -806,7 +845,7 @@ cdef void bodies_arrived(Worker *worker, Session *session, Body *bodies, uint32_
             continue
         msg_journal_set(body.msg, body.message)
         if body.expires_wall_ms:
-            body.msg.expires_at_ms = worker.reactor.now_ms + body.expires_wall_ms - worker.reactor.wall_ms
+            body.msg.expires_at_ms = body.expires_wall_ms - worker.engine.journal.store_time_ms
             if body.msg.expires_at_ms <= 0:
                 body.msg.expires_at_ms = 1
         entry.state &= ~(QE_STORED << 4)
@@ -1046,6 +1085,7 @@ cdef void on_group_mail(Worker *worker, GroupMail *mail) noexcept nogil:
         group = group_find(worker, mail.group)
         if mail.verb == GROUP_OFFER:
             if group_is_deserted(group, mail.msg.qos):
+                note_group_done(worker, mail.group, mail.msg)
                 msg_drop(&worker.msgs, mail.msg)
             else:
                 group_take(worker, group, mail.msg)
@@ -1053,6 +1093,7 @@ cdef void on_group_mail(Worker *worker, GroupMail *mail) noexcept nogil:
         if group == NULL:
             if mail.verb == GROUP_RETURN:
                 stat(&worker.stats, C_DROPPED_GROUP_END)
+                note_group_done(worker, mail.group, mail.msg)
                 msg_drop(&worker.msgs, mail.msg)
             return
         if mail.verb == GROUP_CLOSE:
