@@ -764,12 +764,14 @@ cdef void session_pump(Worker *worker, Session *session) noexcept nogil:
             if (<QueueEntry *> ring_at(&session.inflight, session.resend)).state & 15 == OUT_HELD:
                 hold_queued(worker, session)
             return
-        if session.handouts != NULL and (session.queue.count == 0 or session.flags & SESSION_HANDOUT_TURN):
+        if session.handouts != NULL and conn.suback_until <= worker.journal_committed and (
+            session.queue.count == 0 or session.flags & SESSION_HANDOUT_TURN
+        ):
             session.flags &= ~SESSION_HANDOUT_TURN
             if handout_step(worker, session):
                 continue
-            if session.queue.count == 0:
-                return
+        if session.queue.count == 0:
+            return
         front = <QueueEntry *> ring_at(&session.queue, 0)
         if front.qos and window_free(session) == 0:
             return
@@ -921,6 +923,7 @@ cdef void tell_group(Worker *worker, GroupMail *mail, uint64_t group) noexcept n
     posted.subscription_id = mail.subscription_id
     posted.qos = mail.qos
     posted.online = mail.online
+    posted.noted = mail.noted
     posted.retain_as_published = mail.retain_as_published
 
 

@@ -177,6 +177,8 @@ cdef bint reply_with_codes(Worker *worker, Conn *conn, uint8_t packet_type, uint
     packet_clear(&reply, packet_type)
     reply.packet_id = packet_id
     reply.list = codes
+    if packet_type == SUBACK and conn.session.durable:
+        conn.suback_until = until_now(worker)
     if send_packet_after(worker, conn, &reply, until_now(worker) if conn.session.durable else 0) == ST_LIMIT:   # it takes less than its own request's answer
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False

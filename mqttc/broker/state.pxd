@@ -277,6 +277,7 @@ cdef struct Conn:
     int64_t last_packet_ms
     int64_t question_due_ms            # where CONN_QUESTION_OPEN
     uint64_t waits_until               # the last sequence for which it stands in worker.waits
+    uint64_t suback_until              # the sequence that its last SUBACK waits for: retained messages are handed out after it
     uint32_t maximum_packet_size       # what the client takes, bytes; 0: no limit
     uint32_t keep_alive_ms             # 1.5 x keep alive; 0: none
     uint32_t question                  # number of the last question; answers to others are stale

@@ -214,8 +214,12 @@ cdef void wait_over(Worker *worker, Wait *wait) noexcept nogil:
             delivery_ready(worker, session, wait.packet_id)
     else:
         conn = <Conn *> reactor_link(worker.reactor, <uint32_t> wait.session, <uint32_t> (wait.session >> 32))
-        if conn != NULL and replies_release(worker, conn):
+        if conn == NULL:
+            return
+        if replies_release(worker, conn):
             connect_welcome(worker, conn)
+        elif conn.session != NULL and conn.session.handouts != NULL:
+            session_pump(worker, conn.session)
 
 
 cdef void on_committed(Worker *worker, uint64_t sequence) noexcept nogil:
