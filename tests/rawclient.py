@@ -2,7 +2,7 @@
 
 It shares no code with the package under test, so that an error in the package's codec cannot hide itself. It never
 sleeps: every read has a deadline (`TIMEOUT` seconds, `MQTTC_TEST_TIMEOUT` in the environment), and packets that arrive
-while another one is awaited are set aside in order and handed out later.
+while another one is awaited are set aside in order and handed out later. It speaks over whatever `transports` opens.
 
 Versions are protocol levels: 3 is MQTT 3.1, 4 is MQTT 3.1.1, 5 is MQTT 5.0.
 """
@@ -10,8 +10,6 @@ Versions are protocol levels: 3 is MQTT 3.1, 4 is MQTT 3.1.1, 5 is MQTT 5.0.
 from __future__ import annotations
 
 import os
-import select
-import socket
 import ssl
 import struct
 import time
@@ -19,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from .transports import Address, Link, Pipe, Road, open_pipe, open_socket, readable, secure
 
 TIMEOUT = float(os.environ.get("MQTTC_TEST_TIMEOUT", "5"))
 
@@ -45,13 +45,6 @@ PROPERTY_TYPES = {
 }  # fmt: skip
 
 Properties = Sequence[tuple[int, Any]]
-
-
-def readable(connection: socket.socket, seconds: float) -> bool:
-    """Whether there is something to read within that time; for any descriptor, select knows only those below 1024."""
-    poller = select.poll()
-    poller.register(connection, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
 
 
 class PeerClosed(Exception):
@@ -396,31 +389,31 @@ def packet_end(buffer: bytes | bytearray) -> int | None:
 
 
 class Peer:
-    """One client side connection. `version` fixes how packets are written and read. `tls`: over TLS, to the host of that name."""
+    """One client side connection. `version` fixes how packets are written and read.
+
+    `road`: how to get there, else a plain socket; `link`: over a stream of that connection. `tls`: over TLS, to the host of that name.
+    `socket` is what one can wait on; with HTTP/2 and QUIC it is a socket pair's.
+    """
 
     def __init__(
         self,
-        address: tuple[str, int] | str,
+        address: Address,
         version: int = 4,
         *,
         tls: ssl.SSLContext | None = None,
         host: str | None = "localhost",
         session: ssl.SSLSession | None = None,
+        road: Road | None = None,
+        link: Link | None = None,
     ) -> None:
-        if isinstance(address, str):
-            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.socket.settimeout(TIMEOUT)
-            self.socket.connect(address)
+        self.pipe: Pipe
+        if road is not None:
+            self.pipe = open_pipe(address, road, link=link)
+        elif tls is not None:
+            self.pipe = Pipe(secure(open_socket(address), tls, host, session))
         else:
-            self.socket = socket.create_connection(address, TIMEOUT)
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if tls is not None:
-            plain = self.socket
-            try:
-                self.socket = tls.wrap_socket(plain, server_hostname=host, session=session)
-            except BaseException:
-                plain.close()
-                raise
+            self.pipe = Pipe(open_socket(address))
+        self.socket: Any = self.pipe.socket
         self.version = version
         self.client_id: str | bytes = ""
         self.aside: deque[Packet] = deque()
@@ -436,7 +429,7 @@ class Peer:
         self._write(b"".join(hexed(p) if isinstance(p, str) else p for p in parts))
 
     def send_split(self, data: bytes, sizes: Callable[[], int] = lambda: 1) -> None:
-        """Send in pieces of the sizes that `sizes` gives, each in a segment of its own (TCP_NODELAY)."""
+        """Send in pieces of the sizes that `sizes` gives, each in a segment (TCP_NODELAY) or frame of its own."""
         at = 0
         while at < len(data):
             step = max(1, sizes())
@@ -445,7 +438,7 @@ class Peer:
 
     def _write(self, data: bytes) -> None:
         try:
-            self.socket.sendall(data)
+            self.pipe.send(data)
         except (ConnectionResetError, BrokenPipeError, ssl.SSLError) as error:
             raise PeerClosed from error
 
@@ -454,17 +447,16 @@ class Peer:
         if self.closed:
             raise PeerClosed
         left = deadline - time.monotonic()
-        held = isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0  # decrypted already
-        if left <= 0 or not (held or readable(self.socket, left)):
+        if left <= 0 or not (self.pipe.held() or readable(self.socket, left)):
             raise PeerTimeout(f"nothing arrived in time (buffer: {bytes(self.buffer).hex(' ')})")
         try:
-            data = self.socket.recv(65536)
+            data = self.pipe.receive()
         except (ConnectionResetError, BrokenPipeError, ssl.SSLError):
             data = b""
-        if not data:
+        if data == b"":
             self.closed = True
             raise PeerClosed
-        self.buffer += data
+        self.buffer += data or b""
 
     def _read(self, timeout: float | None = None) -> Packet:
         deadline = time.monotonic() + (TIMEOUT if timeout is None else timeout)
@@ -626,7 +618,7 @@ class Peer:
     def finish(self) -> None:
         """End the stream of this side and read until the server has closed; what comes is thrown away."""
         try:
-            socket.socket.shutdown(self.socket, socket.SHUT_WR)  # that of an SSLSocket would forget TLS
+            self.pipe.finish()
         except OSError:
             self.closed = True
         deadline = time.monotonic() + TIMEOUT
@@ -640,11 +632,11 @@ class Peer:
     drop = finish  # without DISCONNECT before it, an end of stream is an abnormal close
 
     def reset(self) -> None:
-        """Close with a TCP reset."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close()
+        """Break the connection off: a TCP reset, or that of the stream."""
+        self.closed = True
+        self.pipe.reset()
 
     def close(self) -> None:
         """Close the socket at once."""
         self.closed = True
-        self.socket.close()
+        self.pipe.close()

@@ -21,6 +21,7 @@ from mqttc.broker.stats cimport (
     C_CONNECT_TIMEOUTS, C_DISCONNECTS_ABRUPT, C_DISCONNECTS_CLEAN, C_GATE_TIMEOUTS, C_KEEP_ALIVE_TIMEOUTS, C_RECEIVED, stat,
 )
 from mqttc.net.reactor cimport LINK_NO_LINGER, LINK_PAUSED, link_close
+from mqttc.net.tcp cimport tcp_ops
 from mqttc.net.transport cimport transport_failure
 from mqttc.proto.decode cimport decode_packet, frame_next
 from mqttc.proto.packet cimport (
@@ -40,7 +41,8 @@ cdef void on_disconnect(Worker *worker, Conn *conn, const Packet *packet) noexce
     conn.keep_will = packet.reason != RC_SUCCESS                                # [MQTT-3.14.4-3]; 0x04 and every failure keep it
     conn.disconnect_reason = packet.reason
     conn.phase = CONN_DONE
-    conn.link.flags |= LINK_NO_LINGER
+    if conn.link.transport.ops == tcp_ops():
+        conn.link.flags |= LINK_NO_LINGER                                       # nothing is left to say; others have a close frame, or close_notify
     link_close(worker.reactor, &conn.link, END_DISCONNECT)
 
 

@@ -2,7 +2,9 @@
 
 Environment: `MQTTC_TEST_WORKERS` (2), `MQTTC_TEST_PROTOCOL` (3 or 5: only tests of that family; those that join versions
 run in both), `MQTTC_TEST_BROKER` (host:port of a running broker: tests that need a special configuration are skipped, and
-those that move the clock too, unless `MQTTC_TEST_SLEEP=1` lets them wait in real time), `MQTTC_TEST_TRANSPORT` (tcp or tls).
+those that move the clock too, unless `MQTTC_TEST_SLEEP=1` lets them wait in real time), `MQTTC_TEST_TRANSPORT` (tcp, unix, tls,
+ws, wss, h2, wss-h2 or quic; h2: WebSocket over HTTP/2), `MQTTC_TEST_WS_SPLIT=1` (what is sent over a WebSocket is cut into frames
+and fragments at random), `MQTTC_TEST_SHARED=1` (all peers of a test are streams of one HTTP/2 or QUIC connection to each broker).
 """
 
 from __future__ import annotations
@@ -12,22 +14,28 @@ import functools
 import itertools
 import os
 import shutil
-import ssl
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from .. import transports
 from ..rawclient import Packet, Peer
+from ..transports import SCHEMES, SECURE, STREAMED, TRANSPORTS, Address, Link, Road
 
 EXTERNAL = os.environ.get("MQTTC_TEST_BROKER", "")
 FAMILY = os.environ.get("MQTTC_TEST_PROTOCOL", "")
 WORKERS = int(os.environ.get("MQTTC_TEST_WORKERS", "2"))
 
-TLS = os.environ.get("MQTTC_TEST_TRANSPORT", "tcp") == "tls"
+TRANSPORT = os.environ.get("MQTTC_TEST_TRANSPORT", "tcp")
+if TRANSPORT not in TRANSPORTS or (EXTERNAL and TRANSPORT != "tcp"):
+    raise ValueError(f"MQTTC_TEST_TRANSPORT={TRANSPORT}: {', '.join(TRANSPORTS)}; with MQTTC_TEST_BROKER tcp alone")
+SPLIT = os.environ.get("MQTTC_TEST_WS_SPLIT") == "1"
+SHARED = os.environ.get("MQTTC_TEST_SHARED") == "1" and TRANSPORT in STREAMED
 
 RUN = f"{os.getpid()}x" if EXTERNAL else ""  # names that an earlier run did not leave in a broker that goes on
 
@@ -36,6 +44,7 @@ _numbers = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "spec(version, *ids): statements of one standard that the test checks")
+    config.addinivalue_line("markers", "not_over(*transports, reason=...): what the test looks at does not exist there")
 
 
 def item_family(item: pytest.Item) -> str:
@@ -55,6 +64,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [i for i in items if here in i.path.parents]
     for item in ours:
         item.add_marker("matrix")
+        for mark in item.iter_markers("not_over"):
+            if TRANSPORT in mark.args:
+                item.add_marker(pytest.mark.skip(reason=f"over {TRANSPORT}: {mark.kwargs['reason']}"))
     if FAMILY not in ("3", "5"):
         return
     other = [i for i in ours if item_family(i) not in ("", FAMILY)]
@@ -71,6 +83,7 @@ class TestBroker:
     def __init__(self, config: dict[str, Any] | None, authenticator: Any = None) -> None:
         self.native: Any = None
         self.stopped = False
+        self.address: Address
         if config is None:
             host, _, port = EXTERNAL.rpartition(":")
             self.address = (host, int(port))
@@ -79,8 +92,7 @@ class TestBroker:
 
         self.native = Broker(config, authenticator=authenticator)
         self.native.start()
-        host, _, port = self.native.urls[0].rpartition("//")[2].rpartition(":")
-        self.address = (host, int(port))
+        self.address = address_of(self.native.urls[0])
 
     @property
     def ours(self) -> bool:
@@ -101,33 +113,52 @@ class TestBroker:
             self.native.stop()
 
 
+def address_of(url: str) -> Address:
+    """Host and port of a listener's URL, or the path of its Unix socket."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return parts.path
+    assert parts.hostname is not None and parts.port is not None
+    return parts.hostname, parts.port
+
+
+@functools.cache
+def folder() -> Path:
+    """A directory for Unix sockets and certificates."""
+    made = Path(tempfile.mkdtemp(prefix="mqttc-test-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
 @functools.cache
 def certificates() -> Path:
     """A directory with a CA and a server's certificate for localhost."""
     from mqttc import certs
 
-    folder = Path(tempfile.mkdtemp(prefix="mqttc-tls-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    certs.make_authority(folder)
-    certs.make_server(folder, ["localhost"])
-    return folder
+    certs.make_authority(folder())
+    certs.make_server(folder(), ["localhost"])
+    return folder()
 
 
-@functools.cache
-def client_context() -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(certificates() / "ca.pem"))
+def road(transport: str = TRANSPORT, **options: Any) -> Road:
+    """How peers reach a listener of `listener_for`."""
+    return Road(transport, ca=certificates() / "ca.pem" if transport in SECURE else None, split=SPLIT, **options)
 
 
-def listener_under_test() -> dict[str, Any]:
-    if not TLS:
-        return {"url": "tcp://127.0.0.1:0"}
-    return {"url": "tls://127.0.0.1:0", "certificate": str(certificates() / "server.pem"), "key": str(certificates() / "server.key")}
+def listener_for(transport: str = TRANSPORT) -> dict[str, Any]:
+    """A listener on a free port, or path, that serves this transport."""
+    if transport == "unix":
+        return {"url": f"unix://{folder()}/{next(_numbers)}.sock"}
+    table: dict[str, Any] = {"url": f"{SCHEMES[transport]}://127.0.0.1:0"}
+    if transport in SECURE:
+        table |= {"certificate": str(certificates() / "server.pem"), "key": str(certificates() / "server.key")}
+    return table
 
 
 def broker_config(**sections: Any) -> dict[str, Any]:
     """The default test configuration with sections merged in; `listener` goes into the one listener."""
     config: dict[str, Any] = {
-        "listeners": [{**listener_under_test(), **sections.pop("listener", {})}],
+        "listeners": [{**listener_for(), **sections.pop("listener", {})}],
         "workers": WORKERS,
         "auth": {"anonymous": True},
     }
@@ -139,8 +170,15 @@ def broker_config(**sections: Any) -> dict[str, Any]:
 MakeBroker = Callable[..., TestBroker]
 
 
+@pytest.fixture(scope="package", autouse=True)
+def peers_loop() -> Iterator[None]:
+    """Set up before all brokers: connections of HTTP/2 and QUIC end with the last test here."""
+    yield
+    transports.stop()
+
+
 @pytest.fixture(scope="package")
-def shared_broker() -> Iterator[TestBroker]:
+def shared_broker(peers_loop: None) -> Iterator[TestBroker]:
     broker = TestBroker(None if EXTERNAL else broker_config())
     yield broker
     broker.stop()
@@ -182,12 +220,22 @@ class Clients:
     def __init__(self, broker: TestBroker) -> None:
         self.broker = broker
         self.made: list[Peer] = []
+        self.links: dict[TestBroker, Link] = {}
 
     def raw(self, version: int = 4, broker: TestBroker | None = None) -> Peer:
         """A peer with an open socket and nothing sent."""
-        peer = Peer((broker or self.broker).address, version, tls=client_context() if TLS else None)
+        chosen = broker or self.broker
+        if SHARED and chosen not in self.links:
+            self.links[chosen] = transports.open_link(chosen.address, road())
+        peer = Peer(chosen.address, version, road=road(), link=self.links.get(chosen))
         self.made.append(peer)
         return peer
+
+    def close(self) -> None:
+        for peer in self.made:
+            peer.close()
+        for link in self.links.values():
+            transports.close_link(link)
 
     def __call__(self, version: int = 4, client_id: str | bytes | None = None, *, broker: TestBroker | None = None, **options: Any) -> Peer:
         """A connected peer; its CONNACK is in `peer.connack`."""
@@ -223,5 +271,4 @@ class Clients:
 def clients(broker: TestBroker) -> Iterator[Clients]:
     made = Clients(broker)
     yield made
-    for peer in made.made:
-        peer.close()
+    made.close()

@@ -30,6 +30,8 @@ from ..rawclient import (
 from .conftest import Clients, MakeBroker, TestBroker
 from .statements import each_version, spec
 
+pytestmark = pytest.mark.transport
+
 if TYPE_CHECKING:
     from mqttc.auth import Request, Verdict
 

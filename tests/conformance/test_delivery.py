@@ -8,6 +8,8 @@ from ..rawclient import PUBACK, PUBCOMP, PUBREC, PUBREL, ack_packet, publish_pac
 from .conftest import Clients
 from .statements import each_version, spec
 
+pytestmark = pytest.mark.transport
+
 
 @each_version
 @spec("3.1.1", "MQTT-3.3.1-1", "MQTT-4.3.2-1", "MQTT-2.3.1-4", "MQTT-4.3.1-1")

@@ -27,6 +27,8 @@ from ..rawclient import (
 from .conftest import Clients, MakeBroker
 from .statements import spec
 
+pytestmark = pytest.mark.transport
+
 
 @spec("5", "MQTT-3.3.4-9", "MQTT-4.9.0-1", "MQTT-4.9.0-2", "MQTT-4.3.2-3")
 @pytest.mark.parametrize("maximum", [1, 2, 5])

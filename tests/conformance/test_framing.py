@@ -33,6 +33,8 @@ from .statements import each_version, spec
 STREAM_311 = spec("3.1.1", "MQTT-7.1.1-1")
 STREAM_5 = spec("5", "MQTT-4.2.0-1")
 
+pytestmark = pytest.mark.transport
+
 
 def session_bytes(name: str, version: int) -> bytes:
     """All packets of a client from CONNECT to DISCONNECT."""

@@ -13,6 +13,8 @@ from ..rawclient import CONNACK, DISCONNECT, Will, connect_packet, hexed, packet
 from .conftest import Clients
 from .statements import spec
 
+pytestmark = pytest.mark.transport
+
 MALFORMED, PROTOCOL = 0x81, 0x82
 
 

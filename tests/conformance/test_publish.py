@@ -153,6 +153,7 @@ def test_byte_order_mark_is_kept(clients: Clients, name: str, version: int) -> N
     assert [p.payload for p in clients.drain(plain, publisher)] == [b"plain"]
 
 
+@pytest.mark.transport
 @each_version
 @spec("3.1.1", "MQTT-4.7.3-3")
 @spec("5", "MQTT-4.7.3-3")
@@ -198,6 +199,7 @@ def test_qos_2_is_delivered_once(clients: Clients, name: str, version: int) -> N
     publisher.expect(PUBCOMP, packet_id=77, reason=0x92 if version == 5 else 0)
 
 
+@pytest.mark.transport
 @each_version
 @spec("3.1.1", "MQTT-4.3.3-2", "MQTT-4.4.0-1", "MQTT-4.1.0-1")
 @spec("5", "MQTT-4.3.3-10", "MQTT-4.1.0-1", "MQTT-4.4.0-1")
@@ -219,6 +221,7 @@ def test_qos_2_identifiers_survive_a_reconnect(clients: Clients, name: str, vers
     assert [p.payload for p in clients.drain(watcher, clean)] == [b"2"]
 
 
+@pytest.mark.transport
 @each_version
 @spec("3.1.1", "MQTT-4.6.0-5", "MQTT-4.6.0-6")
 @spec("5", "MQTT-4.6.0-5", "MQTT-4.6.0-6")
@@ -479,6 +482,7 @@ def test_identifier_held_through_a_wrap_around(clients: Clients, name: str, vers
         seen += burst
 
 
+@pytest.mark.transport
 @each_version
 @spec("3.1.1", "MQTT-7.1.1-1")
 @spec("5", "MQTT-4.2.0-1")

@@ -23,6 +23,8 @@ from .statements import each_version, spec
 
 FOREVER = 0xFFFFFFFF
 
+pytestmark = pytest.mark.transport
+
 
 @each_version
 @spec("3.1.1", "MQTT-3.1.2-4", "MQTT-3.1.2-5", "MQTT-3.2.2-2", "MQTT-3.2.2-3", "MQTT-4.1.0-1", "MQTT-4.5.0-1")

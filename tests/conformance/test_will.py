@@ -10,6 +10,8 @@ from ..rawclient import SESSION_EXPIRY, WILL_DELAY, Peer, Will, connect_packet, 
 from .conftest import Clients, TestBroker
 from .statements import each_version, spec
 
+pytestmark = pytest.mark.transport
+
 
 def watch(clients: Clients, version: int, name: str) -> Peer:
     peer = clients(version)
