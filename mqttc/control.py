@@ -168,7 +168,7 @@ class Control:
         request = Request(
             client_id=question.client_id,
             peer=question.peer,
-            anonymous_admitted=served.admits_anonymous(question.peer),
+            anonymous_admitted=served.admits_anonymous(question.peer, question.remote),
             protocol=question.protocol,
             is_auth=question.kind == _QUESTION_AUTH,
             username=question.username,

@@ -226,9 +226,10 @@ class Served:
     anonymous: bool | str
     bound: BoundListener
 
-    def admits_anonymous(self, peer: str) -> bool:
+    def admits_anonymous(self, peer: str, remote: bool = False) -> bool:
+        """``remote``: it is no program of this machine whatever its address says (``native.Question.remote``)."""
         if self.anonymous == "loopback":
-            return self.is_unix or is_loopback(peer)
+            return not remote and (self.is_unix or is_loopback(peer))
         return bool(self.anonymous)
 
 

@@ -24,6 +24,7 @@ class TlsClient:
         password: bytes | None = None,
         alpn: Iterable[str] = (),
         minimum_version: Literal["1.2", "1.3"] = "1.2",
+        maximum_version: Literal["1.2", "1.3"] = "1.3",
         ciphers: str = "",
         ciphersuites: str = "",
         resume: bool = False,

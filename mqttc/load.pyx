@@ -71,7 +71,7 @@ cdef class TlsClient:
 
     def __cinit__(
         self, *, bytes ca=b"", bint insecure=False, str server_name="", bytes certificate=b"", bytes key=b"", bytes password=None, alpn=(),
-        str minimum_version="1.2", str ciphers="", str ciphersuites="", bint resume=False,
+        str minimum_version="1.2", str maximum_version="1.3", str ciphers="", str ciphersuites="", bint resume=False,
     ):
         cdef TlsClientSettings settings
         cdef TlsCertificate identity
@@ -80,8 +80,8 @@ cdef class TlsClient:
         cdef bytes cipher_bytes = ciphers.encode(), suite_bytes = ciphersuites.encode()
         cdef list names = [protocol.encode() for protocol in alpn]
         cdef bytes protocols
-        if minimum_version not in ("1.2", "1.3"):
-            raise ValueError("minimum_version is 1.2 or 1.3")
+        if minimum_version not in ("1.2", "1.3") or maximum_version not in ("1.2", "1.3") or minimum_version > maximum_version:
+            raise ValueError("minimum_version and maximum_version are 1.2 or 1.3, the lower one first")
         if not insecure and not name:
             raise ValueError("a certificate that is verified must be for somebody: server_name")
         if any(not 0 < len(protocol) < 256 for protocol in names):
@@ -103,6 +103,7 @@ cdef class TlsClient:
         settings.ciphers = text_or_null(cipher_bytes)
         settings.ciphersuites = text_or_null(suite_bytes)
         settings.minimum_version = 3 if minimum_version == "1.3" else 2
+        settings.maximum_version = 3 if maximum_version == "1.3" else 2
         settings.insecure = insecure
         settings.resume = resume
         self.client = tls_client_build(&settings, &failure)

@@ -29,7 +29,8 @@ class LogEvent:
     detail: Final[str]
 
 class Question:
-    """What waits, its connection parked: a CONNECT or AUTH for ``Engine.answer``, an HTTP request for ``upgrade``, ``respond`` or ``splice``."""
+    """What waits, its connection parked: a CONNECT or AUTH for ``Engine.answer``, an HTTP request for ``upgrade``,
+    ``respond`` or ``splice``."""
 
     id: Final[int]
     kind: Final[int]
@@ -51,6 +52,8 @@ class Question:
     """Of a certificate that a trusted proxy has verified (PROXY protocol version 2)."""
     head: Final[bytes | None]
     """The head of the request with its empty line; of HTTP/2 the first 18 bytes of its preface."""
+    remote: Final[bool]
+    """A proxy or a web page from elsewhere has made the connection: no program of this machine, whatever ``peer`` says."""
 
 class Tls:
     """The TLS of a listener: certificates in force, and the keys that session tickets are sealed with.
@@ -156,8 +159,11 @@ class Engine:
         A question whose deadline passed or whose connection is gone is ignored.
         """
 
-    def upgrade(self, question: int, response: bytes, *, peer: str | None = None) -> None:
-        """The HTTP connection gets this response (101) and becomes a WebSocket. ``peer``: the client, where a proxy has told."""
+    def upgrade(self, question: int, response: bytes, *, peer: str | None = None, remote: bool = False) -> None:
+        """The HTTP connection gets this response (101) and becomes a WebSocket.
+
+        ``peer``: the client, where a proxy has told. ``remote``: see ``Question.remote``.
+        """
 
     def respond(self, question: int, response: bytes) -> None:
         """The HTTP connection gets this response, whole, and ends."""
@@ -166,7 +172,15 @@ class Engine:
         """All of the HTTP connection's bytes, the head first, go through ``fd``, a stream socket that is taken over."""
 
     def adopt(
-        self, fd: int, listener: int, *, peer: str, websocket: bool, certificate: bytes | None = None, key_name: str | None = None
+        self,
+        fd: int,
+        listener: int,
+        *,
+        peer: str,
+        websocket: bool,
+        certificate: bytes | None = None,
+        key_name: str | None = None,
+        remote: bool = False,
     ) -> None:
         """A worker serves ``fd``, a non-blocking stream socket that is taken over, like a connection of that listener.
 

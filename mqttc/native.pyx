@@ -111,6 +111,7 @@ cdef class Question:
     cdef readonly object key_name
     cdef readonly object common_name
     cdef readonly object head
+    cdef readonly bint remote
 
     def __repr__(self):
         return f"<Question {self.id} kind={self.kind} client_id={self.client_id!r} peer={self.peer}>"      # no secrets
@@ -145,6 +146,7 @@ cdef Question question(const NativeQuestion *native):
     made.certificate = span_bytes(native.certificate) if native.certificate.p != NULL else None
     made.key_name = span_text(native.key_name) if native.key_name.p != NULL else None
     made.common_name = span_text(native.common_name) if native.common_name.p != NULL else None
+    made.remote = native.remote
     made.head = span_bytes(native.head) if native.head.p != NULL else None
     return made
 
@@ -553,7 +555,7 @@ cdef class Engine:
         ) != 0:
             raise MemoryError()
 
-    cdef int answer_head(self, question, int verdict, bytes response, int fd, peer) except -1:
+    cdef int answer_head(self, question, int verdict, bytes response, int fd, peer, bint remote) except -1:
         cdef NativeEngine *engine = self.alive()
         cdef uint16_t worker = <uint16_t> ((question >> 120) & 0xFF)
         cdef PeerAddress address
@@ -566,21 +568,21 @@ cdef class Engine:
             return 0
         if gate_answer_head(
             engine, worker, <uint32_t> ((question >> 64) & 0xFFFFFFFF), <uint32_t> ((question >> 32) & 0xFFFFFFFF), <uint32_t> (question & 0xFFFFFFFF),
-            <uint8_t> verdict, span_of(response), fd, &address,
+            <uint8_t> verdict, span_of(response), fd, &address, remote,
         ) != 0:
             raise MemoryError()
         return 0
 
-    def upgrade(self, question, bytes response, *, peer=None):
-        self.answer_head(question, HEAD_UPGRADE, response, -1, peer)
+    def upgrade(self, question, bytes response, *, peer=None, bint remote=False):
+        self.answer_head(question, HEAD_UPGRADE, response, -1, peer, remote)
 
     def respond(self, question, bytes response):
-        self.answer_head(question, HEAD_RESPOND, response, -1, None)
+        self.answer_head(question, HEAD_RESPOND, response, -1, None, False)
 
     def splice(self, question, int fd):
-        self.answer_head(question, HEAD_SPLICE, b"", fd, None)
+        self.answer_head(question, HEAD_SPLICE, b"", fd, None, False)
 
-    def adopt(self, int fd, int listener, *, str peer, bint websocket, certificate=None, key_name=None):
+    def adopt(self, int fd, int listener, *, str peer, bint websocket, certificate=None, key_name=None, bint remote=False):
         cdef NativeEngine *engine = self.alive()
         cdef PeerAddress address
         cdef Proofs proofs
@@ -602,7 +604,7 @@ cdef class Engine:
             return
         worker = <uint16_t> (self.adopted % engine.settings.workers)
         self.adopted += 1
-        if engine_adopt(engine, worker, fd, <uint16_t> listener, &address, &proofs, websocket) != 0:
+        if engine_adopt(engine, worker, fd, <uint16_t> listener, &address, &proofs, websocket, remote) != 0:
             raise MemoryError()
 
 

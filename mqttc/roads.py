@@ -1,4 +1,7 @@
-"""The roads into a broker that Python drives: what HTTP requests become, and QUIC. Everything but `QuicFiles` belongs to the control loop."""
+"""The roads into a broker that Python drives: what HTTP requests become, and QUIC.
+
+Everything but `QuicFiles` belongs to the control loop.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,8 @@ def _rules(listener: Listener) -> Rules:
 
 
 class Roads:
-    """``status``: counters and gauges of the whole broker, for its pages. ``quic``: the files of each QUIC listener, whose sockets are ours now."""
+    """``status``: counters and gauges of the whole broker, for its pages. ``quic``: the files of each QUIC listener, whose
+    sockets are ours now."""
 
     def __init__(
         self,
@@ -130,7 +134,8 @@ class Roads:
 
     def _answer(self, question: native.Question, served: Served, decision: Decision) -> None:
         if decision.kind is Kind.UPGRADE:
-            self._engine.upgrade(question.id, decision.response, peer=decision.peer)
+            remote = decision.proxied or decision.foreign_page
+            self._engine.upgrade(question.id, decision.response, peer=decision.peer, remote=remote)
         elif decision.kind is Kind.RESPOND:
             fields: dict[str, logs.Field] = {"peer": decision.peer, "listener": served.name, "detail": decision.reason}
             logs.emit(_logger, logging.INFO, "http request refused", fields)
@@ -153,7 +158,13 @@ class Roads:
         ours, theirs = _socket_pair()
         try:
             self._engine.adopt(
-                theirs.detach(), origin.listener, peer=origin.peer, websocket=websocket, certificate=origin.certificate, key_name=origin.key_name
+                theirs.detach(),
+                origin.listener,
+                peer=origin.peer,
+                websocket=websocket,
+                certificate=origin.certificate,
+                key_name=origin.key_name,
+                remote=origin.proxied,
             )
         except (MemoryError, RuntimeError) as error:
             ours.close()

@@ -149,7 +149,7 @@ class ListenerTls(ListenerFiles):
     def load(self, config: Config, listener: Listener, certificates: list[Certificate]) -> None:
         self.native.load(
             certificates=[
-                (read_file("certificate", one.certificate), read_file("key", one.key), one.key_password.encode() if one.key_password else None)
+                (read_file("certificate", one.certificate), read_file("key", one.key), one.key_password.encode() or None)
                 for one in certificates
             ],
             client_ca=read_file("client_ca", listener.client_ca),

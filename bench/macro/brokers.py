@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from mqttc import certs
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 60.0
@@ -51,6 +54,11 @@ plugins:
   amqtt.plugins.authentication.AnonymousAuthPlugin:
     allow_anonymous: true
 """
+
+
+# Schemes of the load's URL to those of mqttc's listeners. HTTP/2 comes to the listener of WebSocket.
+LISTENERS = {"mqtt": "tcp", "mqtts": "tls", "ws": "ws", "wss": "wss", "ws+h2": "ws", "wss+h2": "wss", "quic": "quic"}
+TLS_SCHEMES = ("mqtts", "wss", "wss+h2", "quic")
 
 
 class BrokerError(RuntimeError):
@@ -92,9 +100,67 @@ def mqttc(settings: list[str]) -> Callable[[int, Path], Launch]:
 
 def mosquitto(port: int, folder: Path) -> Launch:
     """No queue limits, nothing stored."""
-    config = folder / "mosquitto.conf"
-    config.write_text(MOSQUITTO.format(port=port), "utf-8")
-    return Launch([program("mosquitto"), "-c", str(config)], {})
+    return mosquitto_over("mqtt")(port, folder)
+
+
+def mqttc_over(settings: list[str], scheme: str) -> Callable[[int, Path], Launch]:
+    """The same broker behind another transport. With TLS, the certificate is of `certificates`."""
+
+    def launch(port: int, folder: Path) -> Launch:
+        tables = [f'[[listeners]]\nurl = "{LISTENERS[scheme]}://127.0.0.1:{port}"\n']
+        if scheme in TLS_SCHEMES:
+            server = certificates(folder)
+            tables[0] += f'certificate = "{server.certificate}"\nkey = "{server.key}"\n'
+        if scheme == "quic":  # UDP and TCP have ports of their own, and `running` looks for a TCP one
+            tables.append(f'[[listeners]]\nurl = "tcp://127.0.0.1:{port}"\n')
+        config = folder / "mqttc.toml"
+        config.write_text("\n".join(tables), "utf-8")
+        start = mqttc(settings)(port, folder)
+        place = start.command.index("--listen")
+        return Launch([*start.command[:place], "--config", str(config), *start.command[place + 2 :]], start.environment)
+
+    return launch
+
+
+def mosquitto_over(scheme: str) -> Callable[[int, Path], Launch]:
+    """TCP and TLS."""
+    if scheme not in ("mqtt", "mqtts"):
+        raise BrokerError(f"mosquitto is not started for {scheme} here")
+
+    def launch(port: int, folder: Path) -> Launch:
+        lines = MOSQUITTO.format(port=port)
+        if scheme in TLS_SCHEMES:
+            server = certificates(folder)
+            # Started by root, it could not read them as another user.
+            lines += f"certfile {server.certificate}\nkeyfile {server.key}\nuser root\n"
+        config = folder / "mosquitto.conf"
+        config.write_text(lines, "utf-8")
+        return Launch([program("mosquitto"), "-c", str(config)], {})
+
+    return launch
+
+
+def over(name: str, settings: list[str], scheme: str) -> Callable[[int, Path], Launch]:
+    """A known broker behind a transport other than TCP."""
+    if name == "mqttc":
+        return mqttc_over(settings, scheme)
+    if name == "mosquitto":
+        return mosquitto_over(scheme)
+    raise BrokerError(f"how {name} is started for {scheme} is not known here")
+
+
+def certificates(folder: Path) -> certs.Pair:
+    """A server's for this machine, signed by a CA of its own (ca.pem): ECDSA, P-256."""
+    certs.make_authority(folder)
+    return certs.make_server(folder, ["localhost", "127.0.0.1"])
+
+
+def way(scheme: str, port: int, folder: Path) -> dict[str, Any]:
+    """The keys of a profile that lead to a broker which was started in `folder`."""
+    keys = {"url": f"{scheme}://127.0.0.1:{port}"}
+    if scheme in TLS_SCHEMES:
+        keys["ca_file"] = str(folder / "ca.pem")
+    return keys
 
 
 def relay(port: int, folder: Path) -> Launch:

@@ -70,6 +70,8 @@ class Row:
     profile: str
     title: str = ""
     keys: dict[str, Any] = field(default_factory=dict)
+    scheme: str = "mqtt"
+    """Of the URL: the transport."""
     targets: tuple[Target, ...] = ()
     without: tuple[str, ...] = ()
 
@@ -132,8 +134,10 @@ def measure(row: Row, name: str, launch: Callable[[int, Path], Launch], number: 
     made = Run(row.name, name, number)
     folder = Path(tempfile.mkdtemp(prefix="mqttc-bench-"))
     try:
+        if row.scheme != "mqtt":
+            launch = brokers.over(name, options.settings, row.scheme)
         with brokers.running(launch, folder, options.broker_core) as (port, pid):
-            keys = {"duration": options.seconds, **row.keys, "url": f"mqtt://127.0.0.1:{port}"}
+            keys = {"duration": options.seconds, **row.keys, **brokers.way(row.scheme, port, folder)}
             with brokers.on_core(options.load_core):
                 found = run(row.profile, load_profile(row.profile, keys), pid=pid)
     except (BrokerError, RunError) as error:

@@ -3,6 +3,7 @@
 subscription     100 000 filters over 100 clients: `exact` ones, and `wild` ones with + and #
 retained         1 000 000 topics with payloads of 64 bytes; the client that stored them has gone
 connection       idle, with a session, 16-byte client id (what tools/soak.py idle measures), MQTT 3.1.1 and 5.0
+connection TLS   the same behind TLS (3.1.1, full handshakes)
 
 next to mosquitto. A broker is started anew for each figure; what it took at start is not counted. Exit codes: 0, 1 a run failed, 2 wrong
 usage.
@@ -23,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.macro import brokers  # noqa: E402
 from bench.macro.figures import StalledError, cpu_ns, descriptors, median, quiet, resident_bytes, show, wait_for, write  # noqa: E402
-from mqttc.load import Load  # noqa: E402
+from mqttc.load import Load, TlsClient  # noqa: E402
 from tools import soak  # noqa: E402
 
 SUBSCRIBERS = 100
@@ -100,6 +101,21 @@ def idle(made: Run, port: int, pid: int, version: int) -> None:
     made.each_cpu_us = (cpu_ns(pid) - before) / 1e3 / made.count
 
 
+def idle_tls(made: Run, port: int, pid: int, folder: Path) -> None:
+    tls = TlsClient(ca=(folder / "ca.pem").read_bytes(), server_name="127.0.0.1")
+    load = Load("127.0.0.1", port, tls=tls)
+    try:
+        for number in range(made.count):
+            load.add_client(f"client-{number:09d}", clean=False, source=f"127.0.{1 + number // 5000}.1")
+        begin(made, pid)
+        load.start()
+        load.connect()
+        wait_for("connecting", lambda: load.counters()["connected"], made.count)
+        end(made, pid)
+    finally:
+        load.close()
+
+
 def begin(made: Run, pid: int) -> None:
     quiet(pid)
     made.start_bytes = resident_bytes(pid)
@@ -112,14 +128,16 @@ def end(made: Run, pid: int) -> None:
     made.each_cpu_us = (made.each_cpu_us + cpu_ns(pid) / 1e3) / made.count
 
 
-KINDS: dict[str, Callable[[Run, int, int], None]] = {
-    "subscription exact": lambda made, port, pid: subscriptions(made, port, pid, "exact"),
-    "subscription wild": lambda made, port, pid: subscriptions(made, port, pid, "wild"),
-    "retained": retained,
-    "connection 3.1.1": lambda made, port, pid: idle(made, port, pid, 4),
-    "connection 5.0": lambda made, port, pid: idle(made, port, pid, 5),
+TLS = "connection TLS"
+KINDS: dict[str, Callable[[Run, int, int, Path], None]] = {
+    "subscription exact": lambda made, port, pid, folder: subscriptions(made, port, pid, "exact"),
+    "subscription wild": lambda made, port, pid, folder: subscriptions(made, port, pid, "wild"),
+    "retained": lambda made, port, pid, folder: retained(made, port, pid),
+    "connection 3.1.1": lambda made, port, pid, folder: idle(made, port, pid, 4),
+    "connection 5.0": lambda made, port, pid, folder: idle(made, port, pid, 5),
+    TLS: idle_tls,
 }
-LAUNCH = {"mqttc": brokers.mqttc([]), "mosquitto": brokers.mosquitto}
+BROKERS = ("mqttc", "mosquitto")
 HEAD = ["what", "count", "broker", "bytes each", "rounds", "at start, MB", "broker CPU, µs each", "remarks"]
 
 
@@ -127,8 +145,8 @@ def measure(what: str, count: int, name: str, number: int) -> Run:
     made = Run(what, count, name, number)
     folder = Path(tempfile.mkdtemp(prefix="mqttc-bench-"))
     try:
-        with brokers.running(LAUNCH[name], folder, None) as (port, pid):
-            KINDS[what](made, port, pid)
+        with brokers.running(brokers.over(name, [], "mqtts" if what == TLS else "mqtt"), folder, None) as (port, pid):
+            KINDS[what](made, port, pid, folder)
     except (brokers.BrokerError, StalledError, OSError) as error:
         made.problems.append(str(error))
     finally:
@@ -155,11 +173,12 @@ def rows_of(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="memory.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND", help=f"of {', '.join(KINDS)}")
-    made.add_argument("--brokers", nargs="+", choices=list(LAUNCH), default=list(LAUNCH))
+    made.add_argument("--brokers", nargs="+", choices=BROKERS, default=list(BROKERS))
     made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--subscriptions", type=int, default=100_000)
     made.add_argument("--retained", type=int, default=1_000_000)
     made.add_argument("--connections", type=int, default=19_700, help="as many as descriptors allow (%(default)s)")
+    made.add_argument("--tls-connections", type=int, default=5_000, help="the load's side of each takes memory too (%(default)s)")
     made.add_argument("--out", type=Path, default=ROOT / "build" / "macro" / "memory.json", help="(%(default)s)")
     return made
 
@@ -169,11 +188,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     allowed = descriptors() - 200
     connections = min(options.connections, allowed)
     counts = {"subscription": options.subscriptions, "retained": options.retained, "connection": connections}
+    of = {what: counts[what.partition(" ")[0]] for what in KINDS} | {TLS: min(options.tls_connections, allowed)}
     runs: list[Run] = []
     for number in range(options.rounds):
         for what in options.kinds:
             for name in options.brokers:
-                made = measure(what, counts[what.partition(" ")[0]], name, number)
+                made = measure(what, of[what], name, number)
                 runs.append(made)
                 found = "; ".join(made.problems) or f"{made.each_bytes:.0f} bytes each"
                 print(f"round {number + 1}/{options.rounds}  {what}  {name}  {found}", file=sys.stderr, flush=True)

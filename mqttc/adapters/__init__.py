@@ -25,7 +25,8 @@ class Origin:
     key_name: str | None = None
     """Name of the pre-shared key that the client holds."""
     proxied: bool = False
-    """A proxy has handed the connection on, whose word ``peer`` may be: it never counts as a client of this machine."""
+    """A proxy has handed it on, whose word ``peer`` may be, or a page from elsewhere has made it: it never counts as a client
+    of this machine."""
 
 
 Adopt = Callable[[Origin, bool], socket.socket]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -25,6 +26,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 EXTENSION: Final = "mqttc"
 """Key in ``scope["extensions"]``: ``proxied`` (a proxy has handed the request on), ``unix``, ``websocket_path``."""
+_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_VALUE: Final = re.compile(rb"[\t -~\x80-\xff]*")
+"""RFC 9110 section 5.5; h2 does not look at what is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +180,12 @@ class Exchange:
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start" and not self._started:
-            headers = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers", ())]
+            headers = [(bytes(name).lower(), bytes(value).strip(b" \t")) for name, value in message.get("headers", ())]
+            for name, value in headers:
+                if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+                    raise ValueError(f"the header field {name!r} is not well-formed")
+            if not 200 <= message["status"] <= 599:
+                raise ValueError(f"{message['status']} is not the status of a response")
             self._outlet.start(message["status"], headers)
             self._started = True
         elif message["type"] == "http.response.body" and self._started and not self._complete:

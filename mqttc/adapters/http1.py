@@ -218,9 +218,11 @@ class Http1:
             self._line.finish()
             return
         self._arm()
-        self._line.resume()
         if self._input:
             self._next()
+        if self._exchange is None:
+            # Not before what is here was answered: input is held for one request at most.
+            self._line.resume()
 
     # ------------------------------------------------------------------------------------------ time
 

@@ -40,6 +40,7 @@ from mqttc.adapters.upgrade import (
     client_of,
     date_header,
     error_headers,
+    is_foreign_page,
     split_target,
 )
 
@@ -61,7 +62,8 @@ _REPLY_BYTES: Final = 262_144
 """Unsent bytes above which nothing is read: far more than `Line.full`, which DATA keeps to, so only replies to frames get there."""
 _FRAMES_EARNED: Final = 4
 """What one DATA frame of ours adds to the budget: the peer answers it with window updates."""
-_NOT_IN_HTTP2: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
+_NOT_IN_HTTP2: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"))
+"""Left out of responses (RFC 9113 section 8.2.2). h2 would refuse them in the midst of compressing, and lose step with the peer."""
 
 
 class Budget:
@@ -425,7 +427,8 @@ class Http2:
     def _event(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.RequestReceived):
             assert event.stream_id is not None and event.headers is not None
-            self._request(event.stream_id, [(bytes(name), bytes(value)) for name, value in event.headers])
+            fields = [(bytes(name), bytes(value)) for name, value in event.headers]
+            self._request(event.stream_id, fields, event.stream_ended is None)
         elif isinstance(event, h2.events.DataReceived):
             assert event.stream_id is not None and event.flow_controlled_length is not None
             self._data(event.stream_id, event.data or b"", event.flow_controlled_length)
@@ -457,18 +460,14 @@ class Http2:
         self._unblock(0)
 
     def _data(self, stream_id: int, data: bytes, charged: int) -> None:
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            if charged:
-                self._h2.acknowledge_received_data(charged, stream_id)
-        elif not data and charged and not self._budget.spend(1, self.shared.clock()):
+        if not data and charged and not self._budget.spend(1, self.shared.clock()):
             self._flood("too much padding")
         else:
-            stream.data(data, charged)
+            self._streams[stream_id].data(data, charged)  # of a stream that is not there h2 makes no event
 
     # ------------------------------------------------------------------------------------- requests
 
-    def _request(self, stream_id: int, fields: list[tuple[bytes, bytes]]) -> None:
+    def _request(self, stream_id: int, fields: list[tuple[bytes, bytes]], has_body: bool) -> None:
         pseudo = {name: value for name, value in fields if name.startswith(b":")}
         headers = [(name, value) for name, value in fields if not name.startswith(b":")]
         authority = pseudo.get(b":authority")
@@ -493,6 +492,8 @@ class Http2:
             elif any(name == b"content-length" and _exceeds(value, self.shared.limits.max_request_body) for name, value in headers):
                 limit = self.shared.limits.max_request_body
                 self.refuse(request, Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {limit} bytes"))
+            elif has_body and (b"expect", b"100-continue") in headers:
+                self.send_headers(request, [(b":status", b"100")])
 
     def _connect(self, stream: _WebSocketStream, protocol: bytes, target: bytes, headers: Headers) -> None:
         """Extended CONNECT, RFC 8441 section 5."""
@@ -504,7 +505,8 @@ class Http2:
             self.refuse(stream, verdict)
             return
         client, proxied = client_of(self.origin.peer, headers, self.rules.trusted_proxies)
-        origin = replace(self.origin, peer=client, proxied=proxied or self.origin.proxied)
+        remote = proxied or self.origin.proxied or is_foreign_page(headers, self.rules)
+        origin = replace(self.origin, peer=client, proxied=remote)
         try:
             sock = self.shared.adopt(origin, True)
         except OSError as error:
@@ -563,14 +565,12 @@ class Http2:
         self.shared.count("http_refused")
         self.shared.log(logging.INFO, "http_refused", self.origin, status=int(refusal.status), detail=refusal.reason)
         stream.refused = True
+        if not self._budget.spend(1, self.shared.clock()):
+            self._flood("too many requests that are refused")
+            return
         fields, body = error_headers(refusal)
         kept = [(name, value) for name, value in fields if name not in _NOT_IN_HTTP2]
-        try:
-            self._h2.send_headers(stream.id, [(b":status", b"%d" % refusal.status), *kept])
-        except h2.exceptions.ProtocolError:
-            # The application's header fields were not well-formed, and h2 has taken them for sent.
-            self.reset(stream, ErrorCodes.INTERNAL_ERROR)
-            return
+        self._h2.send_headers(stream.id, [(b":status", b"%d" % refusal.status), *kept])
         # What the peer still sends of a body is of no use, nor need it wait until the end: RFC 9113 section 8.1.
         if stream.timer is not None:
             stream.timer.cancel()
@@ -621,7 +621,8 @@ class Http2:
             del stream.unsent[:size]
             last = stream.ending and not stream.unsent
             self._h2.send_data(stream.id, data, end_stream=last)
-            self._budget.earn(_FRAMES_EARNED)
+            if not stream.refused:
+                self._budget.earn(_FRAMES_EARNED)
             if stream.unsent:
                 stream.queued = True
                 self._sending.append(stream)

@@ -5,7 +5,7 @@ here, so this class overrides four of its methods and reads some of its fields; 
 
 - Windows. aioquic doubles a window whenever half of it has arrived, whoever reads or not, so that in the end a peer may send without
   limit. Here a window moves on only by what the broker has taken.
-- Streams. A finished stream makes room for one more; unidirectional ones are never granted.
+- Streams. aioquic grants 128 of each direction; here as many as the settings say, and no unidirectional ones.
 - Handshake. What a client may send in CRYPTO frames is bounded, whether in order or not.
 - Records of sent packets. Those of packets that bear acknowledgements only are dropped when they have become many, for a peer need not
   acknowledge them ever.
@@ -79,7 +79,6 @@ class Engine(QuicConnection):
         )
         self._logger = QuicConnectionAdapter(_SILENT, {"id": ""})
         self._loss._logger = self._logger
-        self._max_streams = max_streams
         self._request_certificate = request_certificate
         self._backlog = backlog
         self._records_bound = MAX_RECORDS
@@ -146,7 +145,7 @@ class Engine(QuicConnection):
         return behind_gap + self._backlog(stream.stream_id or 0)
 
     def _move_windows(self) -> None:
-        """Windows move by what was taken, half a window at a time; room for a stream comes back when one has finished."""
+        """Windows move by what was taken, half a window at a time."""
         held_bytes = 0
         for stream in self._streams.values():
             held = self._held(stream)
@@ -184,7 +183,6 @@ class Engine(QuicConnection):
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: Any) -> None:
         data, streams = self._local_max_data, self._local_max_streams_bidi
-        streams.value = max(streams.value, self._max_streams + streams.used - len(self._streams))
         if data.value != data.sent:
             self._write_limit(builder, data)
         if streams.value != streams.sent and streams.sent - streams.used < streams.value - streams.sent:

@@ -74,6 +74,8 @@ class Decision:
     response: bytes = b""
     reason: str = ""
     """Why it was refused, for a log line."""
+    foreign_page: bool = False
+    """The script of a page from elsewhere has made it: no program of this machine even if ``peer`` is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +264,15 @@ def decide(head: bytes, rules: Rules, origin_secure: bool, peer: str) -> Decisio
     answer = _handshake(head, request, rules, origin_secure)
     if isinstance(answer, Refusal):
         return _refuse(answer, client, proxied)
-    return Decision(Kind.UPGRADE, client, proxied, answer)
+    return Decision(Kind.UPGRADE, client, proxied, answer, foreign_page=is_foreign_page(list(request.headers), rules))
+
+
+def is_foreign_page(headers: Headers, rules: Rules) -> bool:
+    """Whether a browser sent this for a page of another host that ``allowed_origins`` does not name: a page from anywhere can reach
+    what listens on the loopback of its reader's machine."""
+    origins = [value.decode("latin-1").lower() for value in _values(headers, b"origin")]
+    hosts = [value.decode("latin-1").lower() for value in _values(headers, b"host")]
+    return any(origin not in rules.allowed_origins and origin.partition("://")[2] not in hosts for origin in origins)
 
 
 def _refuse(refusal: Refusal, peer: str, proxied: bool) -> Decision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import ssl
@@ -43,6 +44,8 @@ def reason_of(error: OSError) -> str:
         return f"TLS handshake failed: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and error.reason:
         return f"TLS: {error.reason.lower().replace('_', ' ')}"
+    if isinstance(error, ConnectionError) and error.errno:
+        return os.strerror(error.errno)  # asyncio's own text names the address instead
     return error.strerror or str(error)
 
 
@@ -185,13 +188,16 @@ class Road:
 
     def load(self, *, threads: int = 1) -> Load:
         """A load generator whose clients take this way."""
+        batch = self.profile.connect_batch
+        if self._relay is not None:
+            batch = max(1, min(batch, self._relay.backlog // threads))
         request, accept = upgrade_request(self.target) if self.target.websocket and not self.target.relay else (b"", b"")
         return Load(
             self.address,
             self.port,
             threads=threads,
             version=self.profile.version,
-            connect_batch=self.profile.connect_batch,
+            connect_batch=batch,
             tls=self.tls,
             websocket_request=request,
             websocket_accept=accept,

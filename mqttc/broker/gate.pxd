@@ -16,7 +16,7 @@ cdef int gate_ask_head(Worker *worker, Conn *conn, uint32_t number, Span head) n
 cdef Question *gate_take(Gate *gate) noexcept nogil                            # [control plane] all open ones, in order; free() each
 # [any thread] What becomes of an HTTP connection (HeadVerdict). fd: taken over, -1: none; peer.family 0: unchanged. ST_NO_MEMORY: fd is still the caller's.
 cdef int gate_answer_head(
-    Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t verdict, Span response, int fd, const PeerAddress *peer,
+    Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t verdict, Span response, int fd, const PeerAddress *peer, bint remote,
 ) noexcept nogil
 # [any thread] The answer to a question; auth_data may be NULL and is copied. ST_NO_MEMORY.
 cdef int gate_answer(Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t reason, Span auth_data) noexcept nogil

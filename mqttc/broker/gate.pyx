@@ -5,7 +5,7 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport inbox_post, inbox_wake
 from mqttc.base.logring cimport logring_wake
 from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
-from mqttc.broker.state cimport MAIL_ANSWER, MAIL_HEAD, QUESTION_AUTH, QUESTION_HEAD, AnswerMail, Conn, Engine, Gate, HeadMail, Question, Worker
+from mqttc.broker.state cimport CONN_REMOTE, MAIL_ANSWER, MAIL_HEAD, QUESTION_AUTH, QUESTION_HEAD, AnswerMail, Conn, Engine, Gate, HeadMail, Question, Worker
 from mqttc.broker.stats cimport C_GATE_QUESTIONS, stat
 from mqttc.net.tcp cimport PeerAddress, peer_text
 from mqttc.net.transport cimport PROOF_CERTIFICATE, PROOF_COMMON_NAME, PROOF_COUNT, PROOF_KEY_NAME, Transport, transport_proof
@@ -77,6 +77,7 @@ cdef Question *question_build(Worker *worker, Conn *conn, uint8_t kind, uint32_t
     question.generation = conn.link.generation
     question.number = number
     question.kind = kind
+    question.remote = conn.flags & CONN_REMOTE != 0
     question.peer_bytes = peer_text(&conn.link.peer, question.peer, sizeof(question.peer))
     question.certificate = keep_proof(&room, transport, PROOF_CERTIFICATE, proof_bytes[<int> PROOF_CERTIFICATE])
     question.key_name = keep_proof(&room, transport, PROOF_KEY_NAME, proof_bytes[<int> PROOF_KEY_NAME])
@@ -186,7 +187,7 @@ cdef int gate_answer(Engine *engine, uint16_t worker, uint32_t slot, uint32_t ge
 
 
 cdef int gate_answer_head(
-    Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t verdict, Span response, int fd, const PeerAddress *peer,
+    Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t verdict, Span response, int fd, const PeerAddress *peer, bint remote,
 ) noexcept nogil:
     cdef HeadMail *mail = <HeadMail *> mem_alloc_zeroed(1, sizeof(HeadMail) + response.n)
     if mail == NULL:
@@ -196,6 +197,7 @@ cdef int gate_answer_head(
     mail.generation = generation
     mail.question = number
     mail.verdict = verdict
+    mail.remote = remote
     mail.fd = fd
     mail.peer = peer[0]
     mail.response_bytes = response.n

@@ -15,7 +15,7 @@ from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle
 from mqttc.broker.state cimport (
-    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COUNTED, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
+    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COUNTED, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
     AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, Will, Worker,
 )
 from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, stat
@@ -83,7 +83,7 @@ cdef uint8_t native_verdict(Worker *worker, Conn *conn, const Packet *packet, bi
         return RC_SUCCESS
     if packet.props.present & HAS_AUTH_METHOD:
         return RC_BAD_AUTHENTICATION_METHOD
-    if listener.anonymous == 1 or (listener.anonymous == 2 and peer_is_loopback(&conn.link.peer)):
+    if listener.anonymous == 1 or (listener.anonymous == 2 and not conn.flags & CONN_REMOTE and peer_is_loopback(&conn.link.peer)):
         return RC_SUCCESS
     return RC_NOT_AUTHORIZED
 

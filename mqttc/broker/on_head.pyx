@@ -11,7 +11,7 @@ from mqttc.broker.on_connect cimport conn_init
 from mqttc.broker.reply cimport END_REFUSED
 from mqttc.broker.report cimport EV_HTTP_REFUSED, LOG_INFO, report, text
 from mqttc.broker.state cimport (
-    CONN_DONE, CONN_HEAD, CONN_HEAD_ASKED, CONN_NEW, CONN_TUNNEL, CONN_UPGRADING, HEAD_RESPOND, HEAD_SPLICE, Conn, HeadMail, PendingConnect, Worker,
+    CONN_DONE, CONN_HEAD, CONN_HEAD_ASKED, CONN_NEW, CONN_REMOTE, CONN_TUNNEL, CONN_UPGRADING, HEAD_RESPOND, HEAD_SPLICE, Conn, HeadMail, PendingConnect, Worker,
 )
 from mqttc.broker.stats cimport C_HTTP_REFUSED, C_HTTP_SPLICED, C_WEBSOCKETS_UPGRADED, stat
 from mqttc.net.outq cimport outq_reserve
@@ -167,6 +167,8 @@ cdef void answer_apply(Worker *worker, Conn *conn, HeadMail *mail) noexcept nogi
     cdef PendingConnect *pending
     if mail.peer.family:
         conn.link.peer = mail.peer
+    if mail.remote:
+        conn.flags |= CONN_REMOTE
     if mail.verdict == HEAD_SPLICE:
         splice(worker, conn, mail)
     elif mail.verdict == HEAD_RESPOND:

@@ -212,6 +212,7 @@ cdef enum ConnFlag:
     CONN_ASKED_AGAIN = 8               # re-authentication question open
     CONN_COUNTED = 16                  # in engine.connections and the listener's gauge
     CONN_QUESTION_OPEN = 32            # the gate has not answered yet: one question at a time
+    CONN_REMOTE = 64                   # no program of this machine, whatever its address says
 
 cdef struct AliasIn:
     uint8_t *topic                     # owned; NULL: not set
@@ -373,6 +374,7 @@ cdef struct HeadMail:                  # of the gate: what becomes of an HTTP co
     uint32_t generation
     uint32_t question
     uint8_t verdict                    # HeadVerdict
+    uint8_t remote                     # see CONN_REMOTE
     int fd                             # owned; -1: none
     PeerAddress peer                   # family not 0: the client's, told by a trusted proxy
     uint32_t response_bytes
@@ -383,6 +385,7 @@ cdef struct LinkMail:                  # of the control plane: a connection that
     Transport transport                # owned
     PeerAddress peer
     uint16_t listener
+    uint8_t remote                     # see CONN_REMOTE
 
 cdef struct BrakeMail:                 # a receiver of this publisher's messages is slow
     Mail mail
@@ -411,6 +414,7 @@ cdef struct Question:                  # owned by whoever holds the pointer: wor
     uint8_t has_username
     uint8_t has_password
     uint8_t reason                     # of AUTH
+    uint8_t remote                     # see CONN_REMOTE
     uint64_t bytes                     # of the struct and what stands behind it
     uint8_t *room                      # behind it, not used yet
     uint32_t peer_bytes

@@ -18,6 +18,8 @@ cdef bint engine_stop(Engine *engine, uint32_t timeout_ms) noexcept nogil
 cdef void engine_free(Engine *engine) noexcept nogil                           # stopped, or never started
 cdef void engine_abandon(Engine *engine) noexcept nogil                        # in a forked child: closes its copies of all descriptors, frees nothing
 # [any thread] A connection that an adapter made. fd, a stream socket, non-blocking, is taken over; ST_NO_MEMORY: and closed.
-cdef int engine_adopt(Engine *engine, uint16_t worker, int fd, uint16_t listener, const PeerAddress *peer, const Proofs *proofs, bint websocket) noexcept nogil
+cdef int engine_adopt(
+    Engine *engine, uint16_t worker, int fd, uint16_t listener, const PeerAddress *peer, const Proofs *proofs, bint websocket, bint remote,
+) noexcept nogil
 cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms) noexcept nogil      # [any thread] moves the clock of all workers
 cdef uint64_t engine_counter(const Engine *engine, int counter) noexcept nogil                 # [any thread] sum over workers

@@ -29,7 +29,7 @@ from mqttc.broker.retain cimport retain_build, retain_free, retain_sweep
 from mqttc.broker.routes cimport route_drop, routes_free, routes_init
 from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
 from mqttc.broker.state cimport (
-    CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BRAKE, MAIL_GROUP, MAIL_HEAD, MAIL_LINK, MAIL_PUBLISH, MAIL_SHUTDOWN, TIMER_BRAKE,
+    CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_REMOTE, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BRAKE, MAIL_GROUP, MAIL_HEAD, MAIL_LINK, MAIL_PUBLISH, MAIL_SHUTDOWN, TIMER_BRAKE,
     TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, AdoptMail, AnswerMail, BlocksMail, BrakeMail, Conn, Engine, Group, GroupMail, HeadMail, LinkMail, Listener,
     PlainMail, PublishMail, Session, Settings, Worker,
 )
@@ -196,6 +196,8 @@ cdef void on_link_mail(Worker *worker, LinkMail *mail) noexcept nogil:
         mail.transport.ops.close(&mail.transport)
         return
     conn_init(worker, conn)
+    if mail.remote:
+        conn.flags |= CONN_REMOTE
     if worker.shutting_down or not conn_admit(worker, conn):
         conn.phase = CONN_DONE
         link_close(worker.reactor, &conn.link, END_REFUSED)
@@ -490,12 +492,15 @@ cdef void engine_free(Engine *engine) noexcept nogil:
     mem_free(engine)
 
 
-cdef int engine_adopt(Engine *engine, uint16_t worker, int fd, uint16_t listener, const PeerAddress *peer, const Proofs *proofs, bint websocket) noexcept nogil:
+cdef int engine_adopt(
+    Engine *engine, uint16_t worker, int fd, uint16_t listener, const PeerAddress *peer, const Proofs *proofs, bint websocket, bint remote,
+) noexcept nogil:
     cdef LinkMail *mail = <LinkMail *> mem_alloc_zeroed(1, sizeof(LinkMail))
     if mail == NULL:
         return ST_NO_MEMORY
     mail.mail.kind = MAIL_LINK
     mail.listener = listener
+    mail.remote = remote
     mail.peer = peer[0]
     mail.transport.ops = tcp_ops()
     mail.transport.fd = fd

@@ -111,6 +111,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     uint64_t SSL_CTX_set_options(SSL_CTX *context, uint64_t options)
     long SSL_CTX_set_mode(SSL_CTX *context, long mode)
     int SSL_CTX_set_min_proto_version(SSL_CTX *context, int version)
+    int SSL_CTX_set_max_proto_version(SSL_CTX *context, int version)
     int SSL_CTX_set_cipher_list(SSL_CTX *context, const char *list)
     int SSL_CTX_set_ciphersuites(SSL_CTX *context, const char *list)
     int SSL_CTX_use_cert_and_key(SSL_CTX *context, X509 *certificate, EVP_PKEY *key, X509_STACK *chain, int replace)

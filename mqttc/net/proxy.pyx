@@ -1,6 +1,6 @@
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.types cimport ST_ERROR, ST_NEED_MORE, ST_NO_MEMORY, ST_OK, atomic_add_u64_relaxed, atomic_load_u64_relaxed, span_make
@@ -128,12 +128,11 @@ cdef int64_t line_take(Transport *transport, ProxyLink *link) noexcept nogil:
     cdef int64_t taken
     while True:
         got = recv(transport.fd, peeked, LINE_MOST - link.have, MSG_PEEK)
-        if got <= 0:
-            return take(transport, link, 1)     # says the same, and why
         n = 0
         while n < got and peeked[n] != c'\n':
             n += 1
-        n += n < got
+        if n < got or got <= 0:                 # nothing, an end or an error: taking one byte says the same, and why, or meets what has come meanwhile
+            n += 1
         taken = take(transport, link, <uint32_t> n)
         if taken <= 0:
             return taken
@@ -200,6 +199,10 @@ cdef bint port_of(const uint8_t *digits, uint32_t n, uint16_t *port) noexcept no
     return value <= 65535
 
 
+cdef inline bint is_mapped(const uint8_t *address) noexcept nogil:
+    return memcmp(address, b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0
+
+
 cdef bint line_read(const uint8_t *line, uint32_t n, PeerAddress *peer) noexcept nogil:
     """A version 1 line without its end. False: ill-formed."""
     cdef uint8_t[108] text
@@ -215,6 +218,8 @@ cdef bint line_read(const uint8_t *line, uint32_t n, PeerAddress *peer) noexcept
     length = word(line, n, &at, text) if at <= n else 0
     if length == 7 and memcmp(text, b"UNKNOWN", 7) == 0:
         return True                 # the rest of the line is to be ignored, the connection's own address holds
+    if memchr(line, 0, n) != NULL:
+        return False                # inet_pton would read no further
     if length != 4 or memcmp(text, b"TCP", 3) != 0 or (text[3] != c'4' and text[3] != c'6'):
         return False
     told.family = text[3] - c'0'
@@ -233,6 +238,8 @@ cdef bint line_read(const uint8_t *line, uint32_t n, PeerAddress *peer) noexcept
     length = word(line, n, &at, text)
     if not port_of(text, length, &port) or at != n + 1:
         return False
+    if is_mapped(told.address):
+        told.family = 4
     peer[0] = told
     return True
 
@@ -321,10 +328,12 @@ cdef bint binary_read(const uint8_t *header, uint32_t total, PeerAddress *peer, 
     cdef uint8_t over = header[13] >> 4
     cdef uint32_t address_bytes
     cdef PeerAddress told
-    if header[12] >> 4 != 2 or command > COMMAND_PROXY or over > OVER_UNIX or header[13] & 0x0F > 2:
+    if header[12] >> 4 != 2 or command > COMMAND_PROXY:
         return False
     if command == COMMAND_LOCAL:
-        return True                 # the proxy speaks for itself (a health check)
+        return True                 # the proxy speaks for itself (a health check): whatever else the header says is to be ignored
+    if over > OVER_UNIX or header[13] & 0x0F > 2:
+        return False
     address_bytes = 12 if over == OVER_IP4 else 36 if over == OVER_IP6 else 216 if over == OVER_UNIX else 0
     if room < address_bytes:
         return False
@@ -336,7 +345,7 @@ cdef bint binary_read(const uint8_t *header, uint32_t total, PeerAddress *peer, 
         told.port = <uint16_t> addresses[8] << 8 | addresses[9]
     elif over == OVER_IP6:
         memcpy(told.address, addresses, 16)
-        told.family = 4 if memcmp(told.address, b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0 else 6
+        told.family = 4 if is_mapped(told.address) else 6
         told.port = <uint16_t> addresses[32] << 8 | addresses[33]
     elif over == OVER_UNIX:
         told.family = 1

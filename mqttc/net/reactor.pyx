@@ -435,6 +435,8 @@ cdef void link_read(Reactor *reactor, Link *link, int64_t budget, bint hangup) n
                 link_close(reactor, link, END_PEER_CLOSED if n == IO_END else END_PEER_RESET)
             elif link.transport.wants & WANTS_OUT:
                 link_read_wants_out(reactor, link)
+            elif link.transport.wants & WANTS_READ:
+                link_again(reactor, link)
             return
         budget -= n
         counter_add(&reactor.stats.bytes_in, <uint64_t> n)

@@ -1,4 +1,5 @@
-"""Read it from `tls_accept` on: a connection's reads make its handshake, and say by `transport.wants` what the poller cannot know.
+"""Read it from `tls_accept` on: a connection's reads make its handshake (a client's first writes, too), and say by `transport.wants` what the poller
+cannot know.
 
 Errors. OpenSSL keeps a queue of errors per thread, and SSL_get_error looks at it: it is emptied before each call. Its text is copied at once.
 """

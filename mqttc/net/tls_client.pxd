@@ -17,6 +17,7 @@ cdef struct TlsClientSettings: # all borrowed for the call
     const char *ciphers        # of TLS 1.2, OpenSSL's notation; NULL: forward secrecy and AEAD only
     const char *ciphersuites   # of TLS 1.3; NULL: OpenSSL's
     uint8_t minimum_version    # 2: TLS 1.2, 3: TLS 1.3
+    uint8_t maximum_version    # the same; 0: none
     bint insecure              # the server's certificate is not looked at
     bint resume                # connections show the last ticket that any of them was given; without it, each makes a full handshake
 

@@ -3,11 +3,13 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset, strlen
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
-from mqttc.base.types cimport ST_ERROR, ST_NO_MEMORY, ST_OK, atomic_add_u32_relaxed, atomic_add_u64_relaxed, atomic_load_u64_relaxed, atomic_sub_u32_acq_rel
+from mqttc.base.types cimport ST_NO_MEMORY, ST_OK, atomic_add_u32_relaxed, atomic_add_u64_relaxed, atomic_load_u64_relaxed, atomic_sub_u32_acq_rel
 from mqttc.net.openssl cimport (
     ERR_clear_error, SSL, SSL_CTX, SSL_CTX_free, SSL_CTX_get0_param, SSL_CTX_get_ex_data, SSL_CTX_new, SSL_CTX_sess_set_new_cb, SSL_CTX_set_alpn_protos,
+    SSL_CTX_set_max_proto_version, TLS1_2_VERSION, TLS1_3_VERSION,
     SSL_CTX_set_default_verify_paths, SSL_CTX_set_ex_data, SSL_CTX_set_session_cache_mode, SSL_CTX_set_verify, SSL_CTX_use_cert_and_key, SSL_SESSION,
-    SSL_SESSION_dup, SSL_SESSION_free, SSL_SESS_CACHE_CLIENT, SSL_SESS_CACHE_NO_INTERNAL, SSL_SESS_CACHE_OFF, SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_free, SSL_get_SSL_CTX,
+    SSL_SESSION_dup, SSL_SESSION_free,
+    SSL_SESS_CACHE_CLIENT, SSL_SESS_CACHE_NO_INTERNAL, SSL_SESS_CACHE_OFF, SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_free, SSL_get_SSL_CTX,
     SSL_new, SSL_set_connect_state, SSL_set_session, SSL_set_tlsext_host_name, TLS_client_method, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, X509_VERIFY_PARAM,
     X509_VERIFY_PARAM_set1_host, X509_VERIFY_PARAM_set1_ip_asc, X509_VERIFY_PARAM_set_hostflags,
 )
@@ -85,6 +87,9 @@ cdef int client_fill(TlsClient *client, const TlsClientSettings *settings, TlsFa
     cdef int status = context_protocol(
         client.ssl, settings.minimum_version, settings.ciphers if settings.ciphers != NULL else CIPHERS, settings.ciphersuites, failure
     )
+    if status == ST_OK and settings.maximum_version:
+        if SSL_CTX_set_max_proto_version(client.ssl, TLS1_3_VERSION if settings.maximum_version == 3 else TLS1_2_VERSION) != 1:
+            status = tls_fail(failure, "maximum_version cannot be set")
     if status == ST_OK and not settings.insecure:
         if settings.ca.n:
             status = context_trust_ca(client.ssl, settings.ca, False, "the CA certificates cannot be read", failure)

@@ -30,6 +30,6 @@ cdef int identity_read(Identity *identity, const TlsCertificate *given, TlsFailu
 cdef void identity_free(Identity *identity) noexcept nogil
 # CA certificates for the other side's; announced: also named to clients, so that they can choose theirs. ST_OK; ST_ERROR: `complaint` and why; ST_NO_MEMORY.
 cdef int context_trust_ca(SSL_CTX *ssl, Span pem, bint announced, const char *complaint, TlsFailure *failure) noexcept nogil
-# Versions, ciphers, and how OpenSSL reads and writes. minimum_version 2: TLS 1.2, 3: TLS 1.3; ciphersuites NULL: OpenSSL's. ST_OK or ST_ERROR.
+# Oldest version, ciphers, and how OpenSSL reads and writes. minimum_version 2: TLS 1.2, 3: TLS 1.3; ciphersuites NULL: OpenSSL's. ST_OK or ST_ERROR.
 cdef int context_protocol(SSL_CTX *ssl, uint8_t minimum_version, const char *ciphers, const char *ciphersuites, TlsFailure *failure) noexcept nogil
 cdef void tls_stats_read(const TlsStats *stats, TlsStats *out) noexcept nogil  # [any thread]

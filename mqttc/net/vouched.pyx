@@ -44,7 +44,9 @@ cdef int vouched_wrap(Transport *transport, const Proofs *proofs) noexcept nogil
 
 cdef int64_t vouched_read(Transport *transport, uint8_t *out, uint32_t n) noexcept nogil:
     cdef VouchedLink *link = <VouchedLink *> transport.state
-    cdef int64_t got = link.inner.ops.read(&link.inner, out, n)
+    cdef int64_t got
+    link.inner.wants = 0                        # plain sockets leave it as it is
+    got = link.inner.ops.read(&link.inner, out, n)
     transport.wants = link.inner.wants
     return got
 

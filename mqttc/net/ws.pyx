@@ -14,14 +14,15 @@ from mqttc.net.transport cimport (
     IO_AGAIN, IO_END, IO_FAILED, IO_REFUSED, WANTS_IN, WANTS_OUT, WANTS_READ, Transport, TransportOps, iovec, transport_failure, transport_proof,
 )
 from mqttc.proto.wsframe cimport (
-    WS_BINARY, WS_CLOSE, WS_CONTROL_MOST, WS_HEADER_MOST, WS_NORMAL, WS_NOT_TEXT, WS_PING, WS_PONG, WS_TOO_BIG, WS_UNSUPPORTED, WsHeader, ws_close_check,
-    ws_header_check, ws_header_next, ws_header_put, ws_mask,
+    WS_ANSWER_GOOD, WS_ANSWER_REFUSAL, WS_BINARY, WS_CLOSE, WS_HEADER_MOST, WS_NORMAL, WS_NOT_TEXT, WS_PING, WS_PONG, WS_TOO_BIG, WS_UNSUPPORTED,
+    WsHeader, ws_answer_check, ws_close_check, ws_header_check, ws_header_next, ws_header_put, ws_mask,
 )
 
 cdef enum:
     PARTS = 64                     # of one write call, see outq; one more for the header
     MASKED_BYTES = 16384           # payload of a client's frame: shared chunks are masked in a copy
     ANSWER_MOST = 8192             # bytes of the server's answer to a client's handshake
+    RAW_MOST = 1 << 20             # bytes that one read looks at: frames without payload, which come fast enough, would keep it for ever
     CONTROL = 0x08
 
 cdef struct Control:               # a control frame under way, or a ping that is to be answered
@@ -39,6 +40,7 @@ cdef struct WsLink:                # transport.state; its worker's alone
     Control *ping                  # owned: to be answered; NULL: none
     uint8_t *accept                # owned: a client whose handshake is not answered yet; NULL: frames
     const char *why                # what failed; NULL: nothing
+    int64_t over                   # IoResult that the transport below has ended with; IO_AGAIN: it goes on
     uint32_t held_at
     uint32_t held_bytes
     uint32_t unsent_at
@@ -50,6 +52,7 @@ cdef struct WsLink:                # transport.state; its worker's alone
     uint32_t out_header_bytes
     uint32_t phase_out             # payload bytes of the frame that is being sent, modulo 4
     uint32_t noise                 # a client's masks
+    uint32_t close_status          # of a close frame that has to wait for the end of a frame under way; 0: none
     uint8_t header[14]
     uint8_t out_header[14]
     uint8_t mask[4]
@@ -98,6 +101,7 @@ cdef WsLink *link_build(Transport *transport, Span unsent, Span held, uint64_t m
     atomic_add_u64_relaxed(&live, 1)
     link.inner = transport[0]
     link.max_frame_bytes = max_frame_bytes
+    link.over = IO_AGAIN
     if unsent.n:
         link.unsent = copy_of(unsent)
         link.unsent_bytes = unsent.n
@@ -188,20 +192,25 @@ cdef bint control_put(WsLink *link, uint8_t opcode, const uint8_t *payload, uint
 
 cdef int64_t pong_flush(WsLink *link) noexcept nogil:
     """Answers the latest ping, if no frame is under way, and sends what stands between frames. As unsent_flush."""
+    cdef int64_t status
     if not between_frames(link):
         return 1
-    if link.ping != NULL and link.unsent == NULL and not link.close_sent:
-        # Only where the last answer has left: pings that come faster than the peer reads are answered by one.
-        if control_put(link, WS_PONG, link.ping.payload, link.ping.bytes):
-            mem_free(link.ping)
-            link.ping = NULL
+    # First the last answer has to leave: pings that come faster than the peer reads are answered by one.
+    status = unsent_flush(link)
+    if status != 1 or link.ping == NULL or link.close_sent or not control_put(link, WS_PONG, link.ping.payload, link.ping.bytes):
+        return status
+    mem_free(link.ping)
+    link.ping = NULL
     return unsent_flush(link)
 
 
 cdef void close_send(WsLink *link, uint32_t status) noexcept nogil:
-    """The close frame, as far as a frame under way and the socket let it through."""
+    """The close frame, as far as the socket lets it through. A frame under way comes first: then `ws_finish` sends it."""
     cdef uint8_t payload[2]
-    if link.close_sent or not between_frames(link):
+    if link.close_sent:
+        return
+    if not between_frames(link):
+        link.close_status = status
         return
     payload[0] = <uint8_t> (status >> 8)
     payload[1] = <uint8_t> status
@@ -269,6 +278,7 @@ cdef void frame_begin(WsLink *link, const WsHeader *header) noexcept nogil:
         if link.control == NULL:
             link.broken = True
             link.why = "WebSocket: no memory"
+            link.over = IO_FAILED               # not the peer's fault
             return
         link.control.bytes = 0
     if link.payload_left == 0:
@@ -353,8 +363,9 @@ cdef int64_t raw_read(WsLink *link, uint8_t *out, uint32_t n) noexcept nogil:
 cdef int64_t ws_read(Transport *transport, uint8_t *out, uint32_t n) noexcept nogil:
     cdef WsLink *link = <WsLink *> transport.state
     cdef uint32_t total = 0
+    cdef uint64_t raw = 0
     cdef int64_t got
-    cdef int64_t status = IO_AGAIN
+    cdef int64_t status
     cdef bint more = True                       # the transport below may have more although no event tells
     transport.wants = 0
     link.inner.wants = 0
@@ -362,25 +373,24 @@ cdef int64_t ws_read(Transport *transport, uint8_t *out, uint32_t n) noexcept no
         status = answer_read(transport, link, out, n)
         if status != 1:
             return status
-        status = IO_AGAIN
     if link.refused:                            # the peer was told why: what it still sends is read away while the link lingers
         got = link.inner.ops.read(&link.inner, out, n)
         transport.wants |= link.inner.wants & (WANTS_OUT | WANTS_READ)
         return got
-    while more and n - total > n >> 2 and not link.ended and not link.broken:
+    while more and link.over == IO_AGAIN and n - total > n >> 2 and not link.ended and not link.broken:
         more = link.held != NULL
         got = raw_read(link, out + total, n - total)
         if got <= 0:
-            status = got
+            link.over = got
             break
-        more = more or got == n - total or link.inner.wants & WANTS_READ != 0
+        raw += <uint64_t> got
+        more = link.held != NULL or (raw < RAW_MOST and (more or got == n - total or link.inner.wants & WANTS_READ != 0))
         total += frames_take(link, out + total, <uint32_t> got)
     if not link.broken and pong_flush(link) == IO_AGAIN:
         transport.wants |= WANTS_OUT
     transport.wants |= link.inner.wants & (WANTS_OUT | WANTS_READ)
-    if link.ended:
-        status = IO_END
-    if total == 0 and link.broken:
+    status = IO_END if link.ended else link.over
+    if total == 0 and link.broken and status != IO_FAILED:
         return link_refuse(link)
     if total == 0:
         return status
@@ -397,56 +407,33 @@ cdef int64_t answer_fail(WsLink *link, const char *why) noexcept nogil:
     return IO_FAILED
 
 
-cdef bint line_has(const uint8_t *p, const uint8_t *end, const char *name, uint32_t name_bytes, const uint8_t *value, uint32_t value_bytes) noexcept nogil:
-    """Whether this header line has that name (any case) and value."""
-    cdef uint32_t i
-    cdef uint8_t byte
-    if end - p < name_bytes + 1 or p[name_bytes] != c':':
-        return False
-    for i in range(name_bytes):
-        byte = p[i]
-        if 65 <= byte <= 90:
-            byte += 32
-        if byte != <uint8_t> name[i]:
-            return False
-    p += name_bytes + 1
-    while p < end and (p[0] == c' ' or p[0] == c'\t'):
-        p += 1
-    while p < end and ((end - 1)[0] == c' ' or (end - 1)[0] == c'\t'):
-        end -= 1
-    return end - p == value_bytes and memcmp(p, value, value_bytes) == 0
-
-
-cdef int64_t answer_check(WsLink *link, const uint8_t *p, const uint8_t *end) noexcept nogil:
-    """The head of the server's answer, without the empty line. 1, or IO_FAILED."""
-    cdef const uint8_t *line
-    if end - p < 12 or memcmp(p, b"HTTP/1.1 101", 12) != 0:
-        return answer_fail(link, "WebSocket: the server has not agreed to it")
-    while p < end:
-        line = p
-        while p < end and p[0] != c'\r':
-            p += 1
-        if line_has(line, p, "sec-websocket-accept", 20, link.accept, link.accept_bytes):
-            return 1
-        p += 2
-    return answer_fail(link, "WebSocket: the server's handshake is wrong")
+cdef int64_t answer_check(WsLink *link) noexcept nogil:
+    """Of the head that ends at `held_at`. 1, or IO_FAILED."""
+    cdef int status = ws_answer_check(link.held, link.held + link.held_at - 4, span_make(link.accept, link.accept_bytes))
+    if status == WS_ANSWER_GOOD:
+        return 1
+    return answer_fail(
+        link, "WebSocket: the server has not agreed to it" if status == WS_ANSWER_REFUSAL else "WebSocket: the server's handshake is wrong"
+    )
 
 
 cdef int64_t answer_read(Transport *transport, WsLink *link, uint8_t *out, uint32_t n) noexcept nogil:
     """The server's answer to our request. 1: frames follow; else IoResult."""
     cdef uint8_t *grown
-    cdef int64_t got
+    cdef int64_t got, flushed
     cdef uint32_t i
+    cdef uint32_t before = link.held_bytes
     if link.broken:
         return IO_FAILED
-    got = link.inner.ops.read(&link.inner, out, n)
+    got = link.inner.ops.read(&link.inner, out, n if n < ANSWER_MOST - before else ANSWER_MOST - before)
     transport.wants |= link.inner.wants & (WANTS_OUT | WANTS_READ)
-    if unsent_flush(link) == IO_FAILED:         # a TLS handshake may have ended just now: the request can go
+    flushed = unsent_flush(link)                # a TLS handshake may have ended just now: the request can go
+    if flushed == IO_FAILED:
         return IO_FAILED
+    if flushed == IO_AGAIN and not link.inner.wants & WANTS_IN:
+        transport.wants |= WANTS_OUT
     if got <= 0:
         return got
-    if link.held_bytes + got > ANSWER_MOST:
-        return answer_fail(link, "WebSocket: the server's answer is too long")
     grown = <uint8_t *> mem_alloc(link.held_bytes + <uint32_t> got)
     if grown == NULL:
         return answer_fail(link, "WebSocket: no memory")
@@ -456,10 +443,10 @@ cdef int64_t answer_read(Transport *transport, WsLink *link, uint8_t *out, uint3
     mem_free(link.held)
     link.held = grown
     link.held_bytes += <uint32_t> got
-    for i in range(4, link.held_bytes + 1):
+    for i in range(before + 1 if before > 3 else 4, link.held_bytes + 1):
         if memcmp(link.held + i - 4, b"\r\n\r\n", 4) == 0:
             link.held_at = i
-            if answer_check(link, link.held, link.held + i - 4) != 1:
+            if answer_check(link) != 1:
                 return IO_FAILED
             if link.held_at == link.held_bytes:
                 mem_free(link.held)
@@ -469,6 +456,8 @@ cdef int64_t answer_read(Transport *transport, WsLink *link, uint8_t *out, uint3
             mem_free(link.accept)
             link.accept = NULL
             return 1
+    if link.held_bytes == ANSWER_MOST:
+        return answer_fail(link, "WebSocket: the server's answer is too long")
     return IO_AGAIN
 
 
@@ -582,7 +571,8 @@ cdef int64_t ws_write(Transport *transport, const iovec *parts, int count) noexc
 cdef void ws_finish(Transport *transport) noexcept nogil:
     cdef WsLink *link = <WsLink *> transport.state
     if not link.broken:
-        close_send(link, WS_NORMAL)
+        close_send(link, link.close_status if link.close_status else <uint32_t> WS_NORMAL)
+    unsent_flush(link)                          # a close frame that did not fit before; the last occasion
     link.inner.ops.finish(&link.inner)
 
 

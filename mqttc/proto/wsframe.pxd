@@ -1,9 +1,12 @@
-"""WebSocket frames (RFC 6455 section 5): headers, masking, and which frame may follow which. Sans-I/O, no clock.
+"""WebSocket frames (RFC 6455 section 5): headers, masking, and which frame may follow which; and the answer to a client's handshake (section 4.1).
+Sans-I/O, no clock.
 
 What a peer did wrong is told as the negated status code that the RFC gives for it (section 7.4.1), so that no layer translates.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from mqttc.base.types cimport Span
 
 cdef enum WsOpcode:
     WS_CONTINUATION = 0
@@ -24,6 +27,11 @@ cdef enum:
     WS_HEADER_MOST = 14            # bytes
     WS_CONTROL_MOST = 125          # payload of a control frame, bytes
 
+cdef enum WsAnswer:                # what a server has said to a client's handshake
+    WS_ANSWER_GOOD = 0
+    WS_ANSWER_REFUSAL = 1          # not 101
+    WS_ANSWER_WRONG = 2            # no WebSocket, another key's accept, or an extension although we offer none
+
 cdef struct WsHeader:
     uint64_t payload_bytes
     uint32_t header_bytes
@@ -41,3 +49,5 @@ cdef uint32_t ws_header_put(uint8_t *out, uint8_t opcode, uint64_t payload_bytes
 # Moves n bytes, masked or unmasked on the way; phase: bytes of the payload before them. Forwards, so `to` may lie before `source` in one buffer.
 cdef void ws_mask(uint8_t *to, const uint8_t *source, size_t n, const uint8_t *mask, uint32_t phase) noexcept nogil
 cdef int ws_close_check(const uint8_t *payload, uint32_t n) noexcept nogil     # status code to answer a close frame with; negated: it was ill-formed
+# The head of a server's answer, p to end, without the empty line behind it; accept: what Sec-WebSocket-Accept has to be. A WsAnswer.
+cdef int ws_answer_check(const uint8_t *p, const uint8_t *end, Span accept) noexcept nogil

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
-from mqttc.base.types cimport ST_NEED_MORE, ST_OK, span_make
+from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, span_equal, span_make
 from mqttc.proto.topic cimport utf8_check
 
 cdef enum:
@@ -134,3 +134,73 @@ cdef bint utf8_check_with_null(const uint8_t *p, uint32_t n) noexcept nogil:
                 return False
             start = i + 1
     return utf8_check(span_make(p + start, n - start))
+
+
+# ---------------------------------------------------------------------------------------------- the answer to a client's handshake
+
+cdef bint same_letters(const uint8_t *p, const char *lower, uint32_t n) noexcept nogil:
+    cdef uint32_t i
+    for i in range(n):
+        if (p[i] + 32 if 65 <= p[i] <= 90 else p[i]) != <uint8_t> lower[i]:
+            return False
+    return True
+
+
+cdef Span span_trim(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    while p < end and (p[0] == c' ' or p[0] == c'\t'):
+        p += 1
+    while p < end and ((end - 1)[0] == c' ' or (end - 1)[0] == c'\t'):
+        end -= 1
+    return span_make(p, <size_t> (end - p))
+
+
+cdef bint line_value(const uint8_t *p, const uint8_t *end, const char *name, uint32_t name_bytes, Span *value) noexcept nogil:
+    """The value of a header line, if it has that name."""
+    if end - p < name_bytes + 1 or p[name_bytes] != c':' or not same_letters(p, name, name_bytes):
+        return False
+    value[0] = span_trim(p + name_bytes + 1, end)
+    return True
+
+
+cdef bint list_has(Span listed, const char *token, uint32_t n) noexcept nogil:
+    """Whether it is one of the words between commas."""
+    cdef const uint8_t *p = listed.p
+    cdef const uint8_t *end = listed.p + listed.n
+    cdef const uint8_t *start
+    cdef Span word
+    while True:
+        start = p
+        while p < end and p[0] != c',':
+            p += 1
+        word = span_trim(start, p)
+        if word.n == n and same_letters(word.p, token, n):
+            return True
+        if p == end:
+            return False
+        p += 1
+
+
+cdef int ws_answer_check(const uint8_t *p, const uint8_t *end, Span accept) noexcept nogil:
+    cdef const uint8_t *line
+    cdef Span value
+    cdef bint upgraded = False
+    cdef bint connected = False
+    cdef bint accepted = False
+    if end - p < 12 or memcmp(p, b"HTTP/1.1 101", 12) != 0 or (end - p > 12 and p[12] != c' ' and p[12] != c'\r'):
+        return WS_ANSWER_REFUSAL
+    while p < end:
+        line = p
+        while p < end and p[0] != c'\r':
+            p += 1
+        if line_value(line, p, "upgrade", 7, &value):
+            upgraded = list_has(value, "websocket", 9)
+        elif line_value(line, p, "connection", 10, &value):
+            connected = connected or list_has(value, "upgrade", 7)
+        elif line_value(line, p, "sec-websocket-accept", 20, &value):
+            accepted = span_equal(value, accept)
+        elif line_value(line, p, "sec-websocket-extensions", 24, &value):
+            return WS_ANSWER_WRONG
+        if end - p < 2:
+            break
+        p += 2
+    return WS_ANSWER_GOOD if upgraded and connected and accepted else WS_ANSWER_WRONG

@@ -13,10 +13,11 @@ import pytest
 
 from mqttc.adapters import Origin
 from mqttc.adapters.exchange import HttpLimits, Receive, Scope, Send
+from mqttc.adapters.http1 import Http1
 from mqttc.web.app import make_app
-from tests.adapters.http_peer import PEER, RULES, WAIT_S, Bench, Peer, run, until
+from tests.adapters.http_peer import PEER, RULES, WAIT_S, Bench, Peer, echo_app, run, until
 
-SHORT = HttpLimits(http_timeout=0.05)
+SHORT = HttpLimits(http_timeout=0.25)
 
 
 class Client:
@@ -113,18 +114,32 @@ def test_the_scope() -> None:
     run(scenario, app=app)
 
 
-def test_pipelined_requests_are_answered_in_order() -> None:
+def test_pipelined_requests_are_answered_in_order_and_read_as_they_are_answered() -> None:
+    held = 0
+    benches: list[Bench] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal held
+        (line,) = benches[0].side._lines
+        assert isinstance(line.speaker, Http1)
+        held = max(held, len(line.speaker._input))
+        for _ in range(3):
+            await asyncio.sleep(0)  # let more come in
+        await echo_app(scope, receive, send)
+
     async def scenario(bench: Bench) -> None:
+        benches.append(bench)
         peer = bench.connect()
-        count = 400
+        count = 3000
         requests = b"".join(b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc" % i for i in range(count))
         sending = asyncio.create_task(peer.send(requests + b"GET /end HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
         got = await peer.rest()
         await sending
         assert [int(part.split(b" ", 1)[0]) for part in got.split(b"POST /")[1:]] == list(range(count))
         assert b"GET /end " in got and bench.side.stats()["http_requests"] == count + 1
+        assert 0 < held <= 2 * 16384
 
-    run(scenario)
+    run(scenario, app=app)
 
 
 def test_a_request_byte_by_byte() -> None:
@@ -274,6 +289,40 @@ def test_a_refused_body_is_read_until_the_peer_has_read_the_answer() -> None:
         await until(lambda: bench.side.connections == 0)
 
     run(scenario)
+
+
+def test_a_peer_that_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mqttc.adapters.line.LINGER_S", 0.05)
+
+    async def scenario(bench: Bench) -> None:
+        peer = bench.connect()
+        await peer.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert last_status(await peer.rest()) == 200
+        await until(lambda: bench.side.connections == 0)
+
+    run(scenario)
+
+
+def test_what_is_pipelined_behind_the_last_request_does_not_keep_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mqttc.adapters.line.LINGER_S", 1000)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)  # let the rest come in
+        await echo_app(scope, receive, send)
+
+    async def scenario(bench: Bench) -> None:
+        peer = bench.connect()
+        await peer.send(b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await peer.send(b"GET /lost HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        got = await peer.rest()
+        assert b"GET /last " in got and b"/lost" not in got
+        peer.sock.close()
+        await until(lambda: bench.side.connections == 0)
+
+    run(scenario, app=app)
 
 
 @pytest.mark.parametrize(

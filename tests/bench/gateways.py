@@ -50,7 +50,9 @@ class Gateway:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.loop.call_soon_threadsafe(self._stop.set)
+        """Idempotent."""
+        with contextlib.suppress(RuntimeError):  # it has ended already
+            self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     async def _main(self) -> None:
@@ -83,9 +85,11 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            await self.serve(reader, writer)
-        writer.close()
+        try:
+            with contextlib.suppress(OSError, h2.exceptions.H2Error):  # the client went away in the middle
+                await self.serve(reader, writer)
+        finally:
+            writer.close()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise NotImplementedError
@@ -150,7 +154,8 @@ class WebSocketGateway(Gateway):
 
 
 class H2Gateway(Gateway):
-    """RFC 8441. Options: ``status`` refuses, ``plain`` does not offer extended CONNECT. ``deaf`` clients get no room until ``listen_again``."""
+    """RFC 8441. Options: ``status`` refuses, ``plain`` offers no extended CONNECT, ``silent`` answers none, ``deaf`` makes no room until
+    ``listen_again``."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -190,6 +195,8 @@ class H2Gateway(Gateway):
                     headers: dict[str, str] = dict(event.headers)  # type: ignore[arg-type]
                     assert (headers[":method"], headers[":protocol"]) == ("CONNECT", "websocket")
                     self.paths.append(headers[":path"])
+                    if self.options.get("silent"):
+                        continue
                     status = self.options.get("status", 200)
                     connection.send_headers(number, [(":status", str(status))], end_stream=status != 200)
                     if status == 200:

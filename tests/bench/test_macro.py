@@ -18,6 +18,7 @@ from mqttc.bench.profile import load_profile
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "bench" / "macro" / "rows.toml"
+TRANSPORTS = ROOT / "bench" / "macro" / "transports.toml"
 
 
 def runs_of(costs: dict[str, list[float]]) -> list[Run]:
@@ -37,6 +38,31 @@ def test_rows_name_profiles_that_can_run() -> None:
         for target in row.targets:
             assert target.of not in row.without
             assert hasattr(Run("", "", 0), target.metric)
+
+
+def test_rows_of_transports_can_run() -> None:
+    rows = rows_of(TRANSPORTS)
+    assert len({row.name for row in rows}) == len(rows) > 10
+    for row in rows:
+        keys = {**row.keys, **brokers.way(row.scheme, 1, Path("folder"))}
+        assert load_profile(row.profile, keys).target().tls == (row.scheme in brokers.TLS_SCHEMES)
+        for name in {"mqttc", "mosquitto"} - set(row.without):
+            assert callable(brokers.over(name, [], row.scheme))
+    assert {row.scheme for row in rows} >= {"mqtt", "mqtts", "ws", "ws+h2", "quic"}
+    for name, scheme in (("mosquitto", "quic"), ("nats", "mqtts")):
+        with pytest.raises(brokers.BrokerError, match=scheme):
+            brokers.over(name, [], scheme)
+
+
+@pytest.mark.parametrize("name", ["mqttc", "mosquitto"])
+@pytest.mark.parametrize("row", ["fanin-tls", "handshake", "handshake-resumed"])
+def test_a_short_round_over_tls(tmp_path: Path, name: str, row: str) -> None:
+    if name == "mosquitto" and shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin") is None:
+        pytest.skip("mosquitto is not installed")
+    short = ["--file", str(TRANSPORTS), "--rows", row, "--rounds", "1", "--seconds", "0.3", "--out", str(tmp_path), "--brokers", name]
+    assert main(short) == 0
+    [made] = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert made["problems"] == [] and made["broker_cpu_us"] > 0 and made["count"] > 0
 
 
 def test_every_row_of_the_comparison_has_a_target() -> None:

@@ -1,4 +1,4 @@
-"""Each road to a broker: runs over it lose nothing, and what stands in the way is said. The broker's own side of these roads is not on trial."""
+"""Each road to a broker: runs over it lose nothing, and what stands in the way is said. The broker's side of them is not on trial here."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from typing import Any
 
 import pytest
 
-from mqttc.bench import relay as relay_module
+from mqttc.bench import relay, upstream_quic
 from mqttc.bench.client import Probe, ProbeError
 from mqttc.bench.profile import Profile, RunError
-from mqttc.bench.relay import WINDOW_BYTES, Relay
+from mqttc.bench.relay import Relay
 from mqttc.bench.result import Result
 from mqttc.bench.road import Road, upgrade_request
 from mqttc.bench.run import run
+from mqttc.bench.upstream import WINDOW_BYTES
 from mqttc.load import Load, TlsClient
 from tests.bench.conftest import Target
 from tests.bench.gateways import Gateway, H2Gateway, QuicGateway, WebSocketGateway
+from tests.face.net_reactor import ALLOC_TESTED, blocks_live, fail_allocations
 
 SMALL: dict[str, dict[str, Any]] = {
     "p2p": {"publishers": 5, "subscribers": 5, "messages": 200, "qos": 1},
@@ -77,18 +79,17 @@ def test_tls(tls_broker: Any, certificates: Path, scenario: str) -> None:
     broker, url = tls_broker()
     result = small(url, scenario, ca_file=str(certificates / "ca.pem"), threads=2)
     handshakes = broker.stats()["tls_handshakes"]
-    assert result.tls_handshakes is not None and 5 <= result.tls_handshakes <= handshakes
+    assert result.tls_handshakes is not None and 3 <= result.tls_handshakes <= handshakes
     assert result.tls_resumed == broker.stats()["tls_handshakes_resumed"] == 0
     assert not any("Python" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
 def test_handshakes_are_full_or_resumed_as_asked(tls_broker: Any, certificates: Path, version: str) -> None:
-    broker, url = tls_broker(minimum_tls_version="1.3" if version == "1.3" else "1.2")
+    _, url = tls_broker()
     ca = (certificates / "ca.pem").read_bytes()
     for resume in (False, True):
-        # TLS 1.2 is made by leaving 1.3 nothing to agree on.
-        tls = TlsClient(ca=ca, server_name="127.0.0.1", resume=resume, ciphersuites="TLS_AES_128_CCM_SHA256" if version == "1.2" else "")
+        tls = TlsClient(ca=ca, server_name="127.0.0.1", resume=resume, maximum_version=version)  # type: ignore[arg-type]
         load = Load("127.0.0.1", int(url.rpartition(":")[2]), tls=tls)
         try:
             load.add_client("again", again=True)
@@ -110,10 +111,10 @@ def test_a_resumed_run_is_reported(tls_broker: Any, certificates: Path) -> None:
     assert result.tls_handshakes and result.tls_resumed and result.tls_resumed > result.tls_handshakes // 2
 
 
-def test_tls_1_2_is_agreed_where_1_3_cannot_be(tls_broker: Any, certificates: Path) -> None:
+def test_versions_that_do_not_meet(tls_broker: Any) -> None:
     _, url = tls_broker(minimum_tls_version="1.3")
-    tls = TlsClient(insecure=True, ciphersuites="TLS_AES_128_CCM_SHA256")
-    assert failure(url, tls).startswith("TLS handshake failed: ")
+    assert "version" in failure(url, TlsClient(insecure=True, maximum_version="1.2"))
+    assert failure(url, TlsClient(insecure=True, ciphersuites="TLS_AES_128_CCM_SHA256")).startswith("TLS handshake failed: ")
 
 
 def failure(url: str, tls: TlsClient, **options: Any) -> str:
@@ -152,7 +153,7 @@ def test_a_certificate_for_somebody_else(tls_broker: Any, certificates: Path, na
     tls = TlsClient(ca=(certificates / "ca.pem").read_bytes(), server_name=name)
     assert "mismatch" in failure(url, tls)
     _, url = tls_broker(certificate=str(certificates / "other.pem"), key=str(certificates / "other.key"))
-    with pytest.raises(ProbeError, match="TLS handshake failed: .*mismatch"):
+    with pytest.raises(ProbeError, match=r"TLS handshake failed: .*mismatch"):
         small(url, "p2p", ca_file=str(certificates / "ca.pem"))
 
 
@@ -183,6 +184,7 @@ def test_a_broker_without_tls(mqttc_target: Target) -> None:
         ({"insecure": True, "alpn": [""]}, "1 to 255 bytes"),
         ({"insecure": True, "server_name": "a\0b"}, "no NUL"),
         ({"insecure": True, "minimum_version": "1.1"}, r"1\.2 or 1\.3"),
+        ({"insecure": True, "minimum_version": "1.3", "maximum_version": "1.2"}, "the lower one first"),
     ],
 )
 def test_what_cannot_be_used(options: dict[str, Any], message: str) -> None:
@@ -199,7 +201,7 @@ def test_certificate_without_its_key(certificates: Path) -> None:
 
 @pytest.mark.parametrize("url", ["mqtts://127.0.0.1:1", "quic://127.0.0.1:1"])
 def test_files_that_are_not_there(url: str, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="ca_file: .*none.pem: No such file"):
+    with pytest.raises(RunError, match=r"ca_file: .*none\.pem: No such file"):
         small(url, "p2p", ca_file=str(tmp_path / "none.pem"))
     with pytest.raises(RunError, match="certificate_file, key_file: No such file"):
         small(url, "p2p", certificate_file=str(tmp_path / "none.pem"))
@@ -223,7 +225,7 @@ def gateway(mqttc_target: Target) -> Iterator[Callable[..., Any]]:
 def test_websocket(gateway: Any, scenario: str) -> None:
     made = gateway(WebSocketGateway)
     result = small(f"ws://127.0.0.1:{made.port}/a/path?x=y", scenario)
-    assert set(made.paths) == {"/a/path?x=y"} and len(made.paths) > 5
+    assert set(made.paths) == {"/a/path?x=y"} and len(made.paths) >= 5
     assert result.tls_handshakes is None
 
 
@@ -248,7 +250,7 @@ def test_websocket_refusals(gateway: Any, mqttc_target: Target) -> None:
         small(f"ws://127.0.0.1:{refusing.port}", "p2p")
     with pytest.raises(ProbeError, match="does not speak WebSocket"):
         small(f"ws://127.0.0.1:{wrong.port}", "p2p")
-    with pytest.raises(ProbeError, match="WebSocket|closed"):
+    with pytest.raises(ProbeError, match=r"WebSocket|closed"):
         small(mqttc_target.url.replace("mqtt://", "ws://"), "p2p")
     for made in (refusing, wrong):
         url = f"ws://127.0.0.1:{made.port}"
@@ -262,6 +264,36 @@ def test_request_and_answer_belong_together() -> None:
     request, accept = upgrade_request(Profile(url="wss://[::1]/mqtt").target())
     assert request.startswith(b"GET /mqtt HTTP/1.1\r\n") and b"\r\nHost: [::1]\r\n" in request and request.endswith(b"\r\n\r\n")
     assert len(accept) == 28
+
+
+@pytest.mark.skipif(not ALLOC_TESTED, reason="this build cannot refuse allocations")
+@pytest.mark.parametrize("once", [True, False])
+def test_no_memory_costs_the_connection_and_not_the_process(gateway: Any, certificates: Path, once: bool) -> None:
+    made = gateway(WebSocketGateway, served(certificates))
+    ca = (certificates / "ca.pem").read_bytes()
+    request, accept = upgrade_request(Profile(url=f"wss://localhost:{made.port}").target())
+    before = blocks_live()
+    stopped = refused = 0
+    for granted in range(60):
+        fail_allocations(granted, once)
+        load = None
+        try:
+            tls = TlsClient(ca=ca, server_name="localhost")
+            load = Load("127.0.0.1", made.port, tls=tls, websocket_request=request, websocket_accept=accept)
+            load.add_client("one")
+            load.start()
+            load.connect()
+            eventually(lambda load=load: load.counters()["refused"] + load.counters()["connects"] > 0)  # type: ignore[misc]
+            refused += load.counters()["refused"]
+        except (MemoryError, ValueError, OSError):
+            stopped += 1
+        finally:
+            fail_allocations(-1)
+            if load is not None:
+                load.close()
+        tls = load = None  # type: ignore[assignment]
+        assert blocks_live() == before, granted
+    assert stopped > 5 and refused > 1
 
 
 # ---- HTTP/2 and QUIC: the relay
@@ -289,7 +321,8 @@ def test_relayed(gateway: Any, certificates: Path, kind: str, scenario: str) -> 
     made, url, keys = start(gateway, certificates, kind)
     result = small(url, scenario, **keys)
     assert any("the client side of this run is Python" in note for note in result.notes)
-    assert made.connections == made.streams > 5  # a connection for each client
+    assert made.connections >= made.streams > 5  # one for each connection of a client; the last may have left before it had a stream
+    assert scenario == "conn" or made.connections == made.streams
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -297,12 +330,12 @@ def test_streams_share_connections(gateway: Any, certificates: Path, kind: str) 
     made, url, keys = start(gateway, certificates, kind)
     small(url, "p2p", streams=4, **keys)
     assert made.streams == 11  # a probe and ten clients
-    assert made.connections == 3
+    assert made.connections in (3, 4)  # one is the probe's, if that has left before the others came
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_of_the_relay_stays(gateway: Any, certificates: Path, kind: str) -> None:
-    made, url, keys = start(gateway, certificates, kind)
+    _, url, keys = start(gateway, certificates, kind)
     before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
     with Road(Profile(url=url, streams=3, **keys)) as road:
         path = Path(road.address)
@@ -324,7 +357,7 @@ def test_relay_refusals(gateway: Any, certificates: Path) -> None:
     with pytest.raises(ProbeError, match="RFC 8441"):
         small(url, "p2p")
     tls = gateway(H2Gateway, served(certificates, protocols=["http/1.1"]))
-    with pytest.raises(ProbeError, match="does not speak HTTP/2|ALPN|alpn"):
+    with pytest.raises(ProbeError, match=r"does not speak HTTP/2|ALPN|alpn"):
         small(f"wss+h2://localhost:{tls.port}", "p2p", ca_file=str(certificates / "ca.pem"))
     made, url, _ = start(gateway, certificates, "wss+h2")
     with pytest.raises(ProbeError, match="TLS handshake failed: unable to get local issuer certificate"):
@@ -341,13 +374,43 @@ def test_nobody_at_the_end_of_the_relay(scheme: str, monkeypatch: pytest.MonkeyP
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ProbeError, match="refused"):
             small(f"{scheme}://127.0.0.1:{taken.getsockname()[1]}", "p2p", **({"insecure": True} if scheme == "quic" else {}))
-    monkeypatch.setattr(relay_module, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(relay, "TIMEOUT_S", 0.2)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if scheme == "quic" else socket.SOCK_STREAM) as silent:
         silent.bind(("127.0.0.1", 0))
         if scheme != "quic":
             silent.listen()
         with pytest.raises(ProbeError, match=r"no answer within 0\.2 s"):
             small(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}", "p2p", **({"insecure": True} if scheme == "quic" else {}))
+
+
+# ---- our own broker's side of them
+
+
+@pytest.mark.parametrize("scenario", ["p2p", "fanout", "retain", "conn", "hold"])
+@pytest.mark.parametrize("scheme", ["ws", "wss", "ws+h2", "wss+h2", "quic"])
+def test_our_own_broker(broker_factory: Any, certificates: Path, scheme: str, scenario: str) -> None:
+    listener = {"url": f"{scheme.removesuffix('+h2')}://127.0.0.1:0"}
+    trust = {}
+    if scheme not in ("ws", "ws+h2"):
+        listener |= {"certificate": str(certificates / "server.pem"), "key": str(certificates / "server.key")}
+        trust = {"ca_file": str(certificates / "ca.pem")}
+    broker = broker_factory({"listeners": [listener], "auth": {"anonymous": True}})
+    port = broker.urls[0].split(":")[2].partition("/")[0]
+    small(f"{scheme}://127.0.0.1:{port}", scenario, **trust)
+
+
+def test_a_stream_that_is_not_answered(gateway: Any, certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "TIMEOUT_S", 0.2)
+    _, url, _ = start(gateway, certificates, "ws+h2", silent=True)
+    with pytest.raises(ProbeError, match=r"no answer within 0\.2 s"):
+        small(url, "p2p")
+
+
+def test_no_more_are_dialled_at_a_time_than_the_relay_admits(gateway: Any, certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "_BACKLOG", 2)
+    made, url, _ = start(gateway, certificates, "ws+h2")
+    small(url, "hold", streams=50, connect_batch=200)
+    assert made.streams >= 41
 
 
 class Ends:
@@ -361,9 +424,11 @@ class Ends:
         self.client = socket.socket(socket.AF_UNIX)
         self.client.settimeout(20)
         self.client.connect(self.relay.path)
+        self.client.sendall(b"hello")
         self.listening.settimeout(20)
         self.broker, _ = self.listening.accept()
         self.broker.settimeout(20)
+        assert everything(self.broker, 5) == b"hello"
 
     def close(self) -> None:
         for made in (self.client, self.broker, self.listening):
@@ -411,7 +476,6 @@ def test_ends_travel_both_ways(ends: Any, kind: str) -> None:
 def test_the_end_of_the_connection_is_told(ends: Any, kind: str) -> None:
     made = ends(kind)
     made.gateway.__exit__()
-    made.gateway.__exit__ = None
     assert made.client.recv(1) == b""
     assert made.relay.failure is not None
 
@@ -449,7 +513,7 @@ def test_what_a_client_does_not_read_is_not_taken_from_the_broker(ends: Any, kin
         eventually(lambda: bool(upstream.full))
         [stream] = upstream.full
         assert WINDOW_BYTES <= stream.inlet.held < WINDOW_BYTES + (1 << 16)
-        assert len(upstream._held) <= relay_module.HELD_DATAGRAMS
+        assert len(upstream._held) <= upstream_quic.HELD_DATAGRAMS
     else:
         assert made.gateway.stalled.wait(20)
         assert gone[0] < len(DATA)

@@ -58,10 +58,11 @@ def test_ratios_are_within_rounds_and_failed_runs_have_none() -> None:
 @pytest.mark.skipif("MQTTC_SANITIZER" in os.environ, reason="a sanitizer's own memory is not ours")
 def test_memory(tmp_path: Path) -> None:
     out = tmp_path / "memory.json"
-    counts = ["--subscriptions", "20000", "--retained", "20000", "--connections", "1000"]
+    counts = ["--subscriptions", "20000", "--retained", "20000", "--connections", "1000", "--tls-connections", "300"]
     assert memory.main(["--brokers", "mqttc", "--rounds", "1", *counts, "--out", str(out)]) == 0
     each = {str(made["what"]): float(str(made["each_bytes"])) for made in read(out)}
     assert each.keys() == memory.KINDS.keys()
+    assert 4000 < each.pop(memory.TLS) < 100_000  # OpenSSL's, most of it
     assert all(64 < found < 4000 for found in each.values()), each
 
 

@@ -35,6 +35,7 @@ class Question:
     key_name: str | None = None
     common_name: str | None = None
     head: bytes | None = None
+    remote: bool = False
 
 
 @dataclass

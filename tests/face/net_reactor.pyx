@@ -26,7 +26,7 @@ from mqttc.net.reactor cimport (
     reactor_turn, reactor_unlisten,
 )
 from mqttc.net.tcp cimport PeerAddress, peer_is_loopback, peer_text, tcp_keep_alive, tcp_ops
-from mqttc.net.transport cimport IO_AGAIN, WANTS_IN, Transport, TransportOps, iovec
+from mqttc.net.transport cimport IO_AGAIN, WANTS_IN, WANTS_READ, Transport, TransportOps, iovec
 
 cdef extern from "mqttc/net/sockets.h" nogil:
     const bint MQTTC_NET_DEBUG
@@ -288,6 +288,50 @@ cdef TransportOps shy_ops = TransportOps(shy_read, shy_write, shy_finish, shy_cl
 cdef LinkHooks hooks = LinkHooks(on_open, on_data, on_end, on_drained, on_timer, on_mail, on_turn_end, on_accept_error)
 
 
+cdef struct Coy:               # a transport that takes input off the socket, and gives it at the next read only
+    Transport inner
+    int64_t got
+    uint8_t bytes[4096]
+
+
+cdef int64_t coy_read(Transport *transport, uint8_t *out, uint32_t n) noexcept nogil:
+    cdef Coy *coy = <Coy *> transport.state
+    cdef int64_t got = coy.got
+    transport.wants = 0
+    if got > 0 and got <= n:
+        memcpy(out, coy.bytes, <size_t> got)
+        coy.got = 0
+        return got
+    got = coy.inner.ops.read(&coy.inner, coy.bytes, 4096)
+    if got > 0:
+        coy.got = got
+        transport.wants = WANTS_READ
+        return IO_AGAIN
+    return got
+
+
+cdef int64_t coy_write(Transport *transport, const iovec *parts, int count) noexcept nogil:
+    cdef Coy *coy = <Coy *> transport.state
+    return coy.inner.ops.write(&coy.inner, parts, count)
+
+
+cdef void coy_finish(Transport *transport) noexcept nogil:
+    cdef Coy *coy = <Coy *> transport.state
+    coy.inner.ops.finish(&coy.inner)
+
+
+cdef void coy_close(Transport *transport) noexcept nogil:
+    cdef Coy *coy = <Coy *> transport.state
+    if coy != NULL:
+        coy.inner.ops.close(&coy.inner)
+        mem_free(coy)
+    transport.state = NULL
+    transport.fd = -1
+
+
+cdef TransportOps coy_operations = TransportOps(coy_read, coy_write, coy_finish, coy_close, NULL, NULL)
+
+
 cdef class ClockFace:
     """Offsets that several reactors share."""
     cdef Clock clock
@@ -428,6 +472,25 @@ cdef class ReactorFace:
 
     def refused_writes(self, handle) -> int:
         return (<Shy *> self.at(handle).transport.state).refused
+
+    def open_coy(self, int fd) -> tuple:
+        """As open_fd, of a link whose reads hold back what they have read, of which no event tells."""
+        cdef Transport transport
+        cdef Link *link
+        cdef Coy *coy = <Coy *> mem_alloc_zeroed(1, sizeof(Coy))
+        if coy == NULL:
+            raise MemoryError
+        coy.inner.ops = tcp_ops()
+        coy.inner.fd = fd
+        memset(&transport, 0, sizeof(Transport))
+        transport.ops = &coy_operations
+        transport.state = coy
+        transport.fd = fd
+        link = link_open(self.reactor, &transport, NULL, 7)
+        if link == NULL:
+            mem_free(coy)
+            raise MemoryError
+        return link.slot, link.generation
 
     def links(self) -> list:
         """(slot, generation) of the open ones."""

@@ -1,7 +1,7 @@
 """What mqttc.proto does, said in Python values. Every input is copied to the end of a block of exactly its size, so that a read past it is a
 heap overflow that AddressSanitizer reports."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -19,6 +19,9 @@ from mqttc.proto.packet cimport (
 )
 from mqttc.proto.props cimport PROPERTY_SUBSCRIPTION_ID, PROPERTY_USER_PROPERTY, property_next
 from mqttc.proto.wire cimport Cursor, text_flags, text_scan, text_valid
+from mqttc.proto.wsframe cimport (
+    WS_HEADER_MOST, WsHeader, ws_answer_check, ws_close_check, ws_header_check, ws_header_next, ws_header_put, ws_mask,
+)
 
 NEED_MORE = ST_NEED_MORE
 
@@ -350,6 +353,71 @@ def share_split(bytes data):
     cdef Span plain = span_make(NULL, 0)
     cdef int shared = topics.share_split(exact.span(), &group, &plain)
     return shared, text(group), text(plain)
+
+
+def ws_header(bytes data):
+    """(header bytes, opcode, fin, mask or None, payload bytes) of the WebSocket frame header that data begins with, or its status."""
+    cdef Exact exact = Exact(data)
+    cdef WsHeader found
+    cdef int status = ws_header_next(exact.p, exact.p + exact.n, &found)
+    if status != ST_OK:
+        return status
+    mask = (<const char *> found.mask)[:4] if found.masked else None
+    return found.header_bytes, found.opcode, bool(found.fin), mask, found.payload_bytes
+
+
+def ws_check(uint8_t opcode, bint masked, uint64_t payload_bytes, bint must_mask, bint fragmented, uint64_t most) -> int:
+    cdef WsHeader header
+    memset(&header, 0, sizeof(WsHeader))
+    header.opcode = opcode
+    header.masked = masked
+    header.payload_bytes = payload_bytes
+    return ws_header_check(&header, must_mask, fragmented, most)
+
+
+def ws_put(uint8_t opcode, uint64_t payload_bytes, bytes mask=None) -> bytes:
+    """Twice, so that room for exactly the header is known."""
+    cdef uint8_t[WS_HEADER_MOST] room
+    cdef const uint8_t *key = <const uint8_t *> <const char *> mask if mask is not None else NULL
+    cdef Exact out = Exact(bytes(ws_header_put(room, opcode, payload_bytes, key)))
+    ws_header_put(out.p, opcode, payload_bytes, key)
+    return text(out.span())
+
+
+def ws_mask_move(bytes data, bytes mask, uint32_t phase, uint32_t gap) -> bytes:
+    """Masks data and moves it `gap` bytes forward in one buffer; what stands there then, the last `gap` bytes as they were left."""
+    cdef Exact exact = Exact(bytes(gap) + data)
+    ws_mask(exact.p, exact.p + gap, exact.n - gap, <const uint8_t *> <const char *> mask, phase)
+    return text(exact.span())
+
+
+def ws_mask_copy(bytes data, bytes mask, uint32_t phase) -> bytes:
+    cdef Exact source = Exact(data)
+    cdef Exact to = Exact(bytes(len(data)))
+    ws_mask(to.p, source.p, source.n, <const uint8_t *> <const char *> mask, phase)
+    return text(to.span())
+
+
+def ws_close(bytes payload) -> int:
+    cdef Exact exact = Exact(payload)
+    return ws_close_check(exact.p, exact.n)
+
+
+def ws_answer(bytes head, bytes accept) -> int:
+    cdef Exact exact = Exact(head)
+    cdef Exact wanted = Exact(accept)
+    return ws_answer_check(exact.p, exact.p + exact.n, wanted.span())
+
+
+def time_ws_mask(bytes data, uint32_t gap, uint32_t rounds) -> int:
+    """Masks and moves the same bytes `gap` forwards again and again without leaving C; gives the number of bytes."""
+    cdef Exact exact = Exact(bytes(gap) + data)
+    cdef const uint8_t *key = b"\x37\xfa\x21\x3d"
+    cdef uint32_t i
+    with nogil:
+        for i in range(rounds):
+            ws_mask(exact.p, exact.p + gap, exact.n - gap, key, i)
+    return len(data) * rounds
 
 
 def time_decode(uint8_t level, bytes data, uint32_t rounds):

@@ -126,6 +126,18 @@ def tcp(make: Callable[..., Bed]) -> Bed:
     return make()
 
 
+def test_a_transport_that_has_more_to_give_than_it_gave(tcp: Bed) -> None:
+    """IO_AGAIN with WANTS_READ: the socket is empty, no event would tell."""
+    ours, client = socket.socketpair()
+    tcp.clients.append(client)
+    ours.setblocking(False)
+    handle = tcp.reactor.open_coy(ours.detach())
+    for _ in range(3):
+        client.sendall(frame(b"e", b"hello"))
+        assert tcp.receive(client, 10) == frame(b"e", b"hello")
+    assert tcp.reactor.alive(handle)
+
+
 def reset(client: socket.socket) -> None:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()

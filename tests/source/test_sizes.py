@@ -26,7 +26,7 @@ LONG_FILES = {
     "mqttc/loadgen/actor.pyx": "one state machine per generated client, and the crew of threads that drives it",
     "mqttc/codec.pyx": "one class per packet type, each with its construction, fields and representation; nothing else",
     "mqttc/config.py": "the models and the three sources, which need the models to say where an error stands",
-    "mqttc/net/tls.pyx": "OpenSSL's declarations, a third of it, and the only module that may call it",
+    "mqttc/net/tls.pyx": "a listener's context, what handshakes ask of it, and connections of both sides, which share it",
     "mqttc/net/reactor.pyx": "one turn: registration, events, timers, brakes and flush of one loop over the same connection state",
 }
 LONG_FUNCTIONS = {

@@ -1,0 +1,1 @@
+"""MQTT.js in a real browser against a running broker."""
