@@ -476,6 +476,7 @@ class QuicLink(_Link, QuicConnectionProtocol):
         _Link.__init__(self)
         QuicConnectionProtocol.__init__(self, quic)
         self.quic = quic
+        self._ending: asyncio.Task[None] | None = None
         self.ended: quic_events.ConnectionTerminated | None = None
         """How the connection ended; None: it has not."""
 
@@ -533,6 +534,8 @@ class QuicLink(_Link, QuicConnectionProtocol):
             tunnel.unwanted()  # aioquic has answered with RESET_STREAM
 
     def _gone_now(self) -> None:
+        if self._ending is not None and self._ending is not asyncio.current_task():
+            self._ending.cancel()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
         if self._timer is not None:
@@ -585,9 +588,8 @@ class QuicLink(_Link, QuicConnectionProtocol):
 
     def close_soon(self) -> None:
         """Close when the server has acknowledged what was sent, or after a moment."""
-        if self.gone.is_set() or self._closing is not None:
-            return
-        self.loop.create_task(self._close())
+        if not self.gone.is_set() and self._ending is None:
+            self._ending = self.loop.create_task(self._close())
 
     async def _close(self) -> None:
         with contextlib.suppress(TimeoutError, ConnectionError):
