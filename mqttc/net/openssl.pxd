@@ -60,6 +60,7 @@ cdef extern from "<openssl/x509v3.h>" nogil:
         pass
     void X509_free(X509 *certificate)
     void X509_CRL_free(X509_CRL *crl)
+    int X509_check_purpose(X509 *certificate, int purpose, int ca)      # purpose -1: only reads its extensions
     int i2d_X509(const X509 *certificate, unsigned char **out)
     int X509_check_host(X509 *certificate, const char *name, size_t n, unsigned int flags, char **peer_name)
     X509_STACK *sk_X509_new_null()
