@@ -168,6 +168,7 @@ class Driver:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.links: set[Http2Link | QuicLink] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self.loop.run_forever, name="peers' loop", daemon=True)
         self._thread.start()
 
@@ -184,7 +185,7 @@ class Driver:
         async def finish() -> None:
             for link in list(self.links):
                 link.close_soon()
-            await asyncio.gather(*(link.wait_closed() for link in list(self.links)), return_exceptions=True)
+            await asyncio.gather(*(link.wait_closed() for link in list(self.links)), *self.tasks, return_exceptions=True)
 
         self.run(finish())
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -203,8 +204,11 @@ def driver() -> Driver:
 
 def stop() -> None:
     """Close every connection of HTTP/2 and QUIC and join their thread; a later one starts it again."""
-    while _drivers:
-        _drivers.pop().stop()
+    if _drivers:
+        try:
+            _drivers[0].stop()
+        finally:
+            _drivers.clear()
 
 
 class _Link:
@@ -590,6 +594,8 @@ class QuicLink(_Link, QuicConnectionProtocol):
         """Close when the server has acknowledged what was sent, or after a moment."""
         if not self.gone.is_set() and self._ending is None:
             self._ending = self.loop.create_task(self._close())
+            driver().tasks.add(self._ending)
+            self._ending.add_done_callback(driver().tasks.discard)
 
     async def _close(self) -> None:
         with contextlib.suppress(TimeoutError, ConnectionError):
