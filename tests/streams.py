@@ -168,6 +168,7 @@ class Driver:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.links: set[Http2Link | QuicLink] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self.loop.run_forever, name="peers' loop", daemon=True)
         self._thread.start()
 
@@ -184,7 +185,7 @@ class Driver:
         async def finish() -> None:
             for link in list(self.links):
                 link.close_soon()
-            await asyncio.gather(*(link.wait_closed() for link in list(self.links)), return_exceptions=True)
+            await asyncio.gather(*(link.wait_closed() for link in list(self.links)), *self.tasks, return_exceptions=True)
 
         self.run(finish())
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -203,8 +204,11 @@ def driver() -> Driver:
 
 def stop() -> None:
     """Close every connection of HTTP/2 and QUIC and join their thread; a later one starts it again."""
-    while _drivers:
-        _drivers.pop().stop()
+    if _drivers:
+        try:
+            _drivers[0].stop()
+        finally:
+            _drivers.clear()
 
 
 class _Link:
@@ -476,6 +480,7 @@ class QuicLink(_Link, QuicConnectionProtocol):
         _Link.__init__(self)
         QuicConnectionProtocol.__init__(self, quic)
         self.quic = quic
+        self._ending: asyncio.Task[None] | None = None
         self.ended: quic_events.ConnectionTerminated | None = None
         """How the connection ended; None: it has not."""
 
@@ -533,6 +538,8 @@ class QuicLink(_Link, QuicConnectionProtocol):
             tunnel.unwanted()  # aioquic has answered with RESET_STREAM
 
     def _gone_now(self) -> None:
+        if self._ending is not None and self._ending is not asyncio.current_task():
+            self._ending.cancel()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
         if self._timer is not None:
@@ -585,9 +592,10 @@ class QuicLink(_Link, QuicConnectionProtocol):
 
     def close_soon(self) -> None:
         """Close when the server has acknowledged what was sent, or after a moment."""
-        if self.gone.is_set() or self._closing is not None:
-            return
-        self.loop.create_task(self._close())
+        if not self.gone.is_set() and self._ending is None:
+            self._ending = self.loop.create_task(self._close())
+            driver().tasks.add(self._ending)
+            self._ending.add_done_callback(driver().tasks.discard)
 
     async def _close(self) -> None:
         with contextlib.suppress(TimeoutError, ConnectionError):

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from mqttc import certs
+from mqttc.auth import Request, Verdict
 from tests import transports
 from tests.broker.conftest import Events
 from tests.conftest import BrokerFactory, tcp_address
@@ -99,6 +100,17 @@ class Site:
 
 
 StartSite = Callable[..., Site]
+
+
+class Curious:
+    """Admits everybody and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    async def authenticate(self, request: Request) -> Verdict:
+        self.requests.append(request)
+        return Verdict(0)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import h2.connection
 import pytest
 from h2.settings import SettingCodes
 
+from mqttc.adapters import duct
 from mqttc.server import Broker
 from tests import transports
 from tests.broker.conftest import eventually
@@ -427,6 +428,25 @@ def test_many_clients_share_a_connection(site: Site, onlookers: Onlookers, trans
     assert again.connect("shared-0").reason == 0
     transports.close_link(link)
     eventually(lambda: site.stat("connections_open") == onlookers.open)
+
+
+@pytest.mark.parametrize("transport", STREAMED)
+def test_a_client_that_reads_nothing_is_not_kept(start: StartSite, transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client id is taken over while its stream's window is shut: the stream ends all the same."""
+    monkeypatch.setattr(duct, "STUCK_S", 0.1)
+    site = start("tcp", transports.SCHEMES[transport])
+    deaf, publisher = site(transport, 4, "deaf"), site("tcp")
+    deaf.subscribe("t", 0)
+    counter = "quic_streams" if transport == "quic" else "http_connections"
+    for _ in range(300):  # far more than the windows and socket buffers on the way hold
+        publisher.publish("t", bytes(60_000), 1)
+    assert site.stat("dropped_output_full") > 0 and site.stat(counter) == 1
+    site("tcp", 4, "deaf")
+    site.broker.advance_clock(5)  # the worker waits a moment for its last words to be read
+    eventually(lambda: site.stat(counter) == 0)
+    with pytest.raises(PeerClosed):
+        while True:
+            deaf.message()
 
 
 def test_a_broker_in_a_with_statement_ends_all_roads(start: StartSite) -> None:

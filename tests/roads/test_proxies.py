@@ -12,10 +12,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from mqttc.auth import Request, Verdict
 from tests import transports
 from tests.rawclient import CONNACK, Peer, PeerClosed
-from tests.roads.conftest import CONNECT_TIMEOUT_S, Site, StartSite, name
+from tests.roads.conftest import CONNECT_TIMEOUT_S, Curious, Site, StartSite, name
 from tests.transports import Pipe, Refused, TransportError, WebSocketPipe, upgrade
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
@@ -54,17 +53,6 @@ HEADERS = {
     "v2-ipv6": (version_2(CLIENT_6), f"[{CLIENT_6}]:4711"),
     "v2-padded": (version_2(fields=tlv(4, bytes(2000))), f"{CLIENT}:4711"),
 }
-
-
-class Curious:
-    """Admits everybody and remembers what was asked."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-
-    async def authenticate(self, request: Request) -> Verdict:
-        self.requests.append(request)
-        return Verdict(0)
 
 
 class Proxied:
