@@ -44,7 +44,7 @@ def problems_of(connection: sqlite3.Connection, progress: Callable[[str], None])
         problems += _counted(connection, f"rows of {table.name} with impossible values", table.name, f"NOT coalesce({table.sound}, 0)")
     for orphans in schema.ORPHANS:
         problems += _counted(connection, orphans.what, orphans.table, orphans.where)
-    return problems + _spent_ids(connection)
+    return problems
 
 
 def _reason(what: str, error: sqlite3.Error) -> str:
@@ -60,17 +60,6 @@ def _counted(connection: sqlite3.Connection, what: str, table: str, where: str) 
     except sqlite3.Error as error:
         return [_reason(what, error)]
     return [f"{count} {what}"] if count else []
-
-
-def _spent_ids(connection: sqlite3.Connection) -> list[str]:
-    ids = "SELECT max(id) AS id FROM session UNION ALL SELECT max(id) FROM share_group"
-    try:
-        row = connection.execute("SELECT value FROM meta WHERE key = 'next_id'").fetchone()
-        (highest,) = connection.execute(f"SELECT max(id) FROM ({ids})").fetchone()
-    except sqlite3.Error as error:
-        return [_reason("the ids in use", error)]
-    next_id = row[0] if row and isinstance(row[0], int) else 0
-    return [f"the id {highest} is in use and next_id is {next_id}"] if highest is not None and highest >= next_id else []
 
 
 def _require_current(path: Path, version: int) -> None:

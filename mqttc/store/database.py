@@ -29,6 +29,9 @@ MAXIMUM_FINDINGS: Final = 100
 BUSY_S: Final = 5.0
 """Seconds to wait for another connection's lock."""
 
+UNREADABLE_SCHEMA: Final = "the text of its schema is not UTF-8"
+"""What a ``UnicodeDecodeError`` of Python's ``sqlite3`` means: SQLite's message quotes the schema."""
+
 _MAGIC: Final = b"SQLite format 3\0"
 _WAL_MAGIC: Final = (0x377F0682, 0x377F0683)
 _WAL_VERSION: Final = 3_007_000
@@ -78,10 +81,12 @@ def store_errors(path: Path) -> Iterator[None]:
         if is_unreadable(error):
             raise DamageError(path, str(error)) from error
         raise StoreError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DamageError(path, UNREADABLE_SCHEMA) from error
 
 
-def _is_topic(value: object) -> bool:
-    if not isinstance(value, bytes) or not 0 < len(value) <= 65535 or b"\0" in value:
+def _is_topic(value: bytes) -> bool:
+    if not 0 < len(value) <= 65535 or b"\0" in value:
         return False
     try:
         value.decode()

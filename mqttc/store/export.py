@@ -81,8 +81,9 @@ def backup(path: Path, target: Path, progress: Callable[[str], None] = lambda li
 
 
 def _verify(path: Path, copied: Path) -> None:
-    with database.store_errors(copied), closing(database.connect(copied, "immutable")) as connection:
-        database.identify(connection, copied)
+    """The copy has the original's faults, so it is the original that is named."""
+    with database.store_errors(path), closing(database.connect(copied, "immutable")) as connection:
+        database.identify(connection, path)
         rows = [str(row[0]) for row in connection.execute(f"PRAGMA quick_check({database.MAXIMUM_FINDINGS})")]
     if rows != ["ok"]:
         raise database.DamageError(path, f"the copy has {len(rows)} faults, the first: {rows[0]}")

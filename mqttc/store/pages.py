@@ -47,6 +47,8 @@ def separators(path: Path, root: int, columns: int) -> list[Key]:
 
 def _cells(file: BinaryIO, number: int, columns: int) -> Iterator[tuple[int, Key | None]]:
     """The children of an inner page, each but the last with the key that ends it; nothing of any other page."""
+    if number < 1:
+        return
     file.seek((number - 1) * PAGE_BYTES)
     page = file.read(PAGE_BYTES)
     if len(page) < PAGE_BYTES or page[0] not in (_INNER_INDEX, _INNER_TABLE):

@@ -192,6 +192,8 @@ def _knows_tables(connection: sqlite3.Connection) -> bool:
         if not database.is_unreadable(error):
             raise
         return False
+    except UnicodeDecodeError:
+        return False
 
 
 def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: schema.Table, progress: Progress) -> TableRecovery:

@@ -54,8 +54,9 @@ def _number(column: str, low: int = 0) -> str:
     return _range(column, low, _MAXIMUM_INTEGER)
 
 
-_TOPIC: Final = "is_topic({})"
-"""A function of every connection made by ``mqttc.store.database``: a blob of 1 to 65535 bytes of UTF-8 without U+0000."""
+_TOPIC: Final = "CASE typeof({0}) WHEN 'blob' THEN is_topic({0}) ELSE 0 END"
+"""``is_topic`` is a function of every connection made by ``mqttc.store.database``: 1 to 65535 bytes of UTF-8 without U+0000. It
+must not be asked about text, which Python would have to decode."""
 
 TABLES: Final[tuple[Table, ...]] = (
     Table(

@@ -20,6 +20,7 @@ from mqttc.config import (
     Auth,
     Config,
     ConfigError,
+    Durability,
     Http,
     InetAddress,
     Limits,
@@ -547,7 +548,7 @@ def test_documentation_knows_every_key() -> None:
     text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     sections = [Config.model_fields["limits"].default, Config.model_fields["auth"].default, Config.model_fields["log"].default]
     keys = {key for section in sections for key in type(section).model_fields} | set(type(Config().listeners[0]).model_fields)
-    keys |= {f"http.{key}" for key in Http.model_fields}
+    keys |= {f"http.{key}" for key in Http.model_fields} | set(Durability.model_fields)
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
 
 
@@ -666,7 +667,10 @@ def test_durability_from_every_source(tmp_path: Path) -> None:
         ("retry = 0", "broker.toml:2: durability.retry: should be greater than 0 (got 0)"),
         ("sync = true", "broker.toml:2: unknown key durability.sync"),
         ('filters = [{ filter = "a" }]', "broker.toml:2: durability.filters.0.mode is missing"),
-        ('filters = [{ filter = "a", mode = "off" }]', "broker.toml:2: durability.filters.0.mode: should be 'written' or 'synced' (got 'off')"),
+        (
+            'filters = [{ filter = "a", mode = "off" }]',
+            "broker.toml:2: durability.filters.0.mode: should be 'written' or 'synced' (got 'off')",
+        ),
         ('filters = [\n{ filter = "a", mod = "synced" }]', "broker.toml:3: unknown key durability.filters.0.mod, did you mean mode?"),
     ],
 )

@@ -20,6 +20,7 @@ import pytest
 
 from mqttc.cli.broker import main
 from mqttc.store import StoreError, VersionError, backup, check, database, export, info, open_store
+from mqttc.store.schema import PAGE_BYTES
 from tests.store.stores import ROOT, add_session, count, damage_page, make_store, overwrite, pages_of, writing
 
 PER_SESSION = 20
@@ -183,8 +184,12 @@ def test_backup_of_what_is_damaged_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"/nowhere/b: No such file"):
         backup(tmp_path / "store.db", tmp_path / "nowhere" / "b")
     path = make_store(tmp_path / "data", 1, 500)
-    damage_page(path, pages_of(path, "message", "leaf")[10])
-    with pytest.raises(StoreError, match=r"data/store\.db is damaged: the copy has \d+ faults"):
+    leaf = pages_of(path, "message", "leaf")[10]
+    overwrite(path, (leaf - 1) * PAGE_BYTES + 3, b"\0\1")  # the number of rows on it
+    with pytest.raises(StoreError, match=r"data/store\.db is damaged: the copy has \d+ faults, the first: "):
+        backup(path, target)
+    damage_page(path, leaf)
+    with pytest.raises(StoreError, match=r"data/store\.db is damaged: database disk image is malformed"):
         backup(path, target)
     assert os.listdir(tmp_path) == ["data"]
 

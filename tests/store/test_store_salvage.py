@@ -153,6 +153,41 @@ def test_inner_page_and_root(tmp_path: Path) -> None:
     assert (recovery.tables["delivery"].orphans, recovery.tables["session"].kept) == (MESSAGES, 1)
 
 
+@pytest.mark.parametrize("child", [0, 1, 2**32 - 1])
+def test_inner_page_that_leads_astray(tmp_path: Path, child: int) -> None:
+    path = make_store(tmp_path, 1, MESSAGES)
+    root = pages_of(path, "delivery", "internal")[0]
+    overwrite(path, (root - 1) * PAGE_BYTES + 8, child.to_bytes(4))  # to the rightmost leaf
+    recovery = recover(tmp_path)
+    adds_up(recovery, path)
+    result = recovery.tables["delivery"]
+    assert result.unreadable == 1 and MESSAGES - PAGE_BYTES // 8 < result.kept < MESSAGES
+
+
+def test_schema_that_is_no_text(tmp_path: Path) -> None:
+    """SQLite's message quotes it, and Python cannot decode the message."""
+    path = make_store(tmp_path, 1, 5)
+    place = path.read_bytes().index(b"packet_id INTEGER NOT NULL, identifiers")
+    overwrite(path, place + len(b"packet_id INTEGER NOT N"), b"\xa4")
+    for work in (info, open_store):
+        with pytest.raises(DamageError, match="the text of its schema is not UTF-8"):
+            work(path if work is info else tmp_path)
+    assert check(path) == ["the text of its schema is not UTF-8"]
+    recovery = recover(tmp_path)
+    adds_up(recovery, path)
+    assert not recovery.has_loss and recovery.tables["delivery"].kept == 5
+
+
+def test_text_where_a_blob_belongs(tmp_path: Path) -> None:
+    path = make_store(tmp_path, 1, 5)
+    with writing(path) as connection:
+        connection.execute("UPDATE message SET topic = CAST(x'ff' AS TEXT) WHERE id = 1000001")
+    assert check(path) == ["1 rows of message with impossible values"]
+    recovery = recover(tmp_path)
+    adds_up(recovery, path)
+    assert (recovery.tables["message"].damaged, recovery.tables["delivery"].orphans) == (1, 1)
+
+
 def test_damaged_meta(tmp_path: Path) -> None:
     path = make_store(tmp_path, 2, 3)
     damage_page(path, 2)
@@ -276,15 +311,6 @@ def test_what_is_no_orphan(tmp_path: Path) -> None:
         connection.execute("INSERT INTO message VALUES (78, x'61', x'', x'', 1, 0, 0)")
     assert check(path) == []
     assert info(path).unclaimed == 1
-
-
-def test_spent_ids_are_found(tmp_path: Path) -> None:
-    path = make_store(tmp_path, 2, 1)
-    with writing(path) as connection:
-        connection.execute("UPDATE meta SET value = 2 WHERE key = 'next_id'")
-    assert check(path) == ["the id 2 is in use and next_id is 2"]
-    recover(tmp_path)
-    assert info(path).next_id == 2_000_002
 
 
 def test_check_and_info_of_what_is_not_there(tmp_path: Path) -> None:
