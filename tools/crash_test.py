@@ -22,9 +22,10 @@ def main() -> int:
     parser.add_argument("--mode", choices=("written", "synced"), default="synced")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), metavar="N", help="a random one unless given")
     parser.add_argument("--workers", type=int, default=2, metavar="N")
+    parser.add_argument("--sync-us", type=int, default=0, metavar="N", help="each sync takes this many microseconds longer; needs a C compiler")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
-    outcome = CrashRun(options.mode, options.kills, options.seed, options.workers, echo=sys.stdout).run()
+    outcome = CrashRun(options.mode, options.kills, options.seed, options.workers, sync_us=options.sync_us, echo=sys.stdout).run()
     print(f"crash test: mode {options.mode}, {options.workers} workers, seed {options.seed}: {outcome}")
     if outcome.history is not None:
         print(f"history: {outcome.history}")

@@ -21,6 +21,7 @@ from tests.rawclient import PUBLISH, Peer, PeerClosed, PeerTimeout, publish_pack
 
 from .crash_clients import PATIENCE_S, Client, Gate, Habits, Mourned, Publisher, Subscriber, until
 from .crash_model import MARKER, History, Key, Receiver, Sent, key_of, matches, missing, payload_of, wrong
+from .power_image import environment
 
 ROOT = Path(__file__).parents[2]
 READY_S = 60.0
@@ -241,8 +242,9 @@ class CrashRun:
     """``kills`` times a SIGKILL at a random moment; everything random follows from the seed, but for what threads and processes make of it."""
 
     def __init__(
-        self, mode: str, kills: int, seed: int, workers: int, *, life_s: tuple[float, float] = (0.1, 1.5), pause_s: float = 0.02, echo: TextIO | None = None
-    ) -> None:
+        self, mode: str, kills: int, seed: int, workers: int, *, life_s: tuple[float, float] = (0.1, 1.5), pause_s: float = 0.02,
+        sync_us: int = 0, echo: TextIO | None = None,
+    ) -> None:  # fmt: skip
         self.mode, self.kills, self.workers, self.life_s = mode, kills, workers, life_s
         self.random = random.Random(seed)
         self.folder = Path(tempfile.mkdtemp(prefix="mqttc-crash-"))
@@ -251,6 +253,9 @@ class CrashRun:
         self.gate = Gate(str(self.folder / "socket"), self.history)
         self.cast = crash_cast(self.gate, str(seed), pause_s)
         self.broker: BrokerProcess | None = None
+        (self.folder / "data").mkdir(0o700)
+        # A slow disk: more lies between what was noted and what was committed.
+        self.environment = environment(self.folder / "data", sync_us=sync_us) if sync_us else None
         self.killed = 0
         self.echo = echo
 
@@ -298,7 +303,7 @@ class CrashRun:
         self._kill_at_rest()
 
     def _start(self) -> bool:
-        self.broker = BrokerProcess(self.folder, self.mode, self.workers, self.history)
+        self.broker = BrokerProcess(self.folder, self.mode, self.workers, self.history, environment=self.environment)
         if not self.broker.until_ready():
             return False
         self.gate.up.set()
@@ -313,7 +318,7 @@ class CrashRun:
 
     def _kill_early(self) -> None:
         """Once more, while it starts and recovers."""
-        self.broker = BrokerProcess(self.folder, self.mode, self.workers, self.history)
+        self.broker = BrokerProcess(self.folder, self.mode, self.workers, self.history, environment=self.environment)
         self.history.broken.wait(self.random.uniform(0.2, 1.0))
         self._kill()
 
@@ -330,13 +335,7 @@ class CrashRun:
     def _drain(self) -> bool:
         """Nothing new; whatever was begun is brought to its end."""
         cast = self.cast
-        if not until(lambda: all(p.idle for p in cast.publishers), self.gate, lambda: cast.deliveries):
-            self.history.violation("run", f"publishers still wait: {[p.name for p in cast.publishers if not p.idle]}")
-            return False
-        messages = cast.messages
-        if not until(lambda: not missing(messages, cast.receivers), self.gate, lambda: cast.deliveries):
-            for what in missing(messages, cast.receivers)[:20]:
-                self.history.violation("lost", what)
+        if not drained(self.gate, cast):
             return False
         if not until(lambda: not any(one.due for one in cast.mourned), self.gate, lambda: cast.deliveries):
             self.history.violation("lost", f"wills did not go out: {[(one.name, one.life) for one in cast.mourned if one.due]}")
@@ -355,7 +354,7 @@ class CrashRun:
         for topic in before.keys() | after.keys():
             if before.get(topic) != after.get(topic):
                 self.history.violation("retained", f"{topic}: {before.get(topic, b'')[:40]!r} became {after.get(topic, b'')[:40]!r}")
-        self.mark()
+        mark_all(self.gate, self.cast)
         messages = self.cast.messages
         for what in retained_problems(after, messages, messages) + wrong(messages, self.cast.receivers):
             self.history.violation("run", what)
@@ -370,10 +369,6 @@ class CrashRun:
         self.broker.end()
         self._look_into_the_store()
 
-    def mark(self) -> None:
-        """A last message for everybody: behind it nothing comes any more."""
-        mark_all(self.gate, self.cast)
-
     def _look_into_the_store(self) -> None:
         """Sound, and without what nobody waits for."""
         data = self.folder / "data"
@@ -387,7 +382,26 @@ class CrashRun:
                     self.history.violation("store", f"{count} rows are left in {table}, and nobody waits for anything")
 
 
+def drained(gate: Gate, cast: Cast) -> bool:
+    """Publishers and subscribers have what they wait for; else that is a violation."""
+    if not until(lambda: all(one.idle for one in cast.publishers), gate, lambda: cast.deliveries):
+        gate.history.violation("run", f"publishers still wait: {[one.name for one in cast.publishers if not one.idle]}")
+        return False
+    messages = cast.messages
+    if not until(lambda: not missing(messages, cast.receivers), gate, lambda: cast.deliveries):
+        for what in missing(messages, cast.receivers)[:20]:
+            gate.history.violation("lost", what)
+        return False
+    if not until(lambda: not any(one.ids for one in cast.subscribers), gate, lambda: cast.deliveries):
+        for one in cast.subscribers:
+            if one.ids:
+                gate.history.violation(one.name, f"no PUBREL comes for {[(i, topic) for i, (topic, _) in list(one.ids.items())[:20]]}")
+        return False
+    return True
+
+
 def mark_all(gate: Gate, cast: Cast) -> None:
+    """A last message for everybody: behind it nothing comes any more."""
     key = Key("run", MARKER, 1, 1)
     peer = Peer(gate.address, 4)
     try:
