@@ -71,6 +71,11 @@ cdef Event *note_event(Worker *worker, uint8_t kind) noexcept nogil:
     return event
 
 
+cdef inline void event_promises(Worker *worker) noexcept nogil:
+    """Something is held until the event that was noted last is committed. Which message wants to be synced is not known any more: all, where any can."""
+    worker.journal_events.synced |= worker.engine.syncs
+
+
 cdef void journal_flush(Worker *worker) noexcept nogil:
     cdef Record *first
     events_close(worker)
@@ -243,6 +248,8 @@ cdef void note_sent(Worker *worker, const Session *session, const QueueEntry *en
     event.handle = handle_make(worker.index, session.slot, session.generation)
     event.packet_id = entry.packet_id
     event.group = group_of(session, entry)
+    if entry.qos == 2:
+        event_promises(worker)
 
 
 cdef void note_released(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil:
@@ -253,6 +260,7 @@ cdef void note_released(Worker *worker, const Session *session, const QueueEntry
     if event != NULL:
         event.message = msg_journal(entry.msg)
         event.handle = handle_make(worker.index, session.slot, session.generation)
+        event_promises(worker)
 
 
 cdef void note_inbound_done(Worker *worker, const Session *session, uint16_t packet_id) noexcept nogil:
@@ -263,6 +271,7 @@ cdef void note_inbound_done(Worker *worker, const Session *session, uint16_t pac
     if event != NULL:
         event.handle = handle_make(worker.index, session.slot, session.generation)
         event.packet_id = packet_id
+        event_promises(worker)
 
 
 # ---- sessions

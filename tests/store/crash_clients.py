@@ -334,7 +334,7 @@ class Subscriber(Client):
         if key is None:
             self.violation(f"{topic} came with other bytes: {payload[:60]!r}")
         elif not retain:
-            delivered(self.receiver, key, qos, dup, self.history)
+            delivered(self.receiver, now, key, qos, dup, self.history)
 
     def on_released(self, now: int, packet_id: int) -> None:
         self.ids.pop(packet_id, None)

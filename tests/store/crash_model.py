@@ -112,6 +112,8 @@ class Receiver:
     keys: set[Key] = field(default_factory=set)
     newest: dict[tuple[Stream, int], int] = field(default_factory=dict)
     """Per stream and QoS that it came with: the highest number so far."""
+    late: list[tuple[Key, int, str]] = field(default_factory=list)
+    """What came first behind a later one of its stream, and when; judged at the end, see `wrong`."""
     ordered: bool = True
     """Members of shared groups get a message late that another one has not taken."""
 
@@ -145,14 +147,14 @@ class History:
             self._file.close()
 
 
-def delivered(receiver: Receiver, key: Key, qos: int, dup: bool, history: History) -> None:
+def delivered(receiver: Receiver, now: int, key: Key, qos: int, dup: bool, history: History) -> None:
     """A message has reached the application of that client."""
     stream = stream_of(key), qos
     first = key not in receiver.keys
     if qos == 2 and receiver.times[key, 2]:
         history.violation(receiver.name, f"{key} came twice at QoS 2")
     if first and receiver.ordered and key.number < receiver.newest.get(stream, 0):
-        history.violation(receiver.name, f"{key} came first after #{receiver.newest[stream]}, at QoS {qos}")
+        receiver.late.append((key, now, f"came first after #{receiver.newest[stream]}, at QoS {qos}"))
     if not first and qos == 1 and not dup and receiver.ordered:
         # Sent anew, not sent again: only a restart that has forgotten that it was sent excuses that [MQTT-3.3.1-1].
         history.note(receiver.name, f"{key} came again without DUP")
@@ -193,28 +195,28 @@ def groups_of(receivers: Iterable[Receiver]) -> dict[str, list[tuple[Receiver, S
     return found
 
 
-def missing(messages: Iterable[Sent], receivers: list[Receiver]) -> list[str]:
-    """Acknowledged messages that have not arrived where they must."""
-    lost = []
+def missing(messages: Iterable[Sent], receivers: list[Receiver]) -> list[tuple[Sent, str]]:
+    """Acknowledged messages that have not arrived where they must, and where that is."""
+    lost: list[tuple[Sent, str]] = []
     groups = groups_of(receivers)
     for sent in messages:
         if sent.acknowledged is None:
             continue
         for receiver in receivers:
             if sent.key not in receiver.keys and due(receiver, sent) is not None:
-                lost.append(f"{receiver.name}: {sent.key} was acknowledged and is lost")
+                lost.append((sent, receiver.name))
         for name, members in groups.items():
             if (
                 matches(share_of(name)[1], sent.key.topic)
                 and min(one.granted or 0 for _, one in members) < sent.at
                 and not any(sent.key in receiver.keys for receiver, _ in members)
             ):
-                lost.append(f"{name}: {sent.key} was acknowledged and is lost")
+                lost.append((sent, name))
     return lost
 
 
 def wrong(messages: Iterable[Sent], receivers: list[Receiver]) -> list[str]:
-    """What should not have come: twice to a group at QoS 2, after UNSUBACK, or never sent. All that is due has arrived."""
+    """What should not have come, or not so: twice to a group at QoS 2, after UNSUBACK, never sent, out of order. All that is due has arrived."""
     known = {sent.key: sent for sent in messages}
     found = []
     for receiver in receivers:
@@ -227,6 +229,13 @@ def wrong(messages: Iterable[Sent], receivers: list[Receiver]) -> list[str]:
                 found.append(f"{receiver.name}: {key} came, sent after UNSUBACK")
             elif (qos := due(receiver, sent)) is not None and sent.acknowledged is not None and not receiver.times[key, qos] and receiver.ordered:
                 found.append(f"{receiver.name}: {key} came, but not at QoS {qos}")
+        for key, now, what in receiver.late:
+            # One that was sent before SUBACK, or around an UNSUBSCRIBE, may be missed, and come when its publisher sends it again after a crash.
+            if (sent := known.get(key)) is not None and any(
+                one.granted is not None and one.granted < sent.at and (one.left is None or one.left > now) and matches(one.topic_filter, key.topic)
+                for one in receiver.subscriptions
+            ):
+                found.append(f"{receiver.name}: {key} {what}")
     for name, members in groups_of(receivers).items():
         if all(one.qos == 2 for _, one in members):
             times = Counter(key for receiver, _ in members for (key, qos), count in receiver.times.items() if qos == 2 and count)

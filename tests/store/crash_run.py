@@ -387,10 +387,16 @@ def drained(gate: Gate, cast: Cast) -> bool:
     if not until(lambda: all(one.idle for one in cast.publishers), gate, lambda: cast.deliveries):
         gate.history.violation("run", f"publishers still wait: {[one.name for one in cast.publishers if not one.idle]}")
         return False
-    messages = cast.messages
-    if not until(lambda: not missing(messages, cast.receivers), gate, lambda: cast.deliveries):
-        for what in missing(messages, cast.receivers)[:20]:
-            gate.history.violation("lost", what)
+    waiting = cast.messages
+
+    def arrived() -> bool:
+        left = {sent.key for sent, _ in missing(waiting, cast.receivers)}
+        waiting[:] = [sent for sent in waiting if sent.key in left]
+        return not waiting
+
+    if not until(arrived, gate, lambda: cast.deliveries):
+        for sent, where in missing(waiting, cast.receivers)[:20]:
+            gate.history.violation("lost", f"{where}: {sent.key} was acknowledged and is lost")
         return False
     if not until(lambda: not any(one.ids for one in cast.subscribers), gate, lambda: cast.deliveries):
         for one in cast.subscribers:

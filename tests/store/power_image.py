@@ -7,6 +7,7 @@ beside it (what SQLite calls powersafe overwrite).
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import struct
@@ -43,13 +44,14 @@ def forget_shim() -> None:
         shim.cache_clear()
 
 
-def environment(data_dir: Path, log: Path | None = None, *, lie: bool = False, sync_us: int = 0) -> Mapping[str, str]:
-    """For a broker whose store lies in `data_dir`, which exists."""
-    made = {"LD_PRELOAD": str(shim()), "MQTTC_POWER_DIR": str(data_dir)}
+def environment(data_dir: Path, log: Path | None = None, *, lie: str | None = None, sync_us: int = 0) -> Mapping[str, str]:
+    """For a broker whose store lies in `data_dir`, which exists. `lie`: files whose names end like this are not synced."""
+    before = os.environ.get("LD_PRELOAD", "")  # a sanitizer's, which wants to be the first
+    made = {"LD_PRELOAD": f"{before}:{shim()}".lstrip(":"), "MQTTC_POWER_DIR": str(data_dir)}
     if log is not None:
         made["MQTTC_POWER_LOG"] = str(log)
-    if lie:
-        made["MQTTC_POWER_LIE"] = "1"
+    if lie is not None:
+        made["MQTTC_POWER_LIE"] = lie
     if sync_us:
         made["MQTTC_POWER_SYNC_US"] = str(sync_us)
     return made

@@ -64,10 +64,11 @@ class Outcome:
 
 
 class PowerRun:
-    """One run under load, then `images` images. With `lie` the broker's syncs do nothing: the images must lose messages, or the test is blind."""
+    """One run under load, then `images` images. With `lie` files whose names end like that are not
+    synced, and nobody is told: the images must lose messages, or the test is blind."""
 
     def __init__(
-        self, mode: str, images: int, seed: int, workers: int, *, load_s: float = 3.0, lie: bool = False, enough: int | None = None, echo: TextIO | None = None
+        self, mode: str, images: int, seed: int, workers: int, *, load_s: float = 3.0, lie: str | None = None, enough: int | None = None, echo: TextIO | None = None
     ) -> None:  # fmt: skip
         self.mode, self.images, self.seed, self.workers, self.load_s, self.lie = mode, images, seed, workers, load_s, lie
         self.enough = enough
@@ -86,7 +87,7 @@ class PowerRun:
             if not self.violations:
                 self._cut(operations)
         finally:
-            if self.violations and not self.lie or sys.exc_info()[0] is not None:
+            if (self.violations and self.lie is None) or sys.exc_info()[0] is not None:
                 kept = self.folder
             else:
                 shutil.rmtree(self.folder)

@@ -3,7 +3,7 @@
    Every call that changes a file or a name below MQTTC_POWER_DIR goes into the file MQTTC_POWER_LOG, in the order in which the calls were made
    (one lock), with the time at which each began. Not logged: files whose name ends in -shm or .lock, which nothing reads after a power cut.
 
-   MQTTC_POWER_LIE=1        fsync and fdatasync below the directory do nothing and are not logged, and say that they did.
+   MQTTC_POWER_LIE=-wal     fsync and fdatasync of files whose name ends like this do nothing and are not logged, and say that they did.
    MQTTC_POWER_SYNC_US=n    each of them takes n microseconds longer.
 
    A record: struct Header, the name (two, one after the other, for a rename), the data. tests/store/power_image.py reads it. */
@@ -41,7 +41,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char directory[PATH_MAX];
 static size_t directory_bytes;
 static int log_fd = -1;
-static int lies;
+static const char *lie; /* NULL: none */
 static unsigned sync_us;
 
 static ssize_t (*real_write)(int, const void *, size_t);
@@ -75,7 +75,7 @@ __attribute__((constructor)) static void start(void) {
     real_openat64 = dlsym(RTLD_NEXT, "openat64");
     real_rename = dlsym(RTLD_NEXT, "rename");
     real_unlink = dlsym(RTLD_NEXT, "unlink");
-    lies = getenv("MQTTC_POWER_LIE") != NULL;
+    lie = getenv("MQTTC_POWER_LIE");
     sync_us = delay ? (unsigned) atoi(delay) : 0;
     if (where == NULL || realpath(where, directory) == NULL)
         return;
@@ -214,7 +214,7 @@ static int do_sync(int fd, int (*real)(int)) {
         return real(fd);
     if (sync_us)
         usleep(sync_us);
-    if (lies)
+    if (what == 1 && lie != NULL && strlen(path) >= strlen(lie) && strcmp(path + strlen(path) - strlen(lie), lie) == 0)
         return 0;
     pthread_mutex_lock(&lock);
     began = now_ns();
