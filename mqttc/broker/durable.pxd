@@ -34,6 +34,7 @@ cdef void journal_forget(Worker *worker) noexcept nogil                 # all we
 cdef bint note_message(
     Worker *worker, Msg *msg, const Route *route, uint8_t durability, uint64_t publisher, uint16_t packet_id, uint64_t version,
 ) noexcept nogil
+cdef bint note_handout(Worker *worker, const Session *session, Msg *msg, const QueueEntry *entry) noexcept nogil  # retained, to that session alone; its id
 cdef void note_done(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # this delivery is over
 cdef void note_group_done(Worker *worker, uint64_t group, const Msg *msg) noexcept nogil                  # a group's message that reaches nobody
 cdef void note_sent(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil
@@ -51,8 +52,12 @@ cdef void note_group_end(Worker *worker, uint64_t group) noexcept nogil
 cdef bint note_read(Worker *worker, Session *session, const uint64_t *ids, uint32_t count) noexcept nogil # answered by BodiesMail
 
 cdef inline uint64_t until_now(const Worker *worker) noexcept nogil:
-    """What was noted so far in this turn is committed when this sequence is."""
-    return worker.journal_sequence
+    """What was noted so far is committed when this sequence is: that of this turn's chain if there will be one, else that of the last one."""
+    return worker.journal_sequence if worker.journal_first != NULL or worker.journal_events != NULL else worker.journal_sequence - 1
 
-cdef Wait *wait_add(Worker *worker, uint8_t kind) noexcept nogil        # for what was noted in this turn; NULL: no memory
-cdef void wait_conn(Worker *worker, Conn *conn) noexcept nogil          # its held replies; once a turn
+cdef inline uint64_t until_before(const Worker *worker) noexcept nogil:
+    """What was noted before this turn."""
+    return worker.journal_sequence - 1
+
+cdef Wait *wait_add(Worker *worker, uint8_t kind, uint64_t until) noexcept nogil        # NULL: no memory
+cdef void wait_conn(Worker *worker, Conn *conn, uint64_t until) noexcept nogil          # its held replies; once per sequence

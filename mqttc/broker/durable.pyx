@@ -71,6 +71,11 @@ cdef Event *note_event(Worker *worker, uint8_t kind) noexcept nogil:
     return event
 
 
+cdef inline void event_promises(Worker *worker) noexcept nogil:
+    """Something is held until the event that was noted last is committed. Which message wants to be synced is not known any more: all, where any can."""
+    worker.journal_events.synced |= worker.engine.syncs
+
+
 cdef void journal_flush(Worker *worker) noexcept nogil:
     cdef Record *first
     events_close(worker)
@@ -108,18 +113,35 @@ cdef void journal_forget(Worker *worker) noexcept nogil:
 
 # ---- messages
 
+cdef bint identifiers_add(RecordTarget *target, const SubscriptionIds *ids) noexcept nogil:
+    if ids == NULL:
+        return True
+    target.identifiers = <uint32_t *> mem_alloc((<size_t> ids.count + 1) * sizeof(uint32_t))
+    if target.identifiers == NULL:
+        return False
+    target.identifiers[0] = ids.count
+    memcpy(target.identifiers + 1, ids.ids, <size_t> ids.count * sizeof(uint32_t))
+    return True
+
+
 cdef bint target_add(RecordTarget *target, const RouteEntry *entry, const Msg *msg) noexcept nogil:
-    cdef const SubscriptionIds *ids = entry.subscription_ids
     target.handle = entry.session
     target.qos = entry.qos if entry.qos < msg.qos else msg.qos
     target.flags = 1 if entry.flags & ENTRY_RETAIN_AS_PUBLISHED and msg.retain else 0
-    if ids != NULL:
-        target.identifiers = <uint32_t *> mem_alloc((<size_t> ids.count + 1) * sizeof(uint32_t))
-        if target.identifiers == NULL:
-            return False
-        target.identifiers[0] = ids.count
-        memcpy(target.identifiers + 1, ids.ids, <size_t> ids.count * sizeof(uint32_t))
-    return True
+    return identifiers_add(target, entry.subscription_ids)
+
+
+cdef void message_link(Worker *worker, Record *record, Msg *msg, uint8_t durability) noexcept nogil:
+    """Gives the message its id, and the record the message."""
+    record.message = atomic_add_u64_relaxed(&worker.engine.journal.next_message, 1)
+    msg_journal_set(msg, record.message)
+    msg_share(msg, 1)
+    record.msg = msg
+    record.synced = durability == DURABILITY_SYNCED
+    if msg.expires_at_ms:
+        record.time_ms = worker.reactor.wall_ms + msg.expires_at_ms - worker.reactor.now_ms
+    record.bytes += msg.capacity
+    link(worker, record)
 
 
 cdef bint note_message(
@@ -147,18 +169,27 @@ cdef bint note_message(
             targets[record.count].qos = msg.qos
             targets[record.count].group = 1
             record.count += 1
-    record.message = atomic_add_u64_relaxed(&worker.engine.journal.next_message, 1)
-    msg_journal_set(msg, record.message)
-    msg_share(msg, 1)
-    record.msg = msg
     record.handle = publisher
     record.packet_id = packet_id
     record.version = version
-    record.synced = durability == DURABILITY_SYNCED
-    if msg.expires_at_ms:
-        record.time_ms = worker.reactor.wall_ms + msg.expires_at_ms - worker.reactor.now_ms
-    record.bytes += msg.capacity
-    link(worker, record)
+    message_link(worker, record, msg, durability)
+    return True
+
+
+cdef bint note_handout(Worker *worker, const Session *session, Msg *msg, const QueueEntry *entry) noexcept nogil:
+    cdef Record *record = record_build(RECORD_MESSAGE, <uint32_t> sizeof(RecordTarget))
+    cdef RecordTarget *target
+    if record == NULL:
+        return False
+    record.count = 1
+    target = record_targets(record)
+    target.handle = handle_make(worker.index, session.slot, session.generation)
+    target.qos = entry.qos
+    target.flags = 1
+    if not identifiers_add(target, entry.subscription_ids):
+        record_free(worker.engine.journal, record)
+        return False
+    message_link(worker, record, msg, worker.engine.settings.durability)
     return True
 
 
@@ -217,6 +248,8 @@ cdef void note_sent(Worker *worker, const Session *session, const QueueEntry *en
     event.handle = handle_make(worker.index, session.slot, session.generation)
     event.packet_id = entry.packet_id
     event.group = group_of(session, entry)
+    if entry.qos == 2:
+        event_promises(worker)
 
 
 cdef void note_released(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil:
@@ -227,6 +260,7 @@ cdef void note_released(Worker *worker, const Session *session, const QueueEntry
     if event != NULL:
         event.message = msg_journal(entry.msg)
         event.handle = handle_make(worker.index, session.slot, session.generation)
+        event_promises(worker)
 
 
 cdef void note_inbound_done(Worker *worker, const Session *session, uint16_t packet_id) noexcept nogil:
@@ -237,6 +271,7 @@ cdef void note_inbound_done(Worker *worker, const Session *session, uint16_t pac
     if event != NULL:
         event.handle = handle_make(worker.index, session.slot, session.generation)
         event.packet_id = packet_id
+        event_promises(worker)
 
 
 # ---- sessions
@@ -356,23 +391,24 @@ cdef bint note_read(Worker *worker, Session *session, const uint64_t *ids, uint3
 
 # ---- waiting
 
-cdef Wait *wait_add(Worker *worker, uint8_t kind) noexcept nogil:
+cdef Wait *wait_add(Worker *worker, uint8_t kind, uint64_t until) noexcept nogil:
+    # One for an earlier chain may stand behind one for this turn's: it is over a commit later than it could be.
     cdef Wait *wait = <Wait *> ring_push(&worker.waits)
     if wait == NULL:
         return NULL
     memset(wait, 0, sizeof(Wait))
     wait.kind = kind
-    wait.until = worker.journal_sequence
+    wait.until = until
     return wait
 
 
-cdef void wait_conn(Worker *worker, Conn *conn) noexcept nogil:
+cdef void wait_conn(Worker *worker, Conn *conn, uint64_t until) noexcept nogil:
     cdef Wait *wait
-    if conn.waits_until == worker.journal_sequence:
+    if conn.waits_until >= until:
         return
-    wait = wait_add(worker, WAIT_CONN)
+    wait = wait_add(worker, WAIT_CONN, until)
     if wait == NULL:
         stat(&worker.stats, C_JOURNAL_LOST)     # the next turn's release takes its replies along
         return
     wait.session = handle_make(0, conn.link.slot, 0) | <uint64_t> conn.link.generation << 32
-    conn.waits_until = worker.journal_sequence
+    conn.waits_until = until

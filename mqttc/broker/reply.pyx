@@ -78,7 +78,7 @@ cdef HeldAck *held_push(Worker *worker, Conn *conn, uint64_t until) noexcept nog
     memset(held, 0, sizeof(HeldAck))
     if until > worker.journal_committed:
         held.until = until
-        wait_conn(worker, conn)
+        wait_conn(worker, conn, until)
     return held
 
 

@@ -531,6 +531,7 @@ cdef struct Engine:
     RetainStore *retain
     Journal *journal                   # NULL: nothing outlives the process
     RouteRules rules                   # what routes are told beside the tree
+    uint8_t syncs                      # some messages must reach the disk; immutable after start
     LogRing *log
     Gate gate
     Listener *listeners[256]
