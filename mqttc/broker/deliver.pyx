@@ -9,7 +9,7 @@ from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.durable cimport (
-    entry_id, journaled, note_done, note_filter, note_group_done, note_message, note_own, note_read, note_sent, wait_add,
+    entry_id, journaled, note_done, note_filter, note_group_done, note_message, note_handout, note_read, note_sent, until_before, until_now, wait_add,
 )
 from mqttc.broker.group cimport (
     backlog_pop, backlog_push, backlog_push_front, group_close, group_credit, group_find, group_join, group_leave, group_offline, group_online, group_pick,
@@ -103,6 +103,33 @@ cdef Msg *publication_msg(Worker *worker, Publication *pub) noexcept nogil:
     msg.expires_at_ms = pub.expires_at_ms
     pub.msg = msg
     return msg
+
+
+cdef Msg *message_copy(Worker *worker, const Msg *msg) noexcept nogil:
+    """A message of its own with what the other one says, but its id in the journal; NULL: no memory."""
+    cdef Span topic = msg_topic(msg)
+    cdef Span properties = msg_properties(msg)
+    cdef Span payload = msg_payload(msg)
+    cdef Msg *copy = msg_alloc(&worker.msgs, topic.n + properties.n + payload.n)
+    cdef uint8_t *data
+    if copy == NULL:
+        return NULL
+    data = msg_data(copy)
+    memcpy(data, topic.p, topic.n)
+    if properties.n:
+        memcpy(data + topic.n, properties.p, properties.n)
+    if payload.n:
+        memcpy(data + topic.n + properties.n, payload.p, payload.n)
+    copy.topic_bytes = msg.topic_bytes
+    copy.properties_offset = topic.n
+    copy.properties_bytes = properties.n
+    copy.payload_offset = topic.n + properties.n
+    copy.payload_bytes = payload.n
+    copy.publisher = msg.publisher
+    copy.qos = msg.qos
+    copy.retain = msg.retain
+    copy.expires_at_ms = msg.expires_at_ms
+    return copy
 
 
 cdef void publication_clear(Worker *worker, Publication *pub) noexcept nogil:
@@ -297,8 +324,8 @@ cdef bint hold_entry(Worker *worker, Session *session, QueueEntry *entry) noexce
     entry.state = (entry.state & 0xF0) | OUT_HELD | (QE_COUNTED << 4)
     place[0] = entry[0]
     note_sent(worker, session, place)
-    wait = wait_add(worker, WAIT_SESSION)
-    if wait == NULL:                    # no memory: it is sent at once, and may come twice after a crash rather than never
+    wait = wait_add(worker, WAIT_SESSION, until_now(worker))
+    if wait == NULL:                    # it is sent at once: it may come twice after a crash, rather than never
         place.state = (place.state & 0xF0) | OUT_READY
         session.conn.link.flags |= LINK_NOTIFY
         link_dirty(worker.reactor, &session.conn.link)
@@ -618,6 +645,20 @@ cdef void publish_message(Worker *worker, Msg *msg) noexcept nogil:
 
 # ---- a session's way to its client
 
+cdef void handout_note(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
+    """A retained message that a durable session must acknowledge is one of its own from now on: the journal knows it beside the retained one, so that a
+    crash neither loses it nor gives its packet id to another one. Without memory for that it is sent all the same."""
+    cdef Msg *copy = message_copy(worker, entry.msg)
+    if copy != NULL and note_handout(worker, session, copy, entry):
+        msg_drop(&worker.msgs, entry.msg)
+        entry.msg = copy
+        entry.state |= QE_JOURNALED << 4
+        return
+    stat(&worker.stats, C_JOURNAL_LOST)
+    if copy != NULL:
+        msg_drop(&worker.msgs, copy)
+
+
 cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
     """Sends some retained messages of the first hand-out; false: none may be sent now. The hand-out ends when its cursor does. [MQTT-3.3.1-9]"""
     cdef Handout *handout = <Handout *> vec_at(session.handouts, 0)
@@ -627,6 +668,7 @@ cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
     cdef QueueEntry *place
     cdef PublishParts parts
     cdef uint32_t room = HANDOUT_BATCH
+    cdef bint behind
     cdef int count, i
     if handout.qos:
         room = window_free(session)
@@ -666,53 +708,28 @@ cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
             send_parts(worker, conn, &parts)
             entry_drop(worker, session, &entry)
             continue
-        if entry.qos == 2 and session.durable and handout_hold(worker, session, &entry):
+        if session.durable:
+            handout_note(worker, session, &entry)
+        behind = session.resend != session.inflight.count       # one that waits for the journal
+        place = NULL
+        if entry.qos != 2 or not entry.state & (QE_JOURNALED << 4):
+            place = inflight_push(worker, session)
+        elif hold_entry(worker, session, &entry):
             continue
-        place = inflight_push(worker, session)
         if place == NULL:
             entry_drop(worker, session, &entry)
             link_close(worker.reactor, &conn.link, END_NO_MEMORY)
             return False
-        parts.packet_id = place.packet_id
         entry.packet_id = place.packet_id
-        if session.resend != session.inflight.count:    # behind one that waits for the journal
-            session.resend -= 1
-            entry.state |= OUT_READY | QE_COUNTED << 4
-            place[0] = entry
-            continue
-        entry.state |= OUT_SENT | QE_COUNTED << 4
+        entry.state |= (OUT_READY if behind else OUT_SENT) | QE_COUNTED << 4
         place[0] = entry
+        note_sent(worker, session, place)
+        if behind:
+            session.resend -= 1         # not sent
+            continue
+        parts_of_entry(worker, place, &parts)
         send_parts(worker, conn, &parts)
     return True
-
-
-cdef bint handout_hold(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
-    """A retained message at QoS 2: a copy of it gets an id in the journal, as its exchange must outlive the process. False: no memory, entry is as it was."""
-    cdef Publication pub
-    cdef Msg *retained = entry.msg
-    publication_init(&pub)
-    pub.topic = msg_topic(retained)
-    pub.properties = msg_properties(retained)
-    pub.payload = msg_payload(retained)
-    pub.publisher = retained.publisher
-    pub.qos = 2
-    pub.retain = 1
-    pub.expires_at_ms = retained.expires_at_ms
-    if publication_msg(worker, &pub) == NULL:
-        return False
-    if not note_own(worker, session, pub.msg, entry.subscription_ids):
-        publication_clear(worker, &pub)
-        return False
-    entry.msg = pub.msg
-    entry.state |= QE_JOURNALED << 4
-    if hold_entry(worker, session, entry):
-        msg_drop(&worker.msgs, retained)
-        return True
-    note_done(worker, session, entry)
-    entry.state &= ~(QE_JOURNALED << 4)
-    entry.msg = retained
-    publication_clear(worker, &pub)
-    return False
 
 
 cdef bint resend_step(Worker *worker, Session *session) noexcept nogil:
@@ -724,7 +741,7 @@ cdef bint resend_step(Worker *worker, Session *session) noexcept nogil:
         session.resend += 1
         return True
     if entry.state & 15 == OUT_RELEASED:
-        answer(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS, worker.journal_sequence - 1)     # its PUBREC came before this turn
+        answer(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS, until_before(worker))        # its PUBREC came before this turn
         session.resend += 1
         return True
     if entry.state & 15 == OUT_HELD:

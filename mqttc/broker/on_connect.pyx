@@ -540,7 +540,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
         status = send_packet(worker, conn, &connack)
     if status == ST_LIMIT:                                      # it takes less than our shortest CONNACK [MQTT-3.1.2-24]
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
-    elif conn.phase == CONN_UP:
+    elif status == ST_OK and (conn.phase == CONN_UP or conn.held_acks == NULL):     # NULL: nothing could be noted, so nothing is waited for
         connect_welcome(worker, conn)
 
 

@@ -205,7 +205,7 @@ cdef bint must_last(Worker *worker, Conn *conn, const Packet *packet, const Rout
 
 cdef bint offer_later(Worker *worker, Publication *pub, Route *route) noexcept nogil:
     """A QoS 2 message of a durable publisher reaches nobody before a crash can no longer make it a new one. False: no memory."""
-    cdef Wait *wait = wait_add(worker, WAIT_OFFER)
+    cdef Wait *wait = wait_add(worker, WAIT_OFFER, until_now(worker))
     if wait == NULL:
         return False
     msg_share(pub.msg, 1)
@@ -327,7 +327,8 @@ cdef void on_ack(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
             note_inbound_done(worker, session, packet.packet_id)
             answer(worker, conn, PUBCOMP, packet.packet_id, RC_SUCCESS, until_now(worker) if session.durable else 0)
         else:
-            answer(worker, conn, PUBCOMP, packet.packet_id, RC_PACKET_IDENTIFIER_NOT_FOUND, 0)
+            # Perhaps since its last PUBREL, whose end is not committed: until then the id is not free.
+            answer(worker, conn, PUBCOMP, packet.packet_id, RC_PACKET_IDENTIFIER_NOT_FOUND, until_now(worker) if session.durable else 0)
         return
     entry = inflight_find(session, packet.packet_id)
     if entry == NULL:
