@@ -144,7 +144,8 @@ def survives(command: Start, tmp_path: Path, topic: str, *arguments: str, listen
 @pytest.mark.parametrize("filtered", [True, False])
 def test_filter_keeps_better(command: Start, tmp_path: Path, filtered: bool) -> None:
     config = tmp_path / "c.toml"
-    config.write_text('[[listeners]]\nurl = "tcp://127.0.0.1:0"\n[durability]\nmode = "off"\nfilters = [{ filter = "orders/+/#", mode = "written" }]\n')
+    rules = '[durability]\nmode = "off"\nfilters = [{ filter = "orders/+/#", mode = "written" }]\n'
+    config.write_text('[[listeners]]\nurl = "tcp://127.0.0.1:0"\n' + rules)
     topic = "orders/1/2" if filtered else "order/1/2"
     assert survives(command, tmp_path / "data", topic, "--config", str(config)) is filtered
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -83,7 +84,10 @@ def test_the_stronger_of_mode_filter_and_listener(make_place: MakePlace) -> None
     plain, better = {"url": "tcp://127.0.0.1:0"}, {"url": "tcp://127.0.0.1:0", "durability": "synced"}
     place = make_place(
         listeners=[plain, better],
-        durability={"mode": "written", "filters": [{"filter": "orders/#", "mode": "synced"}, {"filter": "orders/old/#", "mode": "written"}]},
+        durability={
+            "mode": "written",
+            "filters": [{"filter": "orders/#", "mode": "synced"}, {"filter": "orders/old/#", "mode": "written"}],
+        },
     )
     peer = place.session(5, name())
     peer.subscribe("#", 1)
@@ -253,6 +257,15 @@ def test_end_in_order_is_marked(place: Place) -> None:
     place.start()
 
 
+def descriptors() -> list[str]:
+    """What this process has open, where the system tells."""
+    found = []
+    for link in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            found.append(str(link.readlink()))
+    return found
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_fork(place: Place) -> None:
     """A child may live and end: the parent's store stays its own, and locked."""
@@ -264,6 +277,8 @@ def test_fork(place: Place) -> None:
         try:
             os.close(writing)
             os.read(reading, 1)
+            if "anon_inode:[eventfd]" in descriptors():
+                os._exit(8)
             place.running.stats()
         except BaseException:
             os._exit(7)  # as every call of a forked child

@@ -11,7 +11,6 @@ from ..rawclient import CONNACK, MESSAGE_EXPIRY, PUBACK, RECEIVE_MAXIMUM, Peer, 
 from .conftest import MakePlace
 from .durable import Place, eventually, fetch, name
 
-
 CACHE_BYTES = 64 * 2**20
 """SQLite's cache of pages, whatever the number of messages."""
 
@@ -45,7 +44,7 @@ def flood(publisher: Peer, topic: str, first: int, last: int, body: int, window:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_of_a_long_queue(make_place: MakePlace) -> None:
-    """50 000 messages for one who is away cost the broker much less than they are long, and come back whole and in order."""
+    """50 000 messages for one who is away cost much less than they are long, and come back whole and in order."""
     count, body = 50_000, 4000
     place = make_place(limits={"max_queued_messages": 100_000, "max_queued_bytes": 2**30}, durability={"mode": "written", "max_backlog": 2**23})
     topic, client_id = name(), name()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
@@ -232,7 +233,7 @@ def test_backlog_rises_and_falls(place: Place) -> None:
             publisher.send(publish_packet(topic, b"m" * 10_000, 5, qos=1, packet_id=number))
             quiet(publisher)
             seen.append(place.stat("journal_backlog_bytes"))
-    assert seen[0] == 0 and all(later >= earlier + 10_000 for earlier, later in zip(seen, seen[1:], strict=False))
+    assert seen[0] == 0 and all(later >= earlier + 10_000 for earlier, later in itertools.pairwise(seen))
     for number in range(1, 6):
         publisher.expect(PUBACK, packet_id=number)
     place.settled()
