@@ -46,7 +46,8 @@ def flood(publisher: Peer, topic: str, first: int, last: int, body: int, window:
 def test_memory_of_a_long_queue(make_place: MakePlace) -> None:
     """50 000 messages for one who is away cost much less than they are long, and come back whole and in order."""
     count, body = 50_000, 4000
-    place = make_place(limits={"max_queued_messages": 100_000, "max_queued_bytes": 2**30}, durability={"mode": "written", "max_backlog": 2**23})
+    limits = {"max_queued_messages": 100_000, "max_queued_bytes": 2**30}
+    place = make_place(limits=limits, durability={"mode": "written", "max_backlog": 2**23})
     topic, client_id = name(), name()
     away(place, topic, client_id)
     publisher = place(4)
