@@ -600,7 +600,8 @@ cdef int forget_gone(Work *work) noexcept nogil:
     if status == ST_OK and sqlite3_exec(
         work.file,
         "DELETE FROM message WHERE id NOT IN (SELECT message FROM delivery WHERE state < 2);"
-        " DELETE FROM share_group WHERE id NOT IN (SELECT target FROM delivery) AND filter NOT IN (SELECT filter FROM subscription)", NULL, NULL, NULL,
+        " DELETE FROM share_group WHERE id NOT IN (SELECT target FROM delivery) AND filter NOT IN (SELECT filter FROM subscription);"
+        " DELETE FROM share_group WHERE id NOT IN (SELECT min(id) FROM share_group GROUP BY filter)", NULL, NULL, NULL,
     ) != SQLITE_OK:
         status = fail(work)
     return status
