@@ -5,7 +5,7 @@ speed      queued    QoS 1 into the queue of a session that is off line, which t
            p2p       QoS 1 between pairs of clients on line, all with a session that outlives the connection
            retained  QoS 1 updates of retained messages
 latency    PUBLISH to PUBACK at a fixed rate into such a queue, counted from when a message was due; also in fsyncs of this disk
-recovery   a broker with many queued and many retained messages is killed: time until it listens again, memory then, and whether all is there
+recovery   a broker with many queued and many retained messages is killed: time until it listens again, memory then; all must be there
 
 Processor time is that of all threads of the broker, the one that writes included; not that of the kernel's own for the disk. An fsync is
 4 KiB appended to a file of the same folder, median of 200, before each round. mosquitto (2.0) never syncs for a message and acknowledges
@@ -53,6 +53,7 @@ FSYNCS = 200
 FSYNC_BYTES = 4096
 SESSIONS = 10  # of the recovery
 SESSION_EXPIRY_S = 3600
+PATIENCE_S = 30.0  # without progress
 
 THROUGHPUT = 50_000.0  # synced into a queue: messages a second, or
 THROUGHPUT_SHARE = 0.4  # this part of what `off` does, if that is less
@@ -175,10 +176,14 @@ class Journal:
 def written_out(name: str, folder: Path) -> None:
     """`written` acknowledges before: until nothing waits for the file any more."""
     if name in MODES and name != "off":
-        wait_for("writing", lambda: -Journal.of(name, folder).waiting_bytes, 0)
+        until("writing", lambda: -Journal.of(name, folder).waiting_bytes, 0)
 
 
 # ---- loads
+
+
+def until(what: str, progress: Callable[[], int], target: int) -> None:
+    wait_for(what, progress, target, PATIENCE_S)
 
 
 @contextmanager
@@ -196,19 +201,21 @@ def add_publishers(load: Load, topics: Callable[[int], list[str]], *, retain: bo
         client = load.add_client(f"durable-publisher-{number}")
         sizes = {"payload_least": PAYLOAD, "payload_most": PAYLOAD}
         each = rate / PUBLISHERS
-        load.publish_to(client, topics(number), qos=1, retain=retain, window=WINDOW, burst=100, loop=False, timed=rate > 0, rate=each, **sizes)
+        load.publish_to(
+            client, topics(number), qos=1, retain=retain, window=WINDOW, burst=100, loop=False, timed=rate > 0, rate=each, **sizes
+        )
 
 
 def connect(load: Load, first: int, count: int) -> None:
     before = load.counters()["connected"]
     load.connect(first, count)
-    wait_for("connecting", lambda: load.counters()["connected"] - before, count)
+    until("connecting", lambda: load.counters()["connected"] - before, count)
 
 
 def leave(load: Load, first: int, count: int) -> None:
     before = load.counters()["connected"]
     load.disconnect(first, count)
-    wait_for("leaving", lambda: before - load.counters()["connected"], count)
+    until("leaving", lambda: before - load.counters()["connected"], count)
 
 
 def add_sessions(load: Load, count: int, topics: Callable[[int], str]) -> None:
@@ -223,7 +230,7 @@ def fill(load: Load, count: int) -> None:
     each = count // PUBLISHERS
     before = load.counters()["acknowledged"]
     load.publish(0, PUBLISHERS, messages=each)
-    wait_for("publishing", lambda: load.counters()["acknowledged"] - before, each * PUBLISHERS)
+    until("publishing", lambda: load.counters()["acknowledged"] - before, each * PUBLISHERS)
 
 
 def filling(made: Run, load: Load, pid: int, folder: Path, count: int) -> None:
@@ -261,13 +268,13 @@ def queued(made: Run, port: int, pid: int, folder: Path, options: argparse.Names
         add_sessions(load, 1, lambda number: "durable/queue")
         load.start()
         connect(load, PUBLISHERS, 1)
-        wait_for("subscribing", lambda: load.counters()["subscribed"], 1)
+        until("subscribing", lambda: load.counters()["subscribed"], 1)
         leave(load, PUBLISHERS, 1)
         connect(load, 0, PUBLISHERS)
         filling(made, load, pid, folder, options.messages)
         begun = time.monotonic()
         connect(load, PUBLISHERS, 1)
-        wait_for("draining", lambda: load.counters()["received"], made.count)
+        until("draining", lambda: load.counters()["received"], made.count)
         made.drained_per_second = made.count / (time.monotonic() - begun)
         look(made, load)
 
@@ -301,7 +308,7 @@ def latency(made: Run, port: int, pid: int, folder: Path, options: argparse.Name
         add_sessions(load, 1, lambda number: "durable/queue")
         load.start()
         connect(load, PUBLISHERS, 1)
-        wait_for("subscribing", lambda: load.counters()["subscribed"], 1)
+        until("subscribing", lambda: load.counters()["subscribed"], 1)
         leave(load, PUBLISHERS, 1)
         connect(load, 0, PUBLISHERS)
         load.publish(0, PUBLISHERS)
@@ -397,7 +404,7 @@ def provide(kind: str, port: int, options: argparse.Namespace) -> None:
             add_sessions(load, SESSIONS, lambda number: f"durable/{number}")
             load.start()
             connect(load, PUBLISHERS, SESSIONS)
-            wait_for("subscribing", lambda: load.counters()["subscribed"], SESSIONS)
+            until("subscribing", lambda: load.counters()["subscribed"], SESSIONS)
             leave(load, PUBLISHERS, SESSIONS)
             connect(load, 0, PUBLISHERS)
             fill(load, options.messages)
@@ -419,7 +426,7 @@ def receive(made: Run, kind: str, port: int, options: argparse.Namespace) -> Non
             load.start()
             begun = time.monotonic()
             load.connect(PUBLISHERS, SESSIONS)
-            wait_for("draining", lambda: load.counters()["received"], made.count)
+            until("draining", lambda: load.counters()["received"], made.count)
             made.drained_per_second = made.count / (time.monotonic() - begun)
             look(made, load)
     if kind in ("retained", "both"):
@@ -429,7 +436,7 @@ def receive(made: Run, kind: str, port: int, options: argparse.Namespace) -> Non
             load.subscribe_to(load.add_client("durable-reader", verify=False), "site/#", 1)
             load.start()
             load.connect(PUBLISHERS, 1)
-            wait_for("reading retained messages", lambda: load.counters()["received"] + load.counters()["duplicates"], made.count)
+            until("reading retained messages", lambda: load.counters()["received"] + load.counters()["duplicates"], made.count)
 
 
 # ---- judging and showing
@@ -527,13 +534,22 @@ def facts(runs: Sequence[Run], command: str, options: argparse.Namespace) -> str
     return f"Medians of {options.rounds} rounds; {counts}; an fsync of this disk (p50): {fsync:.3f} ms."
 
 
+def places(page: Path, command: str) -> tuple[int, int] | None:
+    """Where the page's text for that command begins and ends."""
+    begin, end = f"<!-- durability.py {command}: begin -->\n", f"<!-- durability.py {command}: end -->"
+    text = page.read_text("utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        return None
+    return text.index(begin) + len(begin), text.index(end)
+
+
 def put(page: Path, command: str, text: str) -> None:
     """Between the page's marks for that command. Raises ``ValueError`` where they are missing."""
-    begin, end = f"<!-- durability.py {command}: begin -->", f"<!-- durability.py {command}: end -->"
+    found = places(page, command)
+    if found is None:
+        raise ValueError(f"{page} has no place for {command}")
     old = page.read_text("utf-8")
-    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
-        raise ValueError(f"{page} has no place for {command}: {begin} and {end}")
-    page.write_text(old[: old.index(begin) + len(begin)] + "\n" + text + old[old.index(end) :], "utf-8")
+    page.write_text(old[: found[0]] + text + old[found[1] :], "utf-8")
 
 
 # ---- the command
@@ -542,9 +558,11 @@ def put(page: Path, command: str, text: str) -> None:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="durability.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = made.add_subparsers(dest="command", required=True)
-    for command, kinds, messages, seconds in (("speed", LOADS, 500_000, 4.0), ("latency", ("latency",), 0, 5.0), ("recovery", KINDS, 1_000_000, 0.0)):
+    defaults = (("speed", LOADS, 500_000, 4.0), ("latency", ("latency",), 0, 5.0), ("recovery", KINDS, 1_000_000, 0.0))
+    for command, kinds, messages, seconds in defaults:
+        names = ["written", "mosquitto"] if command == "recovery" else list(CONTENDERS)
         one = commands.add_parser(command, formatter_class=argparse.RawDescriptionHelpFormatter)
-        one.add_argument("--brokers", nargs="+", choices=CONTENDERS, default=["written", "mosquitto"] if command == "recovery" else list(CONTENDERS))
+        one.add_argument("--brokers", nargs="+", choices=CONTENDERS, default=names)
         one.add_argument("--rounds", type=int, default=1 if command == "recovery" else 5)
         if len(kinds) > 1:
             one.add_argument("--loads", nargs="+", choices=kinds, default=list(kinds))
@@ -586,6 +604,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     made = parser()
     options = made.parse_args(given)
+    if options.page and not places(options.page, options.command):
+        made.error(f"{options.page} has no place for {options.command}")
     if options.rounds < 1 or not 0 <= getattr(options, "messages", PUBLISHERS) <= 1_000_000:
         made.error("--rounds is at least 1, --messages at most 1000000")
     options.folder.mkdir(parents=True, exist_ok=True)
