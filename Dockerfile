@@ -27,7 +27,7 @@ COPY --from=build /opt/mqttc /opt/mqttc
 ENV PATH=/opt/mqttc/bin:$PATH PYTHONUNBUFFERED=1
 USER mqttc
 WORKDIR /var/lib/mqttc
-EXPOSE 1883 8883
+EXPOSE 1883 8883 8080 14567/udp
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["mqttc-broker"]
 CMD ["--listen", "tcp://0.0.0.0:1883"]
