@@ -9,7 +9,7 @@ from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.durable cimport (
-    entry_id, journaled, note_done, note_filter, note_group_done, note_message, note_handout, note_read, note_sent, until_before, until_now, wait_add,
+    entry_id, journaled, note_done, note_filter, note_group_done, note_message, note_handout, note_read, note_sent, wait_add,
 )
 from mqttc.broker.group cimport (
     backlog_pop, backlog_push, backlog_push_front, group_close, group_credit, group_find, group_join, group_leave, group_offline, group_online, group_pick,
@@ -103,33 +103,6 @@ cdef Msg *publication_msg(Worker *worker, Publication *pub) noexcept nogil:
     msg.expires_at_ms = pub.expires_at_ms
     pub.msg = msg
     return msg
-
-
-cdef Msg *message_copy(Worker *worker, const Msg *msg) noexcept nogil:
-    """A message of its own with what the other one says, but its id in the journal; NULL: no memory."""
-    cdef Span topic = msg_topic(msg)
-    cdef Span properties = msg_properties(msg)
-    cdef Span payload = msg_payload(msg)
-    cdef Msg *copy = msg_alloc(&worker.msgs, topic.n + properties.n + payload.n)
-    cdef uint8_t *data
-    if copy == NULL:
-        return NULL
-    data = msg_data(copy)
-    memcpy(data, topic.p, topic.n)
-    if properties.n:
-        memcpy(data + topic.n, properties.p, properties.n)
-    if payload.n:
-        memcpy(data + topic.n + properties.n, payload.p, payload.n)
-    copy.topic_bytes = msg.topic_bytes
-    copy.properties_offset = topic.n
-    copy.properties_bytes = properties.n
-    copy.payload_offset = topic.n + properties.n
-    copy.payload_bytes = payload.n
-    copy.publisher = msg.publisher
-    copy.qos = msg.qos
-    copy.retain = msg.retain
-    copy.expires_at_ms = msg.expires_at_ms
-    return copy
 
 
 cdef void publication_clear(Worker *worker, Publication *pub) noexcept nogil:
@@ -324,8 +297,8 @@ cdef bint hold_entry(Worker *worker, Session *session, QueueEntry *entry) noexce
     entry.state = (entry.state & 0xF0) | OUT_HELD | (QE_COUNTED << 4)
     place[0] = entry[0]
     note_sent(worker, session, place)
-    wait = wait_add(worker, WAIT_SESSION, until_now(worker))
-    if wait == NULL:                    # it is sent at once: it may come twice after a crash, rather than never
+    wait = wait_add(worker, WAIT_SESSION)
+    if wait == NULL:                    # no memory: it is sent at once, and may come twice after a crash rather than never
         place.state = (place.state & 0xF0) | OUT_READY
         session.conn.link.flags |= LINK_NOTIFY
         link_dirty(worker.reactor, &session.conn.link)
@@ -648,15 +621,23 @@ cdef void publish_message(Worker *worker, Msg *msg) noexcept nogil:
 cdef void handout_note(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
     """A retained message that a durable session must acknowledge is one of its own from now on: the journal knows it beside the retained one, so that a
     crash neither loses it nor gives its packet id to another one. Without memory for that it is sent all the same."""
-    cdef Msg *copy = message_copy(worker, entry.msg)
-    if copy != NULL and note_handout(worker, session, copy, entry):
-        msg_drop(&worker.msgs, entry.msg)
-        entry.msg = copy
+    cdef Publication pub
+    cdef Msg *retained = entry.msg
+    publication_init(&pub)
+    pub.topic = msg_topic(retained)
+    pub.properties = msg_properties(retained)
+    pub.payload = msg_payload(retained)
+    pub.publisher = retained.publisher
+    pub.qos = retained.qos
+    pub.retain = 1
+    pub.expires_at_ms = retained.expires_at_ms
+    if publication_msg(worker, &pub) != NULL and note_handout(worker, session, pub.msg, entry):
+        msg_drop(&worker.msgs, retained)
+        entry.msg = pub.msg
         entry.state |= QE_JOURNALED << 4
         return
     stat(&worker.stats, C_JOURNAL_LOST)
-    if copy != NULL:
-        msg_drop(&worker.msgs, copy)
+    publication_clear(worker, &pub)
 
 
 cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
@@ -741,7 +722,7 @@ cdef bint resend_step(Worker *worker, Session *session) noexcept nogil:
         session.resend += 1
         return True
     if entry.state & 15 == OUT_RELEASED:
-        answer(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS, until_before(worker))        # its PUBREC came before this turn
+        answer(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS, worker.journal_sequence - 1)     # its PUBREC came before this turn
         session.resend += 1
         return True
     if entry.state & 15 == OUT_HELD:

@@ -205,7 +205,7 @@ cdef bint must_last(Worker *worker, Conn *conn, const Packet *packet, const Rout
 
 cdef bint offer_later(Worker *worker, Publication *pub, Route *route) noexcept nogil:
     """A QoS 2 message of a durable publisher reaches nobody before a crash can no longer make it a new one. False: no memory."""
-    cdef Wait *wait = wait_add(worker, WAIT_OFFER, until_now(worker))
+    cdef Wait *wait = wait_add(worker, WAIT_OFFER)
     if wait == NULL:
         return False
     msg_share(pub.msg, 1)

@@ -534,8 +534,8 @@ cdef struct Engine:
     Trie *trie
     RetainStore *retain
     Journal *journal                   # NULL: nothing outlives the process
+    bint synced                        # something is kept as DURABILITY_SYNCED
     RouteRules rules                   # what routes are told beside the tree
-    uint8_t syncs                      # some messages must reach the disk; immutable after start
     LogRing *log
     Gate gate
     Listener *listeners[256]
