@@ -16,7 +16,7 @@ from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport Route, route_drop, route_fresh, route_lookup, route_share
 from mqttc.broker.session cimport entry_release, inbound_add, inbound_count, inbound_has, inbound_remove, inflight_done, inflight_find, session_handle, session_of
 from mqttc.broker.state cimport (
-    CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, OUT_RELEASED, QE_COUNTED, QE_JOURNALED, QE_STORED, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry,
+    CONN_BRAKE_JOURNAL, CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, OUT_RELEASED, QE_COUNTED, QE_JOURNALED, QE_STORED, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry,
     Session, Settings, Wait, Worker,
 )
 from mqttc.broker.stats cimport (
@@ -305,6 +305,8 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
         fan_out(worker, &pub, route)
     if unlikely(pub.pressure or conn.flags & CONN_BRAKED):      # braked already: so that held acknowledgements stay bounded for 3.x clients too
         conn_brake(worker, conn, pub.pressure and (packet.qos == 0 or journal_crowded(worker)))
+        if lasting and journal_crowded(worker) and conn.flags & CONN_BRAKE_PAUSED:
+            conn.flags |= CONN_BRAKE_JOURNAL
     if packet.qos:
         acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason, until)
     publication_clear(worker, &pub)
@@ -325,7 +327,8 @@ cdef void on_ack(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
             note_inbound_done(worker, session, packet.packet_id)
             answer(worker, conn, PUBCOMP, packet.packet_id, RC_SUCCESS, until_now(worker) if session.durable else 0)
         else:
-            answer(worker, conn, PUBCOMP, packet.packet_id, RC_PACKET_IDENTIFIER_NOT_FOUND, 0)
+            # Perhaps since its last PUBREL, whose end is not committed: until then the id is not free.
+            answer(worker, conn, PUBCOMP, packet.packet_id, RC_PACKET_IDENTIFIER_NOT_FOUND, until_now(worker) if session.durable else 0)
         return
     entry = inflight_find(session, packet.packet_id)
     if entry == NULL:
@@ -396,12 +399,15 @@ cdef void brakes_release(Worker *worker) noexcept nogil:
     while i < worker.braked.count:
         session = session_of(worker, (<uint64_t *> vec_at(&worker.braked, i))[0])
         conn = session.conn if session != NULL else NULL
-        if conn != NULL and conn.flags & CONN_BRAKED and conn.brake_until_ms > worker.reactor.now_ms:
+        if conn != NULL and conn.flags & CONN_BRAKED and (
+            conn.brake_until_ms > worker.reactor.now_ms or (conn.flags & CONN_BRAKE_JOURNAL and journal_crowded(worker))
+        ):
             i += 1
             continue
         vec_swap_remove(&worker.braked, i)
         if conn == NULL or not conn.flags & CONN_BRAKED:
             continue
+        conn.flags &= ~<uint8_t> CONN_BRAKE_JOURNAL
         conn.last_packet_ms = worker.reactor.now_ms             # keep alive stood still meanwhile
         acks_release(worker, conn)
         if conn.flags & CONN_BRAKE_PAUSED:

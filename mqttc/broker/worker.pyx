@@ -20,7 +20,7 @@ from mqttc.broker.durable cimport journal_flush, journal_forget
 from mqttc.broker.gate cimport gate_free, gate_init
 from mqttc.broker.group cimport group_free
 from mqttc.broker.handle cimport handle_worker
-from mqttc.broker.journal cimport Body, JournalHooks, journal_free, journal_start, journal_stop
+from mqttc.broker.journal cimport DURABILITY_SYNCED, Body, JournalHooks, journal_free, journal_start, journal_stop
 from mqttc.broker.mail cimport mail_discard, post, post_all, publish_mail_done
 from mqttc.broker.on_connect cimport conn_init, connect_adopt, connect_welcome, on_answer
 from mqttc.broker.on_head cimport on_head_answer, tunnel_drained
@@ -214,8 +214,12 @@ cdef void wait_over(Worker *worker, Wait *wait) noexcept nogil:
             delivery_ready(worker, session, wait.packet_id)
     else:
         conn = <Conn *> reactor_link(worker.reactor, <uint32_t> wait.session, <uint32_t> (wait.session >> 32))
-        if conn != NULL and replies_release(worker, conn):
+        if conn == NULL:
+            return
+        if replies_release(worker, conn):
             connect_welcome(worker, conn)
+        elif conn.session != NULL and conn.session.handouts != NULL:
+            session_pump(worker, conn.session)
 
 
 cdef void on_committed(Worker *worker, uint64_t sequence) noexcept nogil:
@@ -525,6 +529,17 @@ cdef int engine_listen(Engine *engine, Listener *listener) noexcept nogil:
     return <int> engine.listener_count - 1
 
 
+cdef bint synced_somewhere(const Engine *engine) noexcept nogil:
+    cdef uint32_t i
+    for i in range(engine.listener_count):
+        if engine.listeners[i].durability == DURABILITY_SYNCED:
+            return True
+    for i in range(engine.rules.filter_count):
+        if engine.rules.filters[i].durability == DURABILITY_SYNCED:
+            return True
+    return engine.settings.durability == DURABILITY_SYNCED
+
+
 cdef int engine_start(Engine *engine) noexcept nogil:
     cdef uint32_t i, k
     cdef int status = ST_OK
@@ -536,6 +551,7 @@ cdef int engine_start(Engine *engine) noexcept nogil:
     if status != ST_OK:
         return status
     if engine.journal != NULL:
+        engine.synced = synced_somewhere(engine)
         status = journal_start(engine.journal, &journal_hooks, engine)
         if status != ST_OK:
             return status
