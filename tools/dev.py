@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 MATRIX = [(protocol, workers) for protocol in ("3", "5") for workers in ("1", "4")]
 COPIED = ["setup.py", "pyproject.toml", "README.md", "mqttc", "tests", "tools", "bench", "docs", "examples"]
-NOT_COPIED = {".so", ".pyc", ".c", ".html"}
+NOT_COPIED = {".so", ".pyc", ".html"}
 
 
 def run(command: Sequence[str | Path], where: Path, environment: Mapping[str, str] | None = None) -> int:
