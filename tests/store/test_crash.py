@@ -200,7 +200,12 @@ def test_packet_id_is_not_free_before_its_release_is_committed(stage: Stage) -> 
     peer = scene.peer("p")
     peer.send(publish_packet("t", b"first", 5, qos=2, packet_id=7))
     peer.expect(PUBREC, packet_id=7)
+    other = scene.peer("other", clean=True)
+    other.send(publish_packet("r", b"x", 5, qos=1, retain=True, packet_id=1))
+    other.ping()  # that is on its way to the disk now, and what comes next waits for the next commit
     peer.send(ack_packet(PUBREL, 7))
+    peer.ping()
+    assert not peer.aside, "its PUBCOMP waits for the disk"
     peer.reset()
     peer = scene.peer("p", present=True)
     peer.send(ack_packet(PUBREL, 7))
