@@ -99,6 +99,7 @@ class Load:
         rate: float = 0.0,
         copies: float = 1.0,
         loop: bool = True,
+        timed: bool = False,
     ) -> None:
         """Makes the client a publisher: message n goes to topic n modulo their number.
 
@@ -106,6 +107,7 @@ class Load:
         delivered ``copies`` times (``loop``; without it the acknowledgement, or writing at QoS 0, is enough).
         ``burst``: messages of one write: sending waits until the window has room for that many. ``rate``: messages
         a second, sent when due whatever is under way (open loop), each stamped with the time it was due; 0: closed loop.
+        ``timed``: its acknowledgements (PUBACK, PUBCOMP) count in ``acknowledgement_latency``; half a MiB for the client.
         """
 
     def start(self) -> None: ...
@@ -142,6 +144,9 @@ class Load:
 
     def latency(self) -> dict[int, int]:
         """Histogram since ``reset``: upper bound of a bucket in ns (within 1 %) to its count, empty buckets left out."""
+
+    def acknowledgement_latency(self) -> dict[int, int]:
+        """The same from when a message was sent, or due, to when its publisher read the last acknowledgement; of ``timed`` publishers."""
 
     def close(self) -> None:
         """Stops the threads and frees everything. Idempotent."""

@@ -10,10 +10,10 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.types cimport Span, atomic_load_u32_acquire, atomic_load_u64_relaxed, span_make
 from mqttc.base.vec cimport vec_push
 from mqttc.loadgen.actor cimport (
-    MAX_THREADS, PAYLOAD_HEADER, T_COUNT, VERB_ABORT, VERB_CONNECT, VERB_DISCONNECT, VERB_PUBLISH, VERB_RESET, VERB_STOP_PUBLISHING, Actor, ActorFilter, Field,
-    Publishing, Road, actor_build, actor_free, field_build, field_free, field_start, field_tell,
+    MAX_THREADS, PACKET_IDS, PAYLOAD_HEADER, T_COUNT, VERB_ABORT, VERB_CONNECT, VERB_DISCONNECT, VERB_PUBLISH, VERB_RESET, VERB_STOP_PUBLISHING, Actor,
+    ActorFilter, Field, Publishing, Road, actor_build, actor_free, field_build, field_free, field_start, field_tell,
 )
-from mqttc.loadgen.hist cimport HIST_BUCKETS, hist_bound
+from mqttc.loadgen.hist cimport HIST_BUCKETS, Hist, hist_bound
 from mqttc.net.tcp cimport PeerAddress
 from mqttc.net.tls_client cimport TlsClient as NativeTlsClient, TlsClientSettings, tls_client_build, tls_client_drop, tls_client_stats
 from mqttc.net.tls_context cimport TlsCertificate, TlsFailure, TlsStats
@@ -249,7 +249,7 @@ cdef class Load:
 
     def publish_to(
         self, int client, list topics, *, int qos=0, bint retain=False, uint32_t payload_least=64, uint32_t payload_most=64, uint32_t window=10, uint32_t burst=1,
-        double rate=0.0, double copies=1.0, bint loop=True,
+        double rate=0.0, double copies=1.0, bint loop=True, bint timed=False,
     ):
         cdef Actor *actor = self.actor(client)
         cdef Publishing *publishing
@@ -289,6 +289,10 @@ cdef class Load:
         publishing.interval_ns = 1e9 / rate if rate else 0.0
         publishing.random = 0x9E3779B97F4A7C15 + actor.index
         publishing.next_packet_id = 1
+        if timed and qos:
+            publishing.stamps = <uint64_t *> mem_alloc_zeroed(PACKET_IDS, sizeof(uint64_t))
+            if publishing.stamps == NULL:
+                raise MemoryError()
         if payload_most > self.field.payload_most:
             self.field.payload_most = payload_most
 
@@ -394,15 +398,23 @@ cdef class Load:
             atomic_load_u64_relaxed(&field.actors[i].publishing.sequence) if field.actors[i].publishing != NULL else 0 for i in range(field.actor_count)
         ]
 
-    def latency(self):
+    cdef dict histogram(self, bint acknowledging):
         cdef Field *field = self.running()
+        cdef Hist *hist
         cdef dict buckets = {}
         cdef uint64_t total
         cdef uint32_t i, k
         for k in range(HIST_BUCKETS):
             total = 0
             for i in range(field.thread_count):
-                total += atomic_load_u64_relaxed(&field.crews[i].latency.counts[k])
+                hist = field.crews[i].acknowledging if acknowledging else field.crews[i].latency
+                total += atomic_load_u64_relaxed(&hist.counts[k])
             if total:
                 buckets[hist_bound(k)] = total
         return buckets
+
+    def latency(self):
+        return self.histogram(False)
+
+    def acknowledgement_latency(self):
+        return self.histogram(True)

@@ -391,7 +391,8 @@ def packet_end(buffer: bytes | bytearray) -> int | None:
 class Peer:
     """One client side connection. `version` fixes how packets are written and read.
 
-    `road`: how to get there, else a plain socket; `link`: over a stream of that connection. `tls`: over TLS, to the host of that name.
+    `road`: how to get there, else a plain socket; `link`: over a stream of that connection; `pipe`: what is open already. `tls`: over TLS,
+    to the host of that name.
     `socket` is what one can wait on; with HTTP/2 and QUIC it is a socket pair's.
     """
 
@@ -405,9 +406,12 @@ class Peer:
         session: ssl.SSLSession | None = None,
         road: Road | None = None,
         link: Link | None = None,
+        pipe: Pipe | None = None,
     ) -> None:
         self.pipe: Pipe
-        if road is not None:
+        if pipe is not None:
+            self.pipe = pipe
+        elif road is not None:
             self.pipe = open_pipe(address, road, link=link)
         elif tls is not None:
             self.pipe = Pipe(secure(open_socket(address), tls, host, session))

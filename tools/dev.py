@@ -1,7 +1,8 @@
 """Development commands: `python tools/dev.py COMMAND [arguments]`, run with the interpreter to build and test for.
 
 build                     extension modules in place, test-only modules (faces) included
-test [--matrix] [...]     build, then pytest with the arguments given; --matrix runs it once per protocol family and number of workers
+test [--matrix] [...]     build, then pytest with the arguments given; --matrix runs it once per protocol family and number of workers, and
+                          what a transport can change (marker `transport`) over each but TCP; --transports does the latter alone
 debug [...]               the same in a copy of the tree, without optimisation, with assertions and debug information
 asan [...], tsan [...]    the same in a copy, with the address and undefined behaviour sanitizers, or the thread sanitizer
 annotate                  Cython's annotated HTML, in build/annotate/build/c
@@ -12,7 +13,8 @@ Faces. `tests/face/NAME.pyx` is the module `tests.face.NAME`: a dev-only extensi
 that tests written in Python reach it. They are built by the commands here (MQTTC_FACES=1) and never shipped. On systems without kqueue the
 kqueue poller is built too, as `tests.face.kqueue_poller`, over the stand-in for <sys/event.h> in tests/face/kqueue.
 
-Tests read two variables that --matrix sets: MQTTC_TEST_PROTOCOL (3 or 5; unset: both) and MQTTC_TEST_WORKERS (1 or 4; unset: the default).
+Tests read variables that --matrix sets: MQTTC_TEST_PROTOCOL (3 or 5; unset: both), MQTTC_TEST_WORKERS (1 or 4; unset: the default),
+MQTTC_TEST_TRANSPORT (unset: tcp), MQTTC_TEST_WS_SPLIT and MQTTC_TEST_SHARED (see docs/testing.md).
 
 Sanitizers. The copy lies in build/asan or build/tsan and is built and run with Debian's interpreter (MQTTC_SANITIZER_BASE names another;
 one built by pyenv crashes under libtsan) in a virtual environment of its own, with the sanitizer's library preloaded. Whatever any process
@@ -33,8 +35,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
-MATRIX = [(protocol, workers) for protocol in ("3", "5") for workers in ("1", "4")]
+Rows = Mapping[str, Mapping[str, str]]  # name: environment
+FAMILY_ROWS: Rows = {
+    f"protocol family {protocol}, {workers} worker(s)": {"MQTTC_TEST_PROTOCOL": protocol, "MQTTC_TEST_WORKERS": workers}
+    for protocol in ("3", "5")
+    for workers in ("1", "4")
+}
+TRANSPORT_ROWS: Rows = {
+    "unix": {"MQTTC_TEST_TRANSPORT": "unix"},
+    "tls": {"MQTTC_TEST_TRANSPORT": "tls"},
+    "ws": {"MQTTC_TEST_TRANSPORT": "ws"},
+    "ws, frames cut at random": {"MQTTC_TEST_TRANSPORT": "ws", "MQTTC_TEST_WS_SPLIT": "1"},
+    "wss": {"MQTTC_TEST_TRANSPORT": "wss"},
+    "h2": {"MQTTC_TEST_TRANSPORT": "h2"},
+    "wss-h2, one connection a test": {"MQTTC_TEST_TRANSPORT": "wss-h2", "MQTTC_TEST_SHARED": "1"},
+    "quic": {"MQTTC_TEST_TRANSPORT": "quic"},
+    "quic, one connection a test": {"MQTTC_TEST_TRANSPORT": "quic", "MQTTC_TEST_SHARED": "1"},
+}
+"""Run with the tests marked `transport`, which lie in tests/conformance."""
 COPIED = ["setup.py", "pyproject.toml", "README.md", "mqttc", "tests", "tools", "bench", "docs", "examples"]
+NO_TESTS = 5  # pytest's exit code
 NOT_COPIED = {".so", ".pyc", ".html"}
 
 
@@ -107,17 +127,20 @@ def node_modules() -> None:
             done.touch()
 
 
-def test(arguments: Sequence[str], matrix: bool, where: Path, python: str | Path, environment: Mapping[str, str] | None = None) -> int:
-    if not matrix:
+def test(arguments: Sequence[str], rows: Rows, where: Path, python: str | Path, environment: Mapping[str, str] | None = None) -> int:
+    """Once for each of the rows, or once if there are none."""
+    if not rows:
         return pytest(arguments, where, python, environment)
-    results = []
-    for protocol, workers in MATRIX:
-        print(f"== protocol family {protocol}, {workers} worker(s)", flush=True)
-        row = {**(environment or {}), "MQTTC_TEST_PROTOCOL": protocol, "MQTTC_TEST_WORKERS": workers}
-        results.append(pytest(arguments, where, python, row))
-    for (protocol, workers), code in zip(MATRIX, results, strict=True):
-        print(f"protocol family {protocol}, {workers} worker(s): {'passed' if code == 0 else f'exit code {code}'}")
-    return max(results)
+    results = {}
+    for name, row in rows.items():
+        print(f"== {name}", flush=True)
+        chosen = [*arguments, "-m", "transport"] if name in TRANSPORT_ROWS else arguments
+        code = pytest(chosen, where, python, {**(environment or {}), **row})
+        # Of tests that were named, none may be among those that a transport can change: no failure.
+        results[name] = 0 if code == NO_TESTS and name in TRANSPORT_ROWS else code
+    for name, code in results.items():
+        print(f"{name}: {'passed' if code == 0 else f'exit code {code}'}")
+    return max(results.values())
 
 
 def test_requirements() -> list[str]:
@@ -166,7 +189,7 @@ def our_part(report: str) -> str:
     return "\n\n".join(kept)
 
 
-def sanitize(name: str, kind: str, arguments: Sequence[str], matrix: bool) -> int:
+def sanitize(name: str, kind: str, arguments: Sequence[str], rows: Rows) -> int:
     python = sanitizer_python()
     tree = copy_tree(name)
     build(tree, str(python), {"MQTTC_SANITIZE": kind})
@@ -190,7 +213,7 @@ def sanitize(name: str, kind: str, arguments: Sequence[str], matrix: bool) -> in
     wrapper.chmod(0o755)
     environment |= {"MQTTC_SANITIZER": kind, "MQTTC_SANITIZER_PYTHON": str(wrapper), "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tools'}"}
     arguments = ["-p", "sanitizer_plugin", "-p", "no:cacheprovider", "--ignore=tests/source", *arguments]
-    code = test(arguments, matrix, tree, wrapper, environment)
+    code = test(arguments, rows, tree, wrapper, environment)
     found = {report: text for report in sorted(reports.iterdir()) if (text := our_part(report.read_text("utf-8", "replace")))}
     for report, text in found.items():
         print(f"== {report}\n{text}")
@@ -219,25 +242,27 @@ def clean() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["build", "test", "debug", "asan", "tsan", "annotate", "lint", "clean"])
-    parser.add_argument("--matrix", action="store_true", help="once per protocol family (3.x, 5) and number of workers (1, 4)")
+    parser.add_argument("--matrix", action="store_true", help="once per protocol family and number of workers (1, 4), and --transports")
+    parser.add_argument("--transports", action="store_true", help="what a transport can change, once over each but TCP")
     options, arguments = parser.parse_known_args()
     if arguments and options.command in ("build", "annotate", "lint", "clean"):
         parser.error(f"{options.command} takes no arguments: {' '.join(arguments)}")
+    rows = {**(FAMILY_ROWS if options.matrix else {}), **(TRANSPORT_ROWS if options.matrix or options.transports else {})}
     match options.command:
         case "build":
             build()
         case "test":
             build()
             node_modules()
-            return test(arguments, options.matrix, ROOT, sys.executable)
+            return test(arguments, rows, ROOT, sys.executable)
         case "debug":
             tree = copy_tree("debug")
             build(tree, environment={"MQTTC_DEBUG": "1"})
-            return test(arguments, options.matrix, tree, sys.executable)
+            return test(arguments, rows, tree, sys.executable)
         case "asan":
-            return sanitize("asan", "address", arguments, options.matrix)
+            return sanitize("asan", "address", arguments, rows)
         case "tsan":
-            return sanitize("tsan", "thread", arguments, options.matrix)
+            return sanitize("tsan", "thread", arguments, rows)
         case "annotate":
             tree = copy_tree("annotate")
             build(tree, environment={"MQTTC_ANNOTATE": "1"})

@@ -1,4 +1,4 @@
-"""What a WebSocket frame costs on its way in and out, without a system call; `ns_each` in the extra information is the figure, for a frame."""
+"""What a WebSocket frame costs on its way in and out, without a system call; `ns_each` in the extra information is the figure."""
 
 from __future__ import annotations
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 from collections import deque
 from typing import Final, Protocol
 
 _READ_BYTES: Final = 65536
+STUCK_S: Final = 30.0
+"""Seconds that the last bytes of an ended connection wait for a peer that takes nothing; then they are thrown away."""
 
 
 class Sink(Protocol):
@@ -25,7 +28,10 @@ class Sink(Protocol):
         """All that was fed has gone to the broker, after a ``feed`` that returned False."""
 
     def duct_ended(self) -> None:
-        """The broker has ended the connection, after its last bytes; the duct is closed. Not called after ``close``."""
+        """The broker has ended the connection, after its last bytes; the duct is closed. Not called after ``close``.
+
+        While the duct is paused that cannot be seen; after `STUCK_S` it is looked for, and what was not read by then is lost.
+        """
 
 
 class Duct:
@@ -37,6 +43,8 @@ class Duct:
         self._sink = sink
         self._unsent: deque[memoryview] = deque()
         self._paused = False
+        self._paused_at = 0.0
+        self._watch: asyncio.TimerHandle | None = None
         self._finishing = False
         self._closed = False
         loop.add_reader(sock, self._readable)
@@ -74,7 +82,10 @@ class Duct:
         """Take nothing from the broker until ``resume``; its queues and their policies do the rest."""
         if not self._closed and not self._paused:
             self._paused = True
+            self._paused_at = self._loop.time()
             self._loop.remove_reader(self._socket)
+            if self._watch is None:
+                self._watch = self._loop.call_later(STUCK_S, self._look)
 
     def resume(self) -> None:
         if not self._closed and self._paused:
@@ -89,6 +100,9 @@ class Duct:
             self._loop.remove_writer(self._socket)
             self._unsent.clear()
             self._socket.close()
+            if self._watch is not None:
+                self._watch.cancel()
+                self._watch = None
 
     def _send(self, view: memoryview) -> int:
         """Bytes taken."""
@@ -115,6 +129,24 @@ class Duct:
         if self._finishing:
             self._shut()
         self._sink.duct_room()
+
+    def _look(self) -> None:
+        """Whether the broker ended a connection long ago whose peer takes nothing. One timer serves many short pauses."""
+        self._watch = None
+        if not self._paused:
+            return
+        left = self._paused_at + STUCK_S - self._loop.time()
+        if left <= 0 and self._is_hung_up():
+            self.close()
+            self._sink.duct_ended()
+        else:
+            self._watch = self._loop.call_later(left if left > 0 else STUCK_S, self._look)
+
+    def _is_hung_up(self) -> bool:
+        """Whether the broker has closed its end, whatever can still be read from it."""
+        poller = select.poll()
+        poller.register(self._socket, 0)
+        return bool(poller.poll(0))
 
     def _shut(self) -> None:
         with contextlib.suppress(OSError):

@@ -36,6 +36,8 @@ cdef extern from "mqttc/base/native.h" nogil:
     void atomic_store_u64_relaxed(uint64_t *p, uint64_t v) noexcept
     void atomic_store_u64_release(uint64_t *p, uint64_t v) noexcept
     uint64_t atomic_add_u64_relaxed(uint64_t *p, uint64_t v) noexcept
+    void *atomic_load_ptr_acquire(void *const *p) noexcept
+    bint atomic_claim_ptr(void **p, void *v) noexcept           # sets it if it is NULL; False: another was first
     int64_t atomic_load_i64_relaxed(const int64_t *p) noexcept
     void atomic_store_i64_relaxed(int64_t *p, int64_t v) noexcept
     int64_t atomic_add_i64_relaxed(int64_t *p, int64_t v) noexcept

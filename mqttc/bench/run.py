@@ -168,7 +168,7 @@ class _Run:
                 self.load.publish(messages=self.profile.messages)
                 self._wait_for_all()
                 after = self._mark()
-            self.histogram = self.load.latency()
+            self.histogram = self._histogram()
         else:
             self.load.publish()
             with self._phase("warmup"):
@@ -179,7 +179,7 @@ class _Run:
                 before = self._mark()
                 self._sample_for(self.profile.duration)
                 after = self._mark()
-                self.histogram = self.load.latency()
+                self.histogram = self._histogram()
             self.load.stop_publishing()
             with self._phase("drain"):
                 time.sleep(_POLL_S)
@@ -373,6 +373,10 @@ class _Run:
 
     # ---- looking
 
+    def _histogram(self) -> dict[int, int]:
+        """Of deliveries; of acknowledgements where nobody receives."""
+        return self.load.latency() if self.plan.receivers else self.load.acknowledgement_latency()
+
     def _mark(self) -> _Mark:
         waited = own_run_delay_ns()
         usage = self.watch.usage() if self.watch is not None else None
@@ -404,7 +408,7 @@ class _Run:
         )
         before = self.result.samples[-1] if self.result.samples else None
         self.result.samples.append(sample)
-        self.observer.sample(sample, before, percentiles(self.load.latency()))
+        self.observer.sample(sample, before, percentiles(self._histogram()))
 
     # ---- figures
 

@@ -137,6 +137,7 @@ class _Builder:
             rate=rate,
             copies=copies or 1.0,
             loop=loop,
+            timed=not copies,
         )
         self.plan.publishers.append(client)
         self.plan.copies[client] = copies

@@ -45,7 +45,7 @@ cdef void on_disconnect(Worker *worker, Conn *conn, const Packet *packet) noexce
     conn.disconnect_reason = packet.reason
     conn.phase = CONN_DONE
     if conn.link.transport.ops == tcp_ops():
-        conn.link.flags |= LINK_NO_LINGER                                       # nothing is left to say; others have a close frame, or close_notify
+        conn.link.flags |= LINK_NO_LINGER           # others still have something to say: close_notify, or a close frame (RFC 6455 section 7.1.1)
     link_close(worker.reactor, &conn.link, END_DISCONNECT)
 
 

@@ -9,7 +9,7 @@ from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.durable cimport (
-    entry_id, journaled, note_done, note_filter, note_group_done, note_message, note_handout, note_read, note_sent, until_before, until_now, wait_add,
+    entry_id, journaled, note_done, note_filter, note_group_done, note_message, note_handout, note_read, note_sent, wait_add,
 )
 from mqttc.broker.group cimport (
     backlog_pop, backlog_push, backlog_push_front, group_close, group_credit, group_find, group_join, group_leave, group_offline, group_online, group_pick,
@@ -103,33 +103,6 @@ cdef Msg *publication_msg(Worker *worker, Publication *pub) noexcept nogil:
     msg.expires_at_ms = pub.expires_at_ms
     pub.msg = msg
     return msg
-
-
-cdef Msg *message_copy(Worker *worker, const Msg *msg) noexcept nogil:
-    """A message of its own with what the other one says, but its id in the journal; NULL: no memory."""
-    cdef Span topic = msg_topic(msg)
-    cdef Span properties = msg_properties(msg)
-    cdef Span payload = msg_payload(msg)
-    cdef Msg *copy = msg_alloc(&worker.msgs, topic.n + properties.n + payload.n)
-    cdef uint8_t *data
-    if copy == NULL:
-        return NULL
-    data = msg_data(copy)
-    memcpy(data, topic.p, topic.n)
-    if properties.n:
-        memcpy(data + topic.n, properties.p, properties.n)
-    if payload.n:
-        memcpy(data + topic.n + properties.n, payload.p, payload.n)
-    copy.topic_bytes = msg.topic_bytes
-    copy.properties_offset = topic.n
-    copy.properties_bytes = properties.n
-    copy.payload_offset = topic.n + properties.n
-    copy.payload_bytes = payload.n
-    copy.publisher = msg.publisher
-    copy.qos = msg.qos
-    copy.retain = msg.retain
-    copy.expires_at_ms = msg.expires_at_ms
-    return copy
 
 
 cdef void publication_clear(Worker *worker, Publication *pub) noexcept nogil:
@@ -324,9 +297,11 @@ cdef bint hold_entry(Worker *worker, Session *session, QueueEntry *entry) noexce
     entry.state = (entry.state & 0xF0) | OUT_HELD | (QE_COUNTED << 4)
     place[0] = entry[0]
     note_sent(worker, session, place)
-    wait = wait_add(worker, WAIT_SESSION, until_now(worker))
-    if wait == NULL:                    # it is sent at once: it may come twice after a crash, rather than never
+    wait = wait_add(worker, WAIT_SESSION)
+    if wait == NULL:                    # no memory: it is sent at once, and may come twice after a crash rather than never
         place.state = (place.state & 0xF0) | OUT_READY
+        session.conn.link.flags |= LINK_NOTIFY
+        link_dirty(worker.reactor, &session.conn.link)
         return True
     wait.session = session_handle(worker, session)
     wait.packet_id = place.packet_id
@@ -646,15 +621,23 @@ cdef void publish_message(Worker *worker, Msg *msg) noexcept nogil:
 cdef void handout_note(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
     """A retained message that a durable session must acknowledge is one of its own from now on: the journal knows it beside the retained one, so that a
     crash neither loses it nor gives its packet id to another one. Without memory for that it is sent all the same."""
-    cdef Msg *copy = message_copy(worker, entry.msg)
-    if copy != NULL and note_handout(worker, session, copy, entry):
-        msg_drop(&worker.msgs, entry.msg)
-        entry.msg = copy
+    cdef Publication pub
+    cdef Msg *retained = entry.msg
+    publication_init(&pub)
+    pub.topic = msg_topic(retained)
+    pub.properties = msg_properties(retained)
+    pub.payload = msg_payload(retained)
+    pub.publisher = retained.publisher
+    pub.qos = retained.qos
+    pub.retain = 1
+    pub.expires_at_ms = retained.expires_at_ms
+    if publication_msg(worker, &pub) != NULL and note_handout(worker, session, pub.msg, entry):
+        msg_drop(&worker.msgs, retained)
+        entry.msg = pub.msg
         entry.state |= QE_JOURNALED << 4
         return
     stat(&worker.stats, C_JOURNAL_LOST)
-    if copy != NULL:
-        msg_drop(&worker.msgs, copy)
+    publication_clear(worker, &pub)
 
 
 cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
@@ -739,7 +722,7 @@ cdef bint resend_step(Worker *worker, Session *session) noexcept nogil:
         session.resend += 1
         return True
     if entry.state & 15 == OUT_RELEASED:
-        answer(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS, until_before(worker))        # its PUBREC came before this turn
+        answer(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS, worker.journal_sequence - 1)     # its PUBREC came before this turn
         session.resend += 1
         return True
     if entry.state & 15 == OUT_HELD:
@@ -779,12 +762,14 @@ cdef void session_pump(Worker *worker, Session *session) noexcept nogil:
             if (<QueueEntry *> ring_at(&session.inflight, session.resend)).state & 15 == OUT_HELD:
                 hold_queued(worker, session)
             return
-        if session.handouts != NULL and (session.queue.count == 0 or session.flags & SESSION_HANDOUT_TURN):
+        if session.handouts != NULL and conn.suback_until <= worker.journal_committed and (
+            session.queue.count == 0 or session.flags & SESSION_HANDOUT_TURN
+        ):
             session.flags &= ~SESSION_HANDOUT_TURN
             if handout_step(worker, session):
                 continue
-            if session.queue.count == 0:
-                return
+        if session.queue.count == 0:
+            return
         front = <QueueEntry *> ring_at(&session.queue, 0)
         if front.qos and window_free(session) == 0:
             return
@@ -860,7 +845,7 @@ cdef void bodies_arrived(Worker *worker, Session *session, Body *bodies, uint32_
             continue
         msg_journal_set(body.msg, body.message)
         if body.expires_wall_ms:
-            body.msg.expires_at_ms = worker.reactor.now_ms + body.expires_wall_ms - worker.reactor.wall_ms
+            body.msg.expires_at_ms = body.expires_wall_ms - worker.engine.journal.store_time_ms
             if body.msg.expires_at_ms <= 0:
                 body.msg.expires_at_ms = 1
         entry.state &= ~(QE_STORED << 4)
@@ -936,6 +921,7 @@ cdef void tell_group(Worker *worker, GroupMail *mail, uint64_t group) noexcept n
     posted.subscription_id = mail.subscription_id
     posted.qos = mail.qos
     posted.online = mail.online
+    posted.noted = mail.noted
     posted.retain_as_published = mail.retain_as_published
 
 
@@ -1100,6 +1086,7 @@ cdef void on_group_mail(Worker *worker, GroupMail *mail) noexcept nogil:
         group = group_find(worker, mail.group)
         if mail.verb == GROUP_OFFER:
             if group_is_deserted(group, mail.msg.qos):
+                note_group_done(worker, mail.group, mail.msg)
                 msg_drop(&worker.msgs, mail.msg)
             else:
                 group_take(worker, group, mail.msg)
@@ -1107,6 +1094,7 @@ cdef void on_group_mail(Worker *worker, GroupMail *mail) noexcept nogil:
         if group == NULL:
             if mail.verb == GROUP_RETURN:
                 stat(&worker.stats, C_DROPPED_GROUP_END)
+                note_group_done(worker, mail.group, mail.msg)
                 msg_drop(&worker.msgs, mail.msg)
             return
         if mail.verb == GROUP_CLOSE:

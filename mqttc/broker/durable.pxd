@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from mqttc.base.msg cimport Msg
 from mqttc.base.types cimport Span, atomic_load_u32_relaxed
 from mqttc.broker.journal cimport Record
-from mqttc.broker.routes cimport Route
+from mqttc.broker.routes cimport Route, SubscriptionIds
 from mqttc.broker.state cimport Conn, QueueEntry, Session, Wait, Will, Worker
 
 cdef inline bint journaled(const Worker *worker) noexcept nogil:
@@ -34,11 +34,13 @@ cdef void journal_forget(Worker *worker) noexcept nogil                 # all we
 cdef bint note_message(
     Worker *worker, Msg *msg, const Route *route, uint8_t durability, uint64_t publisher, uint16_t packet_id, uint64_t version,
 ) noexcept nogil
-cdef bint note_handout(Worker *worker, const Session *session, Msg *msg, const QueueEntry *entry) noexcept nogil  # retained, to that session alone; its id
 cdef void note_done(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # this delivery is over
 cdef void note_group_done(Worker *worker, uint64_t group, const Msg *msg) noexcept nogil                  # a group's message that reaches nobody
 cdef void note_sent(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil
+cdef void note_kept(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # a group's, sent: its member has left and completes it
 cdef void note_released(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil
+# A QoS 2 message that only this session gets, without a route: gives it its id. False: no memory, nothing was noted.
+cdef bint note_handout(Worker *worker, const Session *session, Msg *msg, const QueueEntry *entry) noexcept nogil  # retained, to that session alone; its id
 cdef void note_inbound_done(Worker *worker, const Session *session, uint16_t packet_id) noexcept nogil
 cdef bint note_session(Worker *worker, Session *session) noexcept nogil                                   # new; False: no memory
 cdef void note_session_end(Worker *worker, const Session *session) noexcept nogil
@@ -47,17 +49,15 @@ cdef bint note_subscribe(Worker *worker, const Session *session, Span filter, ui
 cdef void note_filter(Worker *worker, uint32_t kind, const Session *session, Span filter) noexcept nogil  # RECORD_UNSUBSCRIBE, RECORD_HANDED_OUT
 cdef void note_will(Worker *worker, const Session *session, const Will *will) noexcept nogil
 cdef void note_will_done(Worker *worker, const Session *session) noexcept nogil
-cdef bint note_group(Worker *worker, uint64_t group, Span filter) noexcept nogil                          # a shared group with a durable member
-cdef void note_group_end(Worker *worker, uint64_t group) noexcept nogil
+cdef bint note_group(Worker *worker, uint64_t group, Span filter) noexcept nogil                          # a durable member joins a shared group
+cdef void note_group_end(Worker *worker, uint64_t group, uint32_t joined) noexcept nogil                  # joined: by note_group, as its home knows
 cdef bint note_read(Worker *worker, Session *session, const uint64_t *ids, uint32_t count) noexcept nogil # answered by BodiesMail
 
 cdef inline uint64_t until_now(const Worker *worker) noexcept nogil:
-    """What was noted so far is committed when this sequence is: that of this turn's chain if there will be one, else that of the last one."""
-    return worker.journal_sequence if worker.journal_first != NULL or worker.journal_events != NULL else worker.journal_sequence - 1
+    """What was noted so far is committed when this sequence is. A turn that has noted nothing yet may post nothing: then it is the last one's."""
+    if worker.journal_first == NULL and worker.journal_events == NULL:
+        return worker.journal_sequence - 1
+    return worker.journal_sequence
 
-cdef inline uint64_t until_before(const Worker *worker) noexcept nogil:
-    """What was noted before this turn."""
-    return worker.journal_sequence - 1
-
-cdef Wait *wait_add(Worker *worker, uint8_t kind, uint64_t until) noexcept nogil        # NULL: no memory
-cdef void wait_conn(Worker *worker, Conn *conn, uint64_t until) noexcept nogil          # its held replies; once per sequence
+cdef Wait *wait_add(Worker *worker, uint8_t kind) noexcept nogil        # for what was noted so far; NULL: nothing to wait for, or no memory
+cdef void wait_conn(Worker *worker, Conn *conn, uint64_t until) noexcept nogil                            # its held replies

@@ -55,7 +55,8 @@ cdef Record *note(Worker *worker, uint32_t kind, uint32_t data_bytes) noexcept n
     return record
 
 
-cdef Event *note_event(Worker *worker, uint8_t kind) noexcept nogil:
+cdef Event *note_event(Worker *worker, uint8_t kind, bint told) noexcept nogil:
+    """told: somebody is told of it as soon as it is committed, so that a loss of power must not undo it."""
     cdef Record *page = worker.journal_events
     cdef Event *event
     if page == NULL or page.count == EVENTS_PER_RECORD:
@@ -67,13 +68,9 @@ cdef Event *note_event(Worker *worker, uint8_t kind) noexcept nogil:
         worker.journal_events = page
     event = &record_events(page)[page.count]
     page.count += 1
+    page.synced |= told and worker.engine.synced
     event.kind = kind
     return event
-
-
-cdef inline void event_promises(Worker *worker) noexcept nogil:
-    """Something is held until the event that was noted last is committed. Which message wants to be synced is not known any more: all, where any can."""
-    worker.journal_events.synced |= worker.engine.syncs
 
 
 cdef void journal_flush(Worker *worker) noexcept nogil:
@@ -113,33 +110,29 @@ cdef void journal_forget(Worker *worker) noexcept nogil:
 
 # ---- messages
 
-cdef bint identifiers_add(RecordTarget *target, const SubscriptionIds *ids) noexcept nogil:
-    if ids == NULL:
-        return True
-    target.identifiers = <uint32_t *> mem_alloc((<size_t> ids.count + 1) * sizeof(uint32_t))
-    if target.identifiers == NULL:
-        return False
-    target.identifiers[0] = ids.count
-    memcpy(target.identifiers + 1, ids.ids, <size_t> ids.count * sizeof(uint32_t))
-    return True
-
-
 cdef bint target_add(RecordTarget *target, const RouteEntry *entry, const Msg *msg) noexcept nogil:
+    cdef const SubscriptionIds *ids = entry.subscription_ids
     target.handle = entry.session
     target.qos = entry.qos if entry.qos < msg.qos else msg.qos
     target.flags = 1 if entry.flags & ENTRY_RETAIN_AS_PUBLISHED and msg.retain else 0
-    return identifiers_add(target, entry.subscription_ids)
+    if ids != NULL:
+        target.identifiers = <uint32_t *> mem_alloc((<size_t> ids.count + 1) * sizeof(uint32_t))
+        if target.identifiers == NULL:
+            return False
+        target.identifiers[0] = ids.count
+        memcpy(target.identifiers + 1, ids.ids, <size_t> ids.count * sizeof(uint32_t))
+    return True
 
 
-cdef void message_link(Worker *worker, Record *record, Msg *msg, uint8_t durability) noexcept nogil:
+cdef void message_link(Worker *worker, Record *record, Msg *msg, bint synced) noexcept nogil:
     """Gives the message its id, and the record the message."""
     record.message = atomic_add_u64_relaxed(&worker.engine.journal.next_message, 1)
     msg_journal_set(msg, record.message)
     msg_share(msg, 1)
     record.msg = msg
-    record.synced = durability == DURABILITY_SYNCED
+    record.synced = synced
     if msg.expires_at_ms:
-        record.time_ms = worker.reactor.wall_ms + msg.expires_at_ms - worker.reactor.now_ms
+        record.time_ms = msg.expires_at_ms + worker.engine.journal.store_time_ms
     record.bytes += msg.capacity
     link(worker, record)
 
@@ -155,6 +148,8 @@ cdef bint note_message(
     record = record_build(RECORD_MESSAGE, room * <uint32_t> sizeof(RecordTarget))
     if record == NULL:
         return False
+    if packet_id:
+        events_close(worker)            # the same id may have been released before
     targets = record_targets(record)
     if room:
         for i in range(route.entry_count):
@@ -172,24 +167,25 @@ cdef bint note_message(
     record.handle = publisher
     record.packet_id = packet_id
     record.version = version
-    message_link(worker, record, msg, durability)
+    message_link(worker, record, msg, durability == DURABILITY_SYNCED)
     return True
 
 
 cdef bint note_handout(Worker *worker, const Session *session, Msg *msg, const QueueEntry *entry) noexcept nogil:
-    cdef Record *record = record_build(RECORD_MESSAGE, <uint32_t> sizeof(RecordTarget))
-    cdef RecordTarget *target
+    cdef RouteEntry route
+    cdef Record *record = record_build(RECORD_MESSAGE, sizeof(RecordTarget))
     if record == NULL:
         return False
-    record.count = 1
-    target = record_targets(record)
-    target.handle = handle_make(worker.index, session.slot, session.generation)
-    target.qos = entry.qos
-    target.flags = 1
-    if not identifiers_add(target, entry.subscription_ids):
+    memset(&route, 0, sizeof(RouteEntry))
+    route.session = handle_make(worker.index, session.slot, session.generation)
+    route.subscription_ids = entry.subscription_ids
+    route.qos = entry.qos
+    route.flags = ENTRY_RETAIN_AS_PUBLISHED
+    if not target_add(record_targets(record), &route, msg):
         record_free(worker.engine.journal, record)
         return False
-    message_link(worker, record, msg, worker.engine.settings.durability)
+    record.count = 1
+    message_link(worker, record, msg, worker.engine.synced)
     return True
 
 
@@ -205,9 +201,10 @@ cdef void note_done(Worker *worker, const Session *session, const QueueEntry *en
     cdef uint64_t group
     if not entry.state & (QE_JOURNALED << 4):
         return
-    event = note_event(worker, EVENT_DONE)
+    event = note_event(worker, EVENT_DONE, False)
     if event == NULL:
         return
+    event.packet_id = entry.packet_id
     group = group_of(session, entry)
     if entry.state & 15 == OUT_RELEASED:
         event.flags = EVENT_WAS_RELEASED
@@ -228,7 +225,7 @@ cdef void note_group_done(Worker *worker, uint64_t group, const Msg *msg) noexce
     cdef Event *event
     if worker.engine.journal == NULL or msg_journal(msg) == 0 or msg.qos == 0:
         return
-    event = note_event(worker, EVENT_DONE)
+    event = note_event(worker, EVENT_DONE, False)
     if event != NULL:
         event.message = msg_journal(msg)
         event.handle = group
@@ -239,39 +236,43 @@ cdef void note_sent(Worker *worker, const Session *session, const QueueEntry *en
     cdef Event *event
     if not entry.state & (QE_JOURNALED << 4):
         return
-    if entry.member and entry.qos != 2:
+    if group_of(session, entry) and entry.qos != 2:
         return                          # it is the group's until it is acknowledged
-    event = note_event(worker, EVENT_SENT)
+    note_kept(worker, session, entry)
+
+
+cdef void note_kept(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil:
+    cdef Event *event
+    if not entry.state & (QE_JOURNALED << 4):
+        return
+    event = note_event(worker, EVENT_SENT, entry.qos == 2)
     if event == NULL:
         return
     event.message = msg_journal(entry.msg)
     event.handle = handle_make(worker.index, session.slot, session.generation)
     event.packet_id = entry.packet_id
     event.group = group_of(session, entry)
-    if entry.qos == 2:
-        event_promises(worker)
 
 
 cdef void note_released(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil:
     cdef Event *event
     if not entry.state & (QE_JOURNALED << 4):
         return
-    event = note_event(worker, EVENT_RELEASED)
+    event = note_event(worker, EVENT_RELEASED, True)
     if event != NULL:
+        event.packet_id = entry.packet_id
         event.message = msg_journal(entry.msg)
         event.handle = handle_make(worker.index, session.slot, session.generation)
-        event_promises(worker)
 
 
 cdef void note_inbound_done(Worker *worker, const Session *session, uint16_t packet_id) noexcept nogil:
     cdef Event *event
     if not session.durable:
         return
-    event = note_event(worker, EVENT_INBOUND_DONE)
+    event = note_event(worker, EVENT_INBOUND_DONE, True)
     if event != NULL:
         event.handle = handle_make(worker.index, session.slot, session.generation)
         event.packet_id = packet_id
-        event_promises(worker)
 
 
 # ---- sessions
@@ -319,7 +320,7 @@ cdef void note_presence(Worker *worker, const Session *session, bint online) noe
     record = note_of(worker, RECORD_PRESENCE, session, no_data())
     if record != NULL:
         record.expiry_s = session.expiry_s
-        record.time_ms = 0 if online else worker.reactor.wall_ms
+        record.time_ms = 0 if online else worker.reactor.now_ms + worker.engine.journal.store_time_ms
         record.synced = False           # nobody is told anything that rests on it
 
 
@@ -369,13 +370,14 @@ cdef bint note_group(Worker *worker, uint64_t group, Span filter) noexcept nogil
     return True
 
 
-cdef void note_group_end(Worker *worker, uint64_t group) noexcept nogil:
+cdef void note_group_end(Worker *worker, uint64_t group, uint32_t joined) noexcept nogil:
     cdef Record *record
     if worker.engine.journal == NULL:
         return
     record = note(worker, RECORD_GROUP_END, 0)
     if record != NULL:
         record.handle = group
+        record.count = joined
 
 
 cdef bint note_read(Worker *worker, Session *session, const uint64_t *ids, uint32_t count) noexcept nogil:
@@ -391,8 +393,7 @@ cdef bint note_read(Worker *worker, Session *session, const uint64_t *ids, uint3
 
 # ---- waiting
 
-cdef Wait *wait_add(Worker *worker, uint8_t kind, uint64_t until) noexcept nogil:
-    # One for an earlier chain may stand behind one for this turn's: it is over a commit later than it could be.
+cdef Wait *wait_for(Worker *worker, uint8_t kind, uint64_t until) noexcept nogil:
     cdef Wait *wait = <Wait *> ring_push(&worker.waits)
     if wait == NULL:
         return NULL
@@ -402,11 +403,16 @@ cdef Wait *wait_add(Worker *worker, uint8_t kind, uint64_t until) noexcept nogil
     return wait
 
 
+cdef Wait *wait_add(Worker *worker, uint8_t kind) noexcept nogil:
+    cdef uint64_t until = until_now(worker)
+    return wait_for(worker, kind, until) if until > worker.journal_committed else NULL
+
+
 cdef void wait_conn(Worker *worker, Conn *conn, uint64_t until) noexcept nogil:
     cdef Wait *wait
     if conn.waits_until >= until:
         return
-    wait = wait_add(worker, WAIT_CONN, until)
+    wait = wait_for(worker, WAIT_CONN, until)
     if wait == NULL:
         stat(&worker.stats, C_JOURNAL_LOST)     # the next turn's release takes its replies along
         return

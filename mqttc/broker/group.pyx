@@ -62,6 +62,7 @@ cdef int group_join(Worker *worker, const GroupMail *mail) noexcept nogil:
     member.qos = mail.qos
     member.subscription_id = mail.subscription_id
     member.retain_as_published = mail.retain_as_published
+    group.joined += mail.noted
     if mail.online and not member.online:       # a repeated SUBSCRIBE changes options, not credit
         group_online(group, mail.session, mail.credit)
     return ST_OK
@@ -87,7 +88,7 @@ cdef void group_close(Worker *worker, Group *group) noexcept nogil:
     map_remove(&worker.groups, group_hash(id), &id, NULL)
     for i in range(group.backlog.count):
         note_group_done(worker, id, (<Msg **> ring_at(&group.backlog, i))[0])
-    note_group_end(worker, id)
+    note_group_end(worker, id, group.joined)
     group_free(worker, group)
 
 
@@ -187,6 +188,7 @@ cdef void backlog_push_front(Worker *worker, Group *group, Msg *msg) noexcept no
     place = <Msg **> ring_push_front(&group.backlog)
     if place == NULL:
         stat(&worker.stats, C_DROPPED_NO_MEMORY)
+        note_group_done(worker, group.id, msg)
         msg_drop(&worker.msgs, msg)
         return
     place[0] = msg

@@ -7,7 +7,12 @@ holds: acknowledgements and the like wait for that. While a commit is under way 
 What comes and goes within a batch is not written: a QoS 1 delivery that was acknowledged before its commit leaves no trace. A commit that fails (a full
 disk) is tried again with all that has come since, until it holds; meanwhile `failing` is set and workers refuse what they cannot promise.
 
-The file's tables are those of mqttc.store.schema, which makes them; rows name sessions and shared groups by ids that live longer than handles.
+The file's tables are those of mqttc.store.schema, which makes them; rows name sessions and shared groups by ids that live longer than handles. What a
+shared group has lent to a session for good stands under the session's id with the packet id above it (LENT_SHIFT): the session may have the same message
+for a subscription of its own, or for another group.
+
+Times in the file are the store's: the monotonic clock from where the wall clock stood at the start, or from where the store's stood, if that is ahead.
+So a wall clock that is set while the broker runs makes nothing older or younger.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -32,7 +37,7 @@ cdef enum RecordKind:                  # Mail.kind of a Record, and what its fie
     RECORD_WILL = 12                   # handle, msg, number: delay, expiry_s; has_expiry
     RECORD_WILL_DONE = 13              # handle
     RECORD_GROUP = 14                  # handle: group, data: $share/group/filter
-    RECORD_GROUP_END = 15              # handle: group
+    RECORD_GROUP_END = 15              # handle: group, count: the RECORD_GROUPs that its home knows of
     RECORD_READ = 16                   # handle, worker, count ids in data: answered by `bodies`
     RECORD_BLOCKS = 17                 # msg: a chain of dead blocks of the journal's making
 
@@ -43,6 +48,7 @@ cdef enum DeliveryState:
 
 cdef enum:
     HANDOUT_PENDING = 0x80             # in the options of a stored subscription
+    LENT_SHIFT = 40                    # of the packet id in delivery.target; below it the id of a session or group
 
 cdef struct RecordTarget:
     uint64_t handle                    # session, or group
@@ -56,7 +62,7 @@ cdef struct RecordTarget:
 
 cdef enum EventKind:
     EVENT_DONE = 1                     # the delivery is over
-    EVENT_SENT = 2                     # with packet_id
+    EVENT_SENT = 2                     # with packet_id; from group: the session has it for good
     EVENT_RELEASED = 3                 # PUBREC came
     EVENT_INBOUND_DONE = 4             # PUBREL came: handle, packet_id
     EVENT_NOTHING = 5                  # came and went within the batch
@@ -69,7 +75,7 @@ cdef struct Event:                     # of one delivery
     uint64_t message
     uint64_t handle                    # session or group
     uint64_t group                     # SENT: of that group until now; 0: of the session
-    uint16_t packet_id
+    uint16_t packet_id                 # 0: none was given yet
     uint8_t kind
     uint8_t flags
 
@@ -124,6 +130,8 @@ cdef struct Journal:
     uint64_t next_message              # atomic: ids of messages
     uint64_t next_version              # atomic: of retained messages
     uint64_t max_backlog_bytes
+    int64_t store_time_ms              # added to the monotonic clock: the store's time
+    const int64_t *mono_offset_ms      # atomic: how far tests have moved that clock; NULL: they cannot
     uint32_t failing                   # atomic: 1 while commits fail
     uint32_t workers
     uint32_t retry_ms
@@ -144,7 +152,9 @@ cdef void *journal_file(Journal *journal) noexcept nogil                        
 # Recovery tells what names what: ids of the file for handles of this run, and how many deliveries hold a message. ST_OK, ST_NO_MEMORY.
 cdef int journal_knows(Journal *journal, bint group, uint64_t handle, uint64_t id) noexcept nogil
 cdef int journal_counts(Journal *journal, uint64_t message, uint32_t deliveries) noexcept nogil
-cdef void journal_continue(Journal *journal, uint64_t next_message, uint64_t next_target, uint64_t next_version) noexcept nogil
+cdef void journal_owes(Journal *journal, bint group, uint64_t handle, bint lent) noexcept nogil        # one delivery of it is in the file
+cdef void journal_joined(Journal *journal, uint64_t group) noexcept nogil                              # a member, as by RECORD_GROUP
+cdef void journal_continue(Journal *journal, uint64_t next_message, uint64_t next_target, uint64_t next_version, int64_t last_expiry_ms) noexcept nogil
 cdef uint64_t journal_target(Journal *journal) noexcept nogil                                          # the next id for a session or group (recovery)
 
 cdef inline uint8_t *record_data(Record *record) noexcept nogil:

@@ -11,12 +11,12 @@ from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport Mail, inbox_drain_wake, inbox_free, inbox_init, inbox_post, inbox_take, inbox_wake
-from mqttc.base.map cimport Map, hash_pair, map_find, map_free, map_init, map_insert, map_next, map_remove, map_replace
+from mqttc.base.map cimport Map, hash_bytes64, hash_pair, map_find, map_free, map_init, map_insert, map_next, map_remove, map_replace
 from mqttc.base.msg cimport (
     Msg, MsgPool, msg_alloc_for, msg_come_home, msg_data, msg_drop, msg_payload, msg_properties, msg_take_strays, msg_topic, pool_free, pool_init,
 )
 from mqttc.base.types cimport (
-    ST_ERROR, ST_NO_MEMORY, ST_OK, Span, atomic_add_u64_relaxed, atomic_load_u32_acquire, atomic_load_u64_relaxed, atomic_store_u32_release,
+    ST_ERROR, ST_NO_MEMORY, ST_OK, Span, atomic_add_u64_relaxed, atomic_load_i64_relaxed, atomic_load_u32_acquire, atomic_load_u64_relaxed, atomic_store_u32_release,
     atomic_store_u64_relaxed, counter_add, span_make,
 )
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
@@ -53,7 +53,8 @@ cdef enum:
     BUSY_MS = 5000                     # for a backup or an export that reads
     COUNT_BITS = 20                    # of a message's deliveries, beside its id
     COUNT_MOST = 1048575
-    STRAYS_MOST = 64
+    CLEARED_SLOTS = 4096
+    EXPIRED_MS = 60000                 # how often retained messages whose time is over are looked for
 
 cdef enum Sql:
     SQL_MESSAGE = 0
@@ -81,6 +82,8 @@ cdef enum Sql:
     SQL_RETAIN_CLEAR
     SQL_READ
     SQL_META
+    SQL_TARGET_ROWS
+    SQL_EXPIRED
     SQL_BEGIN
     SQL_COMMIT
     SQL_ROLLBACK
@@ -98,7 +101,7 @@ cdef const char *statement_text(int which) noexcept nogil:
     if which == SQL_SENT:
         return "UPDATE delivery SET state = 1, packet_id = ?3 WHERE message = ?1 AND target = ?2"
     if which == SQL_MOVED:
-        return "UPDATE delivery SET target = ?4, state = 1, packet_id = ?3 WHERE message = ?1 AND target = ?2"
+        return "UPDATE OR REPLACE delivery SET target = ?4, state = 1, packet_id = ?3 WHERE message = ?1 AND target = ?2"
     if which == SQL_RELEASED:
         return "UPDATE delivery SET state = 2 WHERE message = ? AND target = ? AND state < 2"
     if which == SQL_INBOUND:
@@ -137,6 +140,10 @@ cdef const char *statement_text(int which) noexcept nogil:
         return "SELECT topic, properties, payload, qos, retain, expires_ms FROM message WHERE id = ?"
     if which == SQL_META:
         return "INSERT OR REPLACE INTO meta VALUES (CASE ?1 WHEN 0 THEN 'clock' WHEN 1 THEN 'next_id' ELSE 'clean' END, ?2)"
+    if which == SQL_TARGET_ROWS:
+        return "SELECT message, target, state FROM delivery WHERE target & ?2 = ?1"
+    if which == SQL_EXPIRED:
+        return "DELETE FROM retained WHERE expires_ms > 0 AND expires_ms <= ?"
     if which == SQL_BEGIN:
         return "BEGIN IMMEDIATE"
     if which == SQL_COMMIT:
@@ -146,6 +153,21 @@ cdef const char *statement_text(int which) noexcept nogil:
 cdef struct Known:                     # a session or group that rows name
     uint64_t handle
     uint64_t id
+    int64_t owed                       # its deliveries in the file, committed
+    int64_t owed_change                # by this batch
+    int64_t joined                     # RECORD_GROUPs of a group, committed
+    int64_t joined_change
+    bint touched
+    Known *touched_next
+
+cdef struct Cleared:                   # a topic whose retained message was removed
+    uint64_t hash
+    uint64_t version
+
+cdef struct Left:                      # a delivery whose session or group has ended
+    uint64_t message
+    uint64_t target
+    int state
 
 cdef enum UndoKind:
     UNDO_COUNT = 0                     # key: message, before: packed, or 0
@@ -161,17 +183,25 @@ cdef struct Undo:
 
 cdef struct Private:
     sqlite3 *file
-    sqlite3_stmt *statements[28]
+    sqlite3_stmt *statements[30]
     MsgPool pool                       # of the journal thread, whose blocks are nobody's: its number is the one behind the last worker
     Map sessions                       # handle -> Known *
     Map groups                         # group id -> Known *
     Map counts                         # message << 20 | deliveries
     Vec undo                           # Undo
+    Vec left                           # Left: scratch
+    Known *touched                     # by this batch
+    uint64_t lent                      # deliveries under LENT_SHIFT
+    uint64_t lent_committed
+    Cleared *cleared                   # CLEARED_SLOTS of them, by hash; NULL: none was cleared yet
+    int64_t last_expiry_ms             # of retained messages
+    int64_t expired_ms                 # when they were looked for last
+    char why[200]                      # the first error of this batch
     Record *pending                    # taken, not committed
     Record *pending_last
     uint64_t pending_bytes
     uint64_t next_target
-    uint64_t told_clock_ms
+    int64_t told_clock_ms
     uint64_t sequences[256]            # of this batch, per worker
     bint synced_pragma                 # what the connection is set to
     bint started
@@ -191,10 +221,16 @@ cdef uint64_t clock_ns() noexcept nogil:
     return <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec
 
 
-cdef uint64_t wall_ms() noexcept nogil:
+cdef int64_t store_ms(const Journal *journal) noexcept nogil:
+    """The store's time."""
+    cdef int64_t offset = atomic_load_i64_relaxed(journal.mono_offset_ms) if journal.mono_offset_ms != NULL else 0
+    return <int64_t> (clock_ns() // 1000000) + offset + journal.store_time_ms
+
+
+cdef int64_t wall_ms() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_REALTIME, &now)
-    return <uint64_t> now.tv_sec * 1000 + <uint64_t> now.tv_nsec // 1000000
+    return <int64_t> now.tv_sec * 1000 + now.tv_nsec // 1000000
 
 
 # ---------------------------------------------------------------------------------------------- records
@@ -254,7 +290,7 @@ cdef Known *known_find(Private *private, bint group, uint64_t handle) noexcept n
 
 
 cdef Known *known_add(Private *private, bint group, uint64_t handle, uint64_t id) noexcept nogil:
-    cdef Known *known = <Known *> mem_alloc(sizeof(Known))
+    cdef Known *known = <Known *> mem_alloc_zeroed(1, sizeof(Known))
     if known == NULL:
         return NULL
     known.handle = handle
@@ -267,6 +303,52 @@ cdef Known *known_add(Private *private, bint group, uint64_t handle, uint64_t id
 
 cdef int journal_knows(Journal *journal, bint group, uint64_t handle, uint64_t id) noexcept nogil:
     return ST_OK if known_add(private_of(journal), group, handle, id) != NULL else ST_NO_MEMORY
+
+
+cdef void known_touch(Private *private, Known *known) noexcept nogil:
+    if not known.touched:
+        known.touched = True
+        known.touched_next = private.touched
+        private.touched = known
+
+
+cdef void known_owes(Private *private, Known *known, int n) noexcept nogil:
+    known_touch(private, known)
+    known.owed_change += n
+
+
+cdef void touched_settle(Private *private, bint committed) noexcept nogil:
+    """The batch is committed, or taken back: before anything that is known is freed."""
+    cdef Known *known = private.touched
+    while known != NULL:
+        if committed:
+            known.owed += known.owed_change
+            known.joined += known.joined_change
+        known.owed_change = 0
+        known.joined_change = 0
+        known.touched = False
+        known = known.touched_next
+    private.touched = NULL
+    if committed:
+        private.lent_committed = private.lent
+    else:
+        private.lent = private.lent_committed
+
+
+cdef void journal_owes(Journal *journal, bint group, uint64_t handle, bint lent) noexcept nogil:
+    cdef Private *private = private_of(journal)
+    cdef Known *known = known_find(private, group, handle)
+    if known != NULL:
+        known.owed += 1
+    if lent:
+        private.lent += 1
+        private.lent_committed += 1
+
+
+cdef void journal_joined(Journal *journal, uint64_t group) noexcept nogil:
+    cdef Known *known = known_find(private_of(journal), True, group)
+    if known != NULL:
+        known.joined += 1
 
 
 cdef uint64_t count_get(Private *private, uint64_t message) noexcept nogil:
@@ -310,6 +392,7 @@ cdef void count_change(Private *private, uint64_t message, uint64_t count) noexc
 
 cdef void undo_all(Private *private) noexcept nogil:
     cdef Undo *undo
+    touched_settle(private, False)
     while private.undo.count:
         private.undo.count -= 1
         undo = <Undo *> vec_at(&private.undo, private.undo.count)
@@ -326,6 +409,7 @@ cdef void undo_forget(Private *private) noexcept nogil:
     """The batch is committed: what was taken out is gone for good."""
     cdef Undo *undo
     cdef uint32_t i
+    touched_settle(private, True)
     for i in range(private.undo.count):
         undo = <Undo *> vec_at(&private.undo, i)
         if undo.kind == UNDO_FORGOTTEN:
@@ -344,9 +428,17 @@ cdef bint run(Private *private, int which) noexcept nogil:
     cdef sqlite3_stmt *prepared = private.statements[which]
     cdef int result = sqlite3_step(prepared)
     sqlite3_reset(prepared)
-    if result != SQLITE_DONE and result != SQLITE_ROW and private.error == 0:
-        private.error = result
-    return result == SQLITE_DONE or result == SQLITE_ROW
+    if result == SQLITE_DONE or result == SQLITE_ROW:
+        return True
+    if private.error == 0:
+        batch_fails(private, result)
+    return False
+
+
+cdef void batch_fails(Private *private, int error) noexcept nogil:
+    """With SQLite's word for it, which the roll-back would replace."""
+    private.error = error
+    snprintf(private.why, sizeof(private.why), "%s", sqlite3_errmsg(private.file))
 
 
 cdef inline void bind(sqlite3_stmt *prepared, int at, uint64_t value) noexcept nogil:
@@ -396,15 +488,42 @@ cdef void put_message(Private *private, uint64_t id, Msg *msg, int64_t expires_m
     run(private, SQL_MESSAGE)
 
 
+cdef bint cleared_since(Private *private, Record *record) noexcept nogil:
+    """Two workers may post a retained message and its removal the other way round: whether the removal, which leaves no row behind, came first."""
+    cdef uint64_t hash = hash_bytes64(msg_topic(record.msg))
+    cdef Cleared *cleared = &private.cleared[hash % CLEARED_SLOTS] if private.cleared != NULL else NULL
+    return cleared != NULL and cleared.hash == hash and cleared.version > record.version
+
+
+cdef void cleared_note(Private *private, Record *record) noexcept nogil:
+    """For as long as its slot is not needed; what may come late is of the same moment."""
+    cdef uint64_t hash = hash_bytes64(msg_topic(record.msg))
+    cdef Cleared *cleared
+    if private.cleared == NULL:
+        private.cleared = <Cleared *> mem_alloc_zeroed(CLEARED_SLOTS, sizeof(Cleared))
+        if private.cleared == NULL:
+            private.error = -1
+            return
+    cleared = &private.cleared[hash % CLEARED_SLOTS]
+    if cleared.hash != hash or cleared.version < record.version:
+        cleared.hash = hash
+        cleared.version = record.version
+
+
 cdef void put_retained(Private *private, Record *record) noexcept nogil:
     cdef sqlite3_stmt *prepared
     cdef Msg *msg = record.msg
     if msg.payload_bytes == 0:                             # [MQTT-3.3.1-6]
+        cleared_note(private, record)
         prepared = statement(private, SQL_RETAIN_CLEAR)
         bind_span(prepared, 1, msg_topic(msg))
         bind(prepared, 2, record.version)
         run(private, SQL_RETAIN_CLEAR)
         return
+    if cleared_since(private, record):
+        return
+    if record.time_ms > private.last_expiry_ms:
+        private.last_expiry_ms = record.time_ms
     prepared = statement(private, SQL_RETAIN)
     bind_span(prepared, 1, msg_topic(msg))
     bind(prepared, 2, record.version)
@@ -441,6 +560,7 @@ cdef void write_message(Private *private, Record *record) noexcept nogil:
         else:
             sqlite3_bind_null(prepared, 7)
         run(private, SQL_DELIVERY)
+        known_owes(private, known, 1)
         live += 1
     if live:
         put_message(private, record.message, record.msg, record.time_ms)
@@ -453,12 +573,26 @@ cdef void write_message(Private *private, Record *record) noexcept nogil:
         put_retained(private, record)
 
 
-cdef void write_done(Private *private, uint64_t message, bint group, uint64_t handle, bint released) noexcept nogil:
+cdef bint row_run(Private *private, int which, uint64_t message, uint64_t target) noexcept nogil:
+    """Whether there was such a delivery."""
+    run_2(private, which, message, target)
+    return private.error == 0 and sqlite3_changes(private.file) != 0
+
+
+cdef inline uint64_t lent_target(const Known *known, uint16_t packet_id) noexcept nogil:
+    return known.id | <uint64_t> packet_id << LENT_SHIFT
+
+
+cdef void write_done(Private *private, uint64_t message, bint group, uint64_t handle, uint16_t packet_id, bint released) noexcept nogil:
     cdef Known *known = known_find(private, group, handle)
     if known == NULL:
         return
-    run_2(private, SQL_DELIVERY_DONE, message, known.id)
-    if sqlite3_changes(private.file) and not released:
+    if not group and packet_id and private.lent and row_run(private, SQL_DELIVERY_DONE, message, lent_target(known, packet_id)):
+        private.lent -= 1
+    elif not row_run(private, SQL_DELIVERY_DONE, message, known.id):
+        return
+    known_owes(private, known, -1)
+    if not released:
         message_done(private, message)
 
 
@@ -471,14 +605,15 @@ cdef void write_sent(Private *private, const Event *event) noexcept nogil:
         if group == NULL:
             return
         if known == NULL:
-            write_done(private, event.message, True, event.group, False)        # what a session holds ends with it [MQTT-4.8.2-5]
+            write_done(private, event.message, True, event.group, 0, False)     # what a session holds ends with it [MQTT-4.8.2-5]
             return
         prepared = statement(private, SQL_MOVED)
-        bind(prepared, 1, event.message)
-        bind(prepared, 2, group.id)
         bind(prepared, 3, event.packet_id)
-        bind(prepared, 4, known.id)
-        run(private, SQL_MOVED)
+        bind(prepared, 4, lent_target(known, event.packet_id))
+        if row_run(private, SQL_MOVED, event.message, group.id):
+            private.lent += 1
+            known_owes(private, group, -1)
+            known_owes(private, known, 1)
     elif known != NULL:
         prepared = statement(private, SQL_SENT)
         bind(prepared, 1, event.message)
@@ -494,7 +629,9 @@ cdef void write_events(Private *private, Record *record) noexcept nogil:
     for i in range(record.count):
         event = &record_events(record)[i]
         if event.kind == EVENT_DONE:
-            write_done(private, event.message, event.flags & EVENT_OF_GROUP, event.handle, event.flags & EVENT_WAS_RELEASED != 0)
+            write_done(
+                private, event.message, event.flags & EVENT_OF_GROUP, event.handle, event.packet_id, event.flags & EVENT_WAS_RELEASED != 0,
+            )
         elif event.kind == EVENT_SENT:
             write_sent(private, event)
         elif event.kind != EVENT_NOTHING:
@@ -504,8 +641,9 @@ cdef void write_events(Private *private, Record *record) noexcept nogil:
             if event.kind == EVENT_INBOUND_DONE:
                 run_2(private, SQL_INBOUND_DONE, known.id, event.packet_id)
                 continue
-            run_2(private, SQL_RELEASED, event.message, known.id)
-            if sqlite3_changes(private.file):
+            if (private.lent and row_run(private, SQL_RELEASED, event.message, lent_target(known, event.packet_id))) or (
+                row_run(private, SQL_RELEASED, event.message, known.id)
+            ):
                 message_done(private, event.message)
 
 
@@ -546,6 +684,42 @@ cdef Known *forget_known(Private *private, bint group, uint64_t handle) noexcept
     return known
 
 
+cdef void left_end(Private *private, Known *known) noexcept nogil:
+    """Deliveries that were on their way to what has ended meanwhile: nobody else knows of them. It takes a walk over all, and is rare."""
+    cdef sqlite3_stmt *prepared = statement(private, SQL_TARGET_ROWS)
+    cdef Left *left
+    cdef int result = SQLITE_DONE
+    cdef uint32_t i
+    if known.owed + known.owed_change <= 0 or private.error != 0:
+        return
+    private.left.count = 0
+    bind(prepared, 1, known.id)
+    bind(prepared, 2, (<uint64_t> 1 << LENT_SHIFT) - 1)
+    while private.error == 0:
+        result = sqlite3_step(prepared)
+        if result != SQLITE_ROW:
+            break
+        left = <Left *> vec_push(&private.left)
+        if left == NULL:
+            private.error = -1
+            break
+        left.message = <uint64_t> sqlite3_column_int64(prepared, 0)
+        left.target = <uint64_t> sqlite3_column_int64(prepared, 1)
+        left.state = <int> sqlite3_column_int64(prepared, 2)
+    if private.error == 0 and result != SQLITE_DONE:
+        batch_fails(private, result)
+    sqlite3_reset(prepared)
+    for i in range(private.left.count):
+        left = <Left *> vec_at(&private.left, i)
+        if not row_run(private, SQL_DELIVERY_DONE, left.message, left.target):
+            break
+        if left.target >> LENT_SHIFT:
+            private.lent -= 1
+        if left.state != DELIVERY_RELEASED:
+            message_done(private, left.message)
+    vec_free(&private.left)
+
+
 cdef void write_session(Private *private, Record *record) noexcept nogil:
     cdef Known *known = make_known(private, False, record.handle)
     cdef sqlite3_stmt *prepared = statement(private, SQL_SESSION)
@@ -565,6 +739,7 @@ cdef void write_session_end(Private *private, Record *record) noexcept nogil:
     run_1(private, SQL_SUBSCRIPTIONS_END, known.id)
     run_1(private, SQL_INBOUNDS_END, known.id)
     run_1(private, SQL_WILL_DONE, known.id)
+    left_end(private, known)
 
 
 cdef void write_filter(Private *private, Record *record, int which) noexcept nogil:
@@ -602,18 +777,42 @@ cdef void write_group(Private *private, Record *record) noexcept nogil:
     cdef sqlite3_stmt *prepared = statement(private, SQL_GROUP)
     if known == NULL:
         return
+    known_touch(private, known)
+    known.joined_change += 1
     bind(prepared, 1, known.id)
     bind_span(prepared, 2, span_make(record_data(record), record.count))
     run(private, SQL_GROUP)
 
 
+cdef void write_group_end(Private *private, Record *record) noexcept nogil:
+    """Unless somebody has joined of whom the group's home does not know yet: then it goes on."""
+    cdef Known *known = known_find(private, True, record.handle)
+    if known == NULL:
+        return
+    if known.joined + known.joined_change > <int64_t> record.count:
+        known_touch(private, known)
+        known.joined_change -= <int64_t> record.count
+        return
+    known = forget_known(private, True, record.handle)
+    if known == NULL:
+        return
+    run_1(private, SQL_GROUP_END, known.id)
+    left_end(private, known)
+
+
 cdef Msg *message_read(Private *private, uint64_t id, uint16_t owner, int64_t *expires_wall_ms) noexcept nogil:
-    """A message of the file as a block of that worker's; NULL: it is not there, or no memory."""
+    """A message of the file as a block of that worker's; NULL: it is not there, or the batch has failed."""
     cdef sqlite3_stmt *prepared = statement(private, SQL_READ)
     cdef Msg *msg = NULL
+    cdef int result
     bind(prepared, 1, id)
-    if sqlite3_step(prepared) == SQLITE_ROW:
+    result = sqlite3_step(prepared)
+    if result == SQLITE_ROW:
         msg = message_of_row(&private.pool, prepared, 0, owner, expires_wall_ms)
+        if msg == NULL:
+            private.error = -1
+    elif result != SQLITE_DONE:
+        batch_fails(private, result)
     sqlite3_reset(prepared)
     return msg
 
@@ -655,6 +854,14 @@ cdef void read_bodies(Journal *journal, Record *record) noexcept nogil:
     for i in range(record.count):
         bodies[i].message = ids[i]
         bodies[i].msg = message_read(private, ids[i], record.worker, &bodies[i].expires_wall_ms)
+        if private.error != 0:
+            break
+    if private.error != 0:                                 # asked again with the batch
+        for i in range(record.count):
+            if bodies[i].msg != NULL:
+                msg_drop(&private.pool, bodies[i].msg)
+        mem_free(bodies)
+        return
     counter_add(&journal.stats.reads, 1)
     journal.hooks.bodies(journal.context, record.worker, record.handle, bodies, record.count)
     record.cancelled = True                                # answered, also when the batch comes again
@@ -700,9 +907,7 @@ cdef void record_write(Journal *journal, Record *record) noexcept nogil:
     elif kind == RECORD_GROUP:
         write_group(private, record)
     elif kind == RECORD_GROUP_END:
-        known = forget_known(private, True, record.handle)
-        if known != NULL:
-            run_1(private, SQL_GROUP_END, known.id)
+        write_group_end(private, record)
     elif kind == RECORD_READ:
         read_bodies(journal, record)
 
@@ -824,9 +1029,12 @@ cdef void batch_take(Journal *journal) noexcept nogil:
 
 cdef bint pragma_set(Private *private, bint synced) noexcept nogil:
     """In WAL mode FULL syncs each commit; NORMAL keeps the file whole and leaves the time to the system."""
+    cdef int result
     if private.synced_pragma == synced:
         return True
-    if sqlite3_exec(private.file, "PRAGMA synchronous = FULL" if synced else "PRAGMA synchronous = NORMAL", NULL, NULL, NULL) != SQLITE_OK:
+    result = sqlite3_exec(private.file, "PRAGMA synchronous = FULL" if synced else "PRAGMA synchronous = NORMAL", NULL, NULL, NULL)
+    if result != SQLITE_OK:
+        batch_fails(private, result)
         return False
     private.synced_pragma = synced
     return True
@@ -837,7 +1045,7 @@ cdef bint batch_commit(Journal *journal) noexcept nogil:
     cdef Private *private = private_of(journal)
     cdef Record *record = private.pending
     cdef bint synced = False
-    cdef uint64_t now = wall_ms()
+    cdef int64_t now = store_ms(journal)
     while record != NULL:
         synced |= record.synced
         record = <Record *> record.mail.next
@@ -852,9 +1060,13 @@ cdef bint batch_commit(Journal *journal) noexcept nogil:
         run_2(private, SQL_META, 0, now)
         run_2(private, SQL_META, 1, atomic_load_u64_relaxed(&journal.next_message))
         run_2(private, SQL_META, 2, 0)
+        if private.expired_ms < private.last_expiry_ms and now >= private.expired_ms + EXPIRED_MS:
+            run_1(private, SQL_EXPIRED, now)
     if private.error == 0 and run(private, SQL_COMMIT):
         if now >= private.told_clock_ms + CLOCK_MS:
             private.told_clock_ms = now
+            if private.expired_ms < private.last_expiry_ms and now >= private.expired_ms + EXPIRED_MS:
+                private.expired_ms = now
         if synced:
             counter_add(&journal.stats.syncs, 1)
         return True
@@ -892,10 +1104,12 @@ cdef void failing_set(Journal *journal, bint failing) noexcept nogil:
     if atomic_load_u32_acquire(&journal.failing) == <uint32_t> failing:
         return
     atomic_store_u32_release(&journal.failing, failing)
-    if private.error < 0:
+    if not failing:
+        journal.hooks.state(journal.context, failing, "")
+    elif private.error < 0:
         journal.hooks.state(journal.context, failing, "no memory")
     else:
-        journal.hooks.state(journal.context, failing, sqlite3_errmsg(private.file))
+        journal.hooks.state(journal.context, failing, private.why)
 
 
 cdef bint batch_try(Journal *journal) noexcept nogil:
@@ -963,6 +1177,7 @@ cdef Journal *journal_open(const char *path, uint32_t workers, uint64_t max_back
     journal.workers = workers
     journal.max_backlog_bytes = max_backlog_bytes
     journal.retry_ms = retry_ms
+    journal.store_time_ms = wall_ms() - <int64_t> (clock_ns() // 1000000)
     journal.next_message = 1
     journal.next_version = 1
     private.next_target = 1
@@ -970,6 +1185,7 @@ cdef Journal *journal_open(const char *path, uint32_t workers, uint64_t max_back
     map_init(&private.groups, known_equals, NULL)
     map_init(&private.counts, count_equals, NULL)
     vec_init(&private.undo, sizeof(Undo))
+    vec_init(&private.left, sizeof(Left))
     private.made_inbox = inbox_init(&journal.inbox) == ST_OK
     if not private.made_inbox:
         snprintf(why, 200, "no descriptor")
@@ -988,9 +1204,10 @@ cdef void *journal_file(Journal *journal) noexcept nogil:
     return private_of(journal).file
 
 
-cdef void journal_continue(Journal *journal, uint64_t next_message, uint64_t next_target, uint64_t next_version) noexcept nogil:
+cdef void journal_continue(Journal *journal, uint64_t next_message, uint64_t next_target, uint64_t next_version, int64_t last_expiry_ms) noexcept nogil:
     journal.next_message = next_message
     journal.next_version = next_version
+    private_of(journal).last_expiry_ms = last_expiry_ms
     private_of(journal).next_target = next_target
 
 
@@ -1030,7 +1247,7 @@ cdef bint journal_stop(Journal *journal) noexcept nogil:
     private.error = 0
     pragma_set(private, True)
     if run(private, SQL_BEGIN):
-        run_2(private, SQL_META, 0, wall_ms())
+        run_2(private, SQL_META, 0, store_ms(journal))
         run_2(private, SQL_META, 1, atomic_load_u64_relaxed(&journal.next_message))
         run_2(private, SQL_META, 2, 1)
         run(private, SQL_COMMIT if private.error == 0 else SQL_ROLLBACK)
@@ -1073,6 +1290,8 @@ cdef void journal_free(Journal *journal) noexcept nogil:
     known_free(&private.groups)
     map_free(&private.counts)
     vec_free(&private.undo)
+    vec_free(&private.left)
+    mem_free(private.cleared)
     pool_free(&private.pool)
     mem_free(private)
     mem_free(journal)

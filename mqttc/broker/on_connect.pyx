@@ -385,15 +385,17 @@ cdef Session *session_claim(Worker *worker, const Packet *packet, Span client_id
     if session != NULL and session.conn == NULL:
         session_timer(worker, session)  # its end or its will may be due, and the wheel not have turned yet [MQTT-4.1.0-2]
         session = session_find(worker, client_id, hash)
-    discarded[0] = False                # of a durable one
+    discarded[0] = False                # a durable one; or whether there is one must be committed first
     if session != NULL and session.conn != NULL:
         loser = session.conn
         ending = packet.clean_start or session.expiry_s == 0
+        discarded[0] = loser.phase == CONN_COMMITTING           # it was not told of the session either
         stat(&worker.stats, C_TAKEOVERS)
         report(worker, LOG_INFO, EV_TAKEN_OVER, RC_SESSION_TAKEN_OVER, loser, session, nothing())
         replies_drop(loser)             # its unsent acknowledgements: the client will repeat
         conn_disconnect(worker, loser, RC_SESSION_TAKEN_OVER)
-        discarded[0] = ending and session.durable
+        if ending and session.durable:
+            discarded[0] = True
         session_offline(worker, loser, ending, True)
         if ending:
             session = NULL
@@ -530,6 +532,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     stat(&worker.stats, C_CONNECTS_ACCEPTED)
     if discarded or (session.durable and not present):          # it must be true before it is said
         conn.phase = CONN_COMMITTING
+        conn.keep_will = 0              # a connection that was not accepted leaves none
         link_pause(worker.reactor, &conn.link)
         status = send_packet_after(worker, conn, &connack, until_now(worker))
     else:
@@ -545,6 +548,8 @@ cdef void connect_welcome(Worker *worker, Conn *conn) noexcept nogil:
     """CONNACK has been sent."""
     if conn.phase == CONN_COMMITTING:
         conn.phase = CONN_UP
+        conn.keep_will = 1
+        conn.last_packet_ms = worker.reactor.now_ms             # keep alive counts from here: nothing was read before
         link_resume(worker.reactor, &conn.link)
     if conn.phase != CONN_UP or conn.session == NULL:
         return

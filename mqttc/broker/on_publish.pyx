@@ -16,7 +16,7 @@ from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport Route, route_drop, route_fresh, route_lookup, route_share
 from mqttc.broker.session cimport entry_release, inbound_add, inbound_count, inbound_has, inbound_remove, inflight_done, inflight_find, session_handle, session_of
 from mqttc.broker.state cimport (
-    CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, OUT_RELEASED, QE_COUNTED, QE_JOURNALED, QE_STORED, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry,
+    CONN_BRAKE_JOURNAL, CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, OUT_RELEASED, QE_COUNTED, QE_JOURNALED, QE_STORED, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry,
     Session, Settings, Wait, Worker,
 )
 from mqttc.broker.stats cimport (
@@ -205,7 +205,7 @@ cdef bint must_last(Worker *worker, Conn *conn, const Packet *packet, const Rout
 
 cdef bint offer_later(Worker *worker, Publication *pub, Route *route) noexcept nogil:
     """A QoS 2 message of a durable publisher reaches nobody before a crash can no longer make it a new one. False: no memory."""
-    cdef Wait *wait = wait_add(worker, WAIT_OFFER, until_now(worker))
+    cdef Wait *wait = wait_add(worker, WAIT_OFFER)
     if wait == NULL:
         return False
     msg_share(pub.msg, 1)
@@ -305,6 +305,8 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
         fan_out(worker, &pub, route)
     if unlikely(pub.pressure or conn.flags & CONN_BRAKED):      # braked already: so that held acknowledgements stay bounded for 3.x clients too
         conn_brake(worker, conn, pub.pressure and (packet.qos == 0 or journal_crowded(worker)))
+        if lasting and journal_crowded(worker) and conn.flags & CONN_BRAKE_PAUSED:
+            conn.flags |= CONN_BRAKE_JOURNAL
     if packet.qos:
         acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason, until)
     publication_clear(worker, &pub)
@@ -397,12 +399,15 @@ cdef void brakes_release(Worker *worker) noexcept nogil:
     while i < worker.braked.count:
         session = session_of(worker, (<uint64_t *> vec_at(&worker.braked, i))[0])
         conn = session.conn if session != NULL else NULL
-        if conn != NULL and conn.flags & CONN_BRAKED and conn.brake_until_ms > worker.reactor.now_ms:
+        if conn != NULL and conn.flags & CONN_BRAKED and (
+            conn.brake_until_ms > worker.reactor.now_ms or (conn.flags & CONN_BRAKE_JOURNAL and journal_crowded(worker))
+        ):
             i += 1
             continue
         vec_swap_remove(&worker.braked, i)
         if conn == NULL or not conn.flags & CONN_BRAKED:
             continue
+        conn.flags &= ~<uint8_t> CONN_BRAKE_JOURNAL
         conn.last_packet_ms = worker.reactor.now_ms             # keep alive stood still meanwhile
         acks_release(worker, conn)
         if conn.flags & CONN_BRAKE_PAUSED:

@@ -13,7 +13,7 @@ from mqttc.broker.report cimport EV_SUBSCRIBED, EV_UNSUBSCRIBED, LOG_DEBUG, repo
 from mqttc.broker.retain cimport retain_cursor_init
 from mqttc.broker.routes cimport OPTION_DURABLE, subscription_ids_build
 from mqttc.broker.session cimport (
-    group_credit_of, groups_take_back, handout_end, membership_add, session_handle, subscription_add, subscription_find, subscription_remove,
+    group_credit_of, groups_keep, groups_take_back, handout_end, membership_add, session_handle, subscription_add, subscription_find, subscription_remove,
 )
 from mqttc.broker.state cimport GROUP_JOIN, GROUP_LEAVE, Conn, GroupMail, Handout, Membership, Session, Settings, Subscription, Worker
 from mqttc.broker.trie cimport trie_group_join, trie_group_leave, trie_subscribe, trie_unsubscribe
@@ -69,6 +69,7 @@ cdef uint8_t group_join_tree(Worker *worker, Session *session, Subscription *sub
     mail.retain_as_published = subscription.options & OPT_RETAIN_AS_PUBLISHED != 0
     mail.credit = group_credit_of(session, membership)
     mail.online = 1
+    mail.noted = fresh and session.durable
     tell_group(worker, &mail, membership.group)
     return RC_SUCCESS
 
@@ -176,6 +177,8 @@ cdef bint reply_with_codes(Worker *worker, Conn *conn, uint8_t packet_type, uint
     packet_clear(&reply, packet_type)
     reply.packet_id = packet_id
     reply.list = codes
+    if packet_type == SUBACK and conn.session.durable:
+        conn.suback_until = until_now(worker)
     if send_packet_after(worker, conn, &reply, until_now(worker) if conn.session.durable else 0) == ST_LIMIT:   # it takes less than its own request's answer
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
@@ -237,6 +240,7 @@ cdef uint8_t unsubscribe_one(Worker *worker, Session *session, Span filter) noex
         groups_take_back(worker, session, subscription.membership, False)
         membership = <Membership *> vec_at(session.memberships, subscription.membership - 1)
         id = membership.group
+        groups_keep(worker, session, subscription.membership)
         membership.group = 0
         membership.owed = 0
         memset(&mail, 0, sizeof(GroupMail))

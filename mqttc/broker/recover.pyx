@@ -10,7 +10,7 @@ from mqttc.base.types cimport ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, cou
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
 from mqttc.broker.group cimport backlog_push, group_find, group_join
 from mqttc.broker.handle cimport handle_worker
-from mqttc.broker.journal cimport DELIVERY_QUEUED, DELIVERY_RELEASED, HANDOUT_PENDING, journal_continue, journal_counts, journal_file, journal_knows, journal_target
+from mqttc.broker.journal cimport DELIVERY_QUEUED, DELIVERY_RELEASED, HANDOUT_PENDING, LENT_SHIFT, journal_continue, journal_counts, journal_file, journal_joined, journal_knows, journal_owes, journal_target
 from mqttc.broker.on_subscribe cimport handout_add
 from mqttc.broker.presence cimport session_rest
 from mqttc.broker.retain cimport retain_set
@@ -23,7 +23,7 @@ from mqttc.broker.sqlite cimport (
 from mqttc.broker.state cimport (
     NEVER, OUT_RELEASED, OUT_SENT, QE_JOURNALED, QE_RETAIN, QE_STORED, SESSION_SPARSE, Engine, Group, GroupMail, QueueEntry, Session, Subscription, Will, Worker,
 )
-from mqttc.broker.stats cimport C_INFLIGHT, stat
+from mqttc.broker.stats cimport C_DROPPED_RETAINED_LIMIT, C_INFLIGHT, stat
 from mqttc.broker.trie cimport trie_group_join, trie_subscribe
 from mqttc.proto.packet cimport OPT_QOS_MASK, OPT_RETAIN_AS_PUBLISHED
 from mqttc.proto.topic cimport share_split
@@ -33,7 +33,7 @@ cdef struct Named:                     # a session or group of this run, by its 
     uint64_t handle
     bint group
 
-cdef struct Text:                      # a stored group's id, by its filter
+cdef struct Text:                      # a shared group's id, by its filter
     uint64_t id
     uint64_t handle                    # 0: nobody has joined it
     uint32_t n
@@ -175,6 +175,9 @@ cdef int read_sessions(Work *work) noexcept nogil:
         session = session_build(worker, client_id, hash)
         if session == NULL:
             status = ST_NO_MEMORY
+            if work.engine.settings.max_sessions and work.found.sessions >= work.engine.settings.max_sessions:
+                snprintf(work.why, 200, "there are more sessions than limits.max_sessions allows")
+                status = ST_ERROR
             break
         session.durable = True
         session.expiry_s = <uint32_t> sqlite3_column_int64(row, 2)
@@ -185,6 +188,21 @@ cdef int read_sessions(Work *work) noexcept nogil:
         status = named_add(work, <uint64_t> sqlite3_column_int64(row, 0), False, session_handle(worker, session))
         counter_add(&work.found.sessions, 1)
     return finish(work, row, result, status)
+
+
+cdef Text *text_add(Work *work, uint64_t id, Span filter) noexcept nogil:
+    cdef Text *text = <Text *> mem_alloc(sizeof(Text) + filter.n)
+    if text == NULL:
+        return NULL
+    text.id = id
+    text.handle = 0
+    text.n = filter.n
+    if filter.n:
+        memcpy(text.bytes, filter.p, filter.n)
+    if map_insert(&work.groups, hash_bytes(filter), <uint64_t> text) != ST_OK:
+        mem_free(text)
+        return NULL
+    return text
 
 
 cdef int read_groups(Work *work) noexcept nogil:
@@ -200,17 +218,10 @@ cdef int read_groups(Work *work) noexcept nogil:
         if result != SQLITE_ROW:
             break
         filter = column(row, 1)
-        text = <Text *> mem_alloc(sizeof(Text) + filter.n)
+        if map_find(&work.groups, hash_bytes(filter), &filter, NULL):
+            continue                    # twice: the first one holds, and the other is nobody's
+        text = text_add(work, <uint64_t> sqlite3_column_int64(row, 0), filter)
         if text == NULL:
-            status = ST_NO_MEMORY
-            break
-        text.id = <uint64_t> sqlite3_column_int64(row, 0)
-        text.handle = 0
-        text.n = filter.n
-        if filter.n:
-            memcpy(text.bytes, filter.p, filter.n)
-        if map_insert(&work.groups, hash_bytes(filter), <uint64_t> text) != ST_OK:
-            mem_free(text)
             status = ST_NO_MEMORY
     return finish(work, row, result, status)
 
@@ -219,6 +230,7 @@ cdef int group_name(Work *work, uint64_t group, Span filter) noexcept nogil:
     """The file's id for a group that has members again; a new one where the file has none."""
     cdef uint64_t value = 0
     cdef sqlite3_stmt *insert
+    cdef Text *text
     cdef uint64_t id
     cdef int result
     if map_find(&work.groups, hash_bytes(filter), &filter, &value):
@@ -235,6 +247,10 @@ cdef int group_name(Work *work, uint64_t group, Span filter) noexcept nogil:
     result = sqlite3_step(insert)
     if finish(work, insert, result, ST_OK) != ST_OK:
         return ST_ERROR
+    text = text_add(work, id, filter)
+    if text == NULL:
+        return ST_NO_MEMORY
+    text.handle = group
     return named_add(work, id, True, group)
 
 
@@ -257,6 +273,8 @@ cdef int join(Work *work, Worker *worker, Session *session, Subscription *subscr
     mail.qos = subscription.options & OPT_QOS_MASK
     mail.subscription_id = subscription.id
     mail.retain_as_published = subscription.options & OPT_RETAIN_AS_PUBLISHED != 0
+    mail.noted = 1
+    journal_joined(work.engine.journal, id)
     return group_join(work.engine.workers[group_home(id)], &mail)
 
 
@@ -350,10 +368,14 @@ cdef int read_retained(Work *work) noexcept nogil:
         msg.qos = <uint8_t> sqlite3_column_int64(row, 3)
         msg.retain = 1
         msg.expires_at_ms = expiry_of(work, worker, sqlite3_column_int64(row, 4))
-        if retain_set(work.engine.retain, &worker.msgs, msg, NULL) == ST_NO_MEMORY:
+        result = retain_set(work.engine.retain, &worker.msgs, msg, NULL)
+        if result == ST_NO_MEMORY:
             status = ST_NO_MEMORY
+        elif result != ST_OK:           # a limit was lowered: it stays in the file
+            stat(&worker.stats, C_DROPPED_RETAINED_LIMIT)
+        else:
+            counter_add(&work.found.retained, 1)
         msg_drop(&worker.msgs, msg)
-        counter_add(&work.found.retained, 1)
     return finish(work, row, result, status)
 
 
@@ -369,8 +391,9 @@ cdef int gone_add(Work *work, uint64_t message, uint64_t target) noexcept nogil:
 cdef int delivery_take(Work *work, sqlite3_stmt *row, bint *kept) noexcept nogil:
     """One row becomes an entry of a queue, of an in-flight ring, or of a group's backlog."""
     cdef uint64_t message = <uint64_t> sqlite3_column_int64(row, 0)
+    cdef uint64_t target = <uint64_t> sqlite3_column_int64(row, 1)
     cdef int state = <int> sqlite3_column_int64(row, 4)
-    cdef Named *named = named_find(work, <uint64_t> sqlite3_column_int64(row, 1))
+    cdef Named *named = named_find(work, target & (((<uint64_t> 1) << LENT_SHIFT) - 1))
     cdef Worker *worker
     cdef Session *session
     cdef Group *group
@@ -389,6 +412,7 @@ cdef int delivery_take(Work *work, sqlite3_stmt *row, bint *kept) noexcept nogil
         return ST_OK
     worker = worker_of(work, named.handle)
     kept[0] = True
+    journal_owes(work.engine.journal, named.group, named.handle, target >> LENT_SHIFT != 0)
     counter_add(&work.found.deliveries, 1)
     if named.group or state == DELIVERY_QUEUED + 1:
         msg = message_build(&worker.msgs, column(row, 8), column(row, 9), column(row, 10))
@@ -624,7 +648,7 @@ cdef void map_empty(Map *map) noexcept nogil:
 
 cdef int engine_recover(Engine *engine, Recovery *found, char *why) noexcept nogil:
     cdef Work work
-    cdef int64_t told, next_id, next_target, next_version
+    cdef int64_t told, next_id, next_target, next_version, last_expiry
     cdef int status
     memset(&work, 0, sizeof(Work))
     work.engine = engine
@@ -638,9 +662,12 @@ cdef int engine_recover(Engine *engine, Recovery *found, char *why) noexcept nog
     told = number(&work, "SELECT value FROM meta WHERE key = 'clock'", 0)
     work.now_ms = engine.workers[0].reactor.wall_ms if engine.workers[0].reactor.wall_ms > told else told
     next_id = number(&work, "SELECT max(coalesce((SELECT value FROM meta WHERE key = 'next_id'), 1), coalesce((SELECT max(id) FROM message), 0) + 1, coalesce((SELECT max(message) FROM delivery), 0) + 1)", 1)
-    next_target = number(&work, "SELECT max(coalesce((SELECT max(id) FROM session), 0), coalesce((SELECT max(id) FROM share_group), 0), coalesce((SELECT max(target) FROM delivery), 0)) + 1", 1)
+    next_target = number(&work, "SELECT max(coalesce((SELECT max(id) FROM session), 0), coalesce((SELECT max(id) FROM share_group), 0), coalesce((SELECT max(target & 1099511627775) FROM delivery), 0)) + 1", 1)
     next_version = number(&work, "SELECT coalesce(max(version), 0) + 1 FROM retained", 1)
-    journal_continue(engine.journal, <uint64_t> next_id, <uint64_t> next_target, <uint64_t> next_version)
+    last_expiry = number(&work, "SELECT coalesce(max(expires_ms), 0) FROM retained", 0)
+    engine.journal.store_time_ms = work.now_ms - engine.workers[0].reactor.now_ms
+    engine.journal.mono_offset_ms = &engine.clock.mono_offset_ms
+    journal_continue(engine.journal, <uint64_t> next_id, <uint64_t> next_target, <uint64_t> next_version, last_expiry)
     if sqlite3_exec(work.file, "BEGIN IMMEDIATE", NULL, NULL, NULL) != SQLITE_OK:
         status = fail(&work)
     else:

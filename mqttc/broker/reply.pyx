@@ -13,7 +13,7 @@ from mqttc.net.reactor cimport END_NO_MEMORY, link_close, link_dirty
 from mqttc.proto.dialect cimport dialect_for
 from mqttc.proto.encode cimport encode_ack, encode_packet, packet_size
 from mqttc.proto.packet cimport (
-    CONNACK, DISCONNECT, HAS_REASON_STRING, HAS_SERVER_REFERENCE, RC_SERVER_SHUTTING_DOWN, RC_SERVER_UNAVAILABLE, Packet,
+    CONNACK, DISCONNECT, HAS_REASON_STRING, HAS_SERVER_REFERENCE, RC_SERVER_SHUTTING_DOWN, RC_SERVER_UNAVAILABLE, RC_SESSION_TAKEN_OVER, Packet,
 )
 
 
@@ -250,9 +250,9 @@ cdef void conn_disconnect(Worker *worker, Conn *conn, uint8_t reason) noexcept n
         conn.phase = CONN_DONE
         link_close(worker.reactor, &conn.link, END_FAILED)
         return
-    if conn.phase != CONN_UP:           # CONNACK has no 0x8B
-        refuse_connect(
-            worker, conn, conn.dialect.level, RC_SERVER_UNAVAILABLE if reason == RC_SERVER_SHUTTING_DOWN else reason, span_make(NULL, 0), span_make(NULL, 0),
-        )
+    if conn.phase != CONN_UP:           # CONNACK has no 0x8B and no 0x8E
+        if reason == RC_SERVER_SHUTTING_DOWN or reason == RC_SESSION_TAKEN_OVER:
+            reason = RC_SERVER_UNAVAILABLE
+        refuse_connect(worker, conn, conn.dialect.level, reason, span_make(NULL, 0), span_make(NULL, 0))
         return
     conn_end(worker, conn, reason, span_make(NULL, 0))

@@ -68,5 +68,6 @@ cdef inline uint32_t group_credit_of(const Session *session, const Membership *m
 # The session's client went off line or left: gives what the group may send to another back to it. only: 0 all groups, else that member index.
 # with_inflight: also QoS 1 messages that were sent but whose connection broke.
 cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint with_inflight) noexcept nogil
+cdef void groups_keep(Worker *worker, Session *session, uint32_t only) noexcept nogil                 # it leaves that group, and completes what was sent [MQTT-3.10.4-3]
 cdef void handout_end(Session *session, uint32_t index) noexcept nogil                                # the last one takes its place
 cdef void handouts_clear(Session *session) noexcept nogil

@@ -8,12 +8,12 @@ from mqttc.base.ring cimport Ring, ring_at, ring_free, ring_init, ring_pop_front
 from mqttc.base.timer cimport wheel_cancel
 from mqttc.base.types cimport ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, span_equal, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push, vec_swap_remove
-from mqttc.broker.durable cimport note_done, note_session_end
+from mqttc.broker.durable cimport note_done, note_kept, note_session_end
 from mqttc.broker.mail cimport post_group
 from mqttc.broker.retain cimport retain_cursor_free
 from mqttc.broker.routes cimport subscription_ids_drop
 from mqttc.broker.state cimport (
-    GROUP_LEAVE, GROUP_RETURN, OUT_DONE, OUT_SENT, QE_COUNTED, QE_JOURNALED, QE_STORED, SESSION_CREDIT_DIRTY, SESSION_QOS0_QUEUED, SESSION_SPARSE, TIMER_SESSION, GroupMail,
+    GROUP_LEAVE, GROUP_RETURN, OUT_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, QE_JOURNALED, QE_STORED, SESSION_CREDIT_DIRTY, SESSION_QOS0_QUEUED, SESSION_SPARSE, TIMER_SESSION, GroupMail,
     Handout, Membership, QueueEntry, Session, Subscription, Worker,
 )
 from mqttc.broker.stats cimport (
@@ -107,7 +107,7 @@ cdef void entries_release(Worker *worker, Session *session, Ring *ring, int gaug
     cdef QueueEntry *entry
     for i in range(ring.count):
         entry = <QueueEntry *> ring_at(ring, i)
-        if entry.msg != NULL:
+        if entry.msg != NULL and entry.state & 15 != OUT_RELEASED:
             stat(&worker.stats, C_DROPPED_SESSION_END)
         if entry.state & 15 != OUT_DONE or gauge == C_QUEUED:
             stat_sub(&worker.stats, gauge, 1)
@@ -562,6 +562,11 @@ cdef bint give_back(Worker *worker, Session *session, QueueEntry *entry) noexcep
     return True
 
 
+cdef bint still_member(const Session *session, const QueueEntry *entry) noexcept nogil:
+    """Of the group that has lent the entry."""
+    return (<Membership *> vec_at(session.memberships, entry.member - 1)).group != 0
+
+
 cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint with_inflight) noexcept nogil:
     # From the youngest to the oldest: each goes to the front of the group's backlog, so their order is kept there.
     cdef uint32_t i
@@ -592,12 +597,22 @@ cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint
         if i >= session.inflight.count:
             continue                    # acknowledged ones at the front were removed with it
         entry = <QueueEntry *> ring_at(&session.inflight, i)
-        if entry.member and entry.qos == 1 and entry.state & 15 == OUT_SENT and (only == 0 or entry.member == only):
+        if entry.member and entry.qos == 1 and entry.state & 15 == OUT_SENT and (only == 0 or entry.member == only) and still_member(session, entry):
             if give_back(worker, session, entry):
                 entry.state &= ~(QE_JOURNALED << 4)
             else:
                 stat(&worker.stats, C_DROPPED_SESSION_END)
             inflight_done(worker, session, entry)
+
+
+cdef void groups_keep(Worker *worker, Session *session, uint32_t only) noexcept nogil:
+    cdef uint32_t i
+    cdef QueueEntry *entry
+    for i in range(session.inflight.count):
+        entry = <QueueEntry *> ring_at(&session.inflight, i)
+        if entry.member == only and entry.qos == 1 and entry.state & 15 == OUT_SENT:
+            note_kept(worker, session, entry)
+    (<Membership *> vec_at(session.memberships, only - 1)).origin = 0
 
 
 cdef void handout_end(Session *session, uint32_t index) noexcept nogil:

@@ -143,7 +143,7 @@ cdef struct Subscription:              # one of a session's
 
 cdef struct Membership:                # a session's part in a shared group
     uint64_t group                     # id; 0: left (the slot is free when outstanding is 0)
-    uint64_t origin                    # the same, also after it was left
+    uint64_t origin                    # what the journal has its entries under; 0: the session
     uint32_t outstanding               # entries of the session's rings that came from the group
     uint32_t owed                      # credit to grant at the end of the turn
 
@@ -225,6 +225,7 @@ cdef enum ConnFlag:
     CONN_COUNTED = 16                  # in engine.connections and the listener's gauge
     CONN_QUESTION_OPEN = 32            # the gate has not answered yet: one question at a time
     CONN_REMOTE = 64                   # no program of this machine, whatever its address says
+    CONN_BRAKE_JOURNAL = 128           # paused until less waits for the disk
 
 cdef struct AliasIn:
     uint8_t *topic                     # owned; NULL: not set
@@ -276,6 +277,7 @@ cdef struct Conn:
     int64_t last_packet_ms
     int64_t question_due_ms            # where CONN_QUESTION_OPEN
     uint64_t waits_until               # the last sequence for which it stands in worker.waits
+    uint64_t suback_until              # the sequence that its last SUBACK waits for: retained messages are handed out after it
     uint32_t maximum_packet_size       # what the client takes, bytes; 0: no limit
     uint32_t keep_alive_ms             # 1.5 x keep alive; 0: none
     uint32_t question                  # number of the last question; answers to others are stale
@@ -305,6 +307,7 @@ cdef struct Group:
     Vec members                        # Member
     Ring backlog                       # Msg *, one reference each
     uint32_t next                      # round robin
+    uint32_t joined                    # durable members so far, as noted in the journal
     uint32_t credit_total              # of all members on line
     uint32_t online_count
     int64_t pressure_since_ms          # its publishers are slowed since then; 0: they are not
@@ -371,6 +374,7 @@ cdef struct GroupMail:
     uint8_t qos
     uint8_t online
     uint8_t retain_as_published
+    uint8_t noted                      # JOIN: a new member, of which the journal knows
 
 cdef struct AnswerMail:                # of the gate
     Mail mail
@@ -530,8 +534,8 @@ cdef struct Engine:
     Trie *trie
     RetainStore *retain
     Journal *journal                   # NULL: nothing outlives the process
+    bint synced                        # something is kept as DURABILITY_SYNCED
     RouteRules rules                   # what routes are told beside the tree
-    uint8_t syncs                      # some messages must reach the disk; immutable after start
     LogRing *log
     Gate gate
     Listener *listeners[256]

@@ -214,8 +214,12 @@ cdef void wait_over(Worker *worker, Wait *wait) noexcept nogil:
             delivery_ready(worker, session, wait.packet_id)
     else:
         conn = <Conn *> reactor_link(worker.reactor, <uint32_t> wait.session, <uint32_t> (wait.session >> 32))
-        if conn != NULL and replies_release(worker, conn):
+        if conn == NULL:
+            return
+        if replies_release(worker, conn):
             connect_welcome(worker, conn)
+        elif conn.session != NULL and conn.session.handouts != NULL:
+            session_pump(worker, conn.session)
 
 
 cdef void on_committed(Worker *worker, uint64_t sequence) noexcept nogil:
@@ -525,13 +529,13 @@ cdef int engine_listen(Engine *engine, Listener *listener) noexcept nogil:
     return <int> engine.listener_count - 1
 
 
-cdef bint engine_syncs(const Engine *engine) noexcept nogil:
+cdef bint synced_somewhere(const Engine *engine) noexcept nogil:
     cdef uint32_t i
-    for i in range(engine.rules.filter_count):
-        if engine.rules.filters[i].durability == DURABILITY_SYNCED:
-            return True
     for i in range(engine.listener_count):
         if engine.listeners[i].durability == DURABILITY_SYNCED:
+            return True
+    for i in range(engine.rules.filter_count):
+        if engine.rules.filters[i].durability == DURABILITY_SYNCED:
             return True
     return engine.settings.durability == DURABILITY_SYNCED
 
@@ -546,8 +550,8 @@ cdef int engine_start(Engine *engine) noexcept nogil:
                 status = reactor_listen(engine.workers[i].reactor, engine.listeners[k].fd, <uint16_t> k)
     if status != ST_OK:
         return status
-    engine.syncs = engine_syncs(engine)
     if engine.journal != NULL:
+        engine.synced = synced_somewhere(engine)
         status = journal_start(engine.journal, &journal_hooks, engine)
         if status != ST_OK:
             return status

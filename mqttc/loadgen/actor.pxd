@@ -26,6 +26,7 @@ cdef enum:
     PAYLOAD_MAGIC = 0x6D710001
     MAX_THREADS = 64
     FAILURE_BYTES = 128
+    PACKET_IDS = 65536
 
 cdef enum ActorState:
     ACTOR_IDLE = 0
@@ -72,6 +73,7 @@ cdef struct Publishing:                # of a publisher; immutable but for the l
     double copies
     double interval_ns                 # 0: closed loop
     # owner thread
+    uint64_t *stamps                   # by packet id: when it was sent or due; owned; NULL: acknowledgements are not timed
     bint running
     bint in_ready
     uint64_t sequence                  # of the last message
@@ -142,7 +144,8 @@ cdef struct Crew:                      # one thread
     uint64_t now_ns                    # of this input
     uint8_t *scratch                   # for payloads
     uint64_t totals[16]
-    Hist *latency
+    Hist *latency                      # of deliveries
+    Hist *acknowledging                # of acknowledgements of publishers that time them
     char failure[128]                  # why the first connection that did not come about did not, as far as its transport tells; ends with 0
     uint32_t failure_known             # atomic: failure is written, once, by this thread
 

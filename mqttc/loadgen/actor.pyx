@@ -78,6 +78,7 @@ cdef void actor_free(Actor *actor) noexcept nogil:
     if actor.publishing != NULL:
         mem_free(actor.publishing.topics)
         mem_free(actor.publishing.topic_ends)
+        mem_free(actor.publishing.stamps)
         mem_free(actor.publishing)
     for i in range(actor.seen_count):
         mem_free(actor.seen[i].bits)
@@ -269,6 +270,8 @@ cdef bint publish_one(Actor *actor, uint64_t stamp_ns) noexcept nogil:
     parts.retain = publishing.retain
     if publishing.qos:
         parts.packet_id = publishing.next_packet_id
+        if publishing.stamps != NULL:
+            publishing.stamps[parts.packet_id] = stamp_ns
         publishing.next_packet_id = 1 if publishing.next_packet_id == 65535 else publishing.next_packet_id + 1
     parts.topic = span_make(publishing.topics + start, publishing.topic_ends[topic] - start)
     parts.payload = span_make(crew.scratch, n)
@@ -528,6 +531,7 @@ cdef bint on_control(Actor *actor, const Frame *frame) noexcept nogil:
     cdef Crew *crew = actor.crew
     cdef Packet packet
     cdef uint8_t *out
+    cdef uint64_t stamp
     cdef uint32_t i
     if decode_packet(crew.field.dialect, frame, &packet) != ST_OK:
         return False
@@ -560,6 +564,9 @@ cdef bint on_control(Actor *actor, const Frame *frame) noexcept nogil:
         if packet.reason >= 0x80:
             total(crew, T_ERRORS, 1)
         actor.publishing.acknowledged += 1
+        if actor.publishing.stamps != NULL:
+            stamp = actor.publishing.stamps[packet.packet_id]
+            hist_add(crew.acknowledging, crew.now_ns - stamp if crew.now_ns > stamp else 0, 1)
         total(crew, T_ACKNOWLEDGED, 1)
         publisher_ready(actor)
     elif frame.type == PUBREC or frame.type == PUBREL:
@@ -681,6 +688,7 @@ cdef void command(Crew *crew, const Command *mail) noexcept nogil:
     cdef uint32_t i
     if mail.verb == VERB_RESET:
         hist_reset(crew.latency)
+        hist_reset(crew.acknowledging)
     for i in range(mail.first, mail.end):
         actor = crew.field.actors[i]
         if actor.crew != crew:
@@ -750,9 +758,11 @@ cdef Crew *crew_build(Field *field, uint32_t index) noexcept nogil:
     crew.index = index
     vec_init(&crew.paced, sizeof(Actor *))
     crew.latency = <Hist *> mem_alloc_zeroed(1, sizeof(Hist))
+    crew.acknowledging = <Hist *> mem_alloc_zeroed(1, sizeof(Hist))
     crew.scratch = <uint8_t *> mem_alloc_zeroed(1, (field.payload_most if field.payload_most > 2 * SUBSCRIBE_BYTES else 2 * SUBSCRIBE_BYTES) + 65536)
-    if crew.latency == NULL or crew.scratch == NULL or pool_init(&crew.msgs, <uint16_t> index, field.thread_count) != ST_OK:
+    if crew.latency == NULL or crew.acknowledging == NULL or crew.scratch == NULL or pool_init(&crew.msgs, <uint16_t> index, field.thread_count) != ST_OK:
         mem_free(crew.latency)
+        mem_free(crew.acknowledging)
         mem_free(crew.scratch)
         mem_free(crew)
         return NULL
@@ -760,6 +770,7 @@ cdef Crew *crew_build(Field *field, uint32_t index) noexcept nogil:
     if crew.reactor == NULL:
         pool_free(&crew.msgs)
         mem_free(crew.latency)
+        mem_free(crew.acknowledging)
         mem_free(crew.scratch)
         mem_free(crew)
         return NULL
@@ -874,6 +885,7 @@ cdef void field_free(Field *field) noexcept nogil:
         pool_free(&crew.msgs)
         vec_free(&crew.paced)
         mem_free(crew.latency)
+        mem_free(crew.acknowledging)
         mem_free(crew.scratch)
         mem_free(crew)
     for i in range(field.actor_count):

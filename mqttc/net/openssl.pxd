@@ -42,7 +42,21 @@ cdef extern from "<openssl/params.h>" nogil:
 cdef extern from "<openssl/bio.h>" nogil:
     ctypedef struct BIO:
         pass
+    ctypedef struct BIO_METHOD:
+        pass
     BIO *BIO_new_mem_buf(const void *bytes, int n)
+    const int BIO_TYPE_SOURCE_SINK
+    const int BIO_CTRL_FLUSH
+    BIO_METHOD *BIO_meth_new(int type, const char *name)
+    void BIO_meth_free(BIO_METHOD *method)
+    int BIO_meth_set_write(BIO_METHOD *method, int (*write)(BIO *, const char *, int) noexcept nogil)
+    int BIO_meth_set_ctrl(BIO_METHOD *method, long (*ctrl)(BIO *, int, long, void *) noexcept nogil)
+    BIO *BIO_new(const BIO_METHOD *method)
+    void BIO_set_data(BIO *bio, void *data)
+    void *BIO_get_data(BIO *bio)
+    void BIO_set_init(BIO *bio, int yes)
+    void BIO_set_retry_write(BIO *bio)
+    void BIO_clear_retry_flags(BIO *bio)
     int BIO_free(BIO *bio)
 
 cdef extern from "<openssl/x509v3.h>" nogil:
@@ -60,6 +74,7 @@ cdef extern from "<openssl/x509v3.h>" nogil:
         pass
     void X509_free(X509 *certificate)
     void X509_CRL_free(X509_CRL *crl)
+    int X509_check_purpose(X509 *certificate, int purpose, int ca)      # purpose -1: only reads its extensions
     int i2d_X509(const X509 *certificate, unsigned char **out)
     int X509_check_host(X509 *certificate, const char *name, size_t n, unsigned int flags, char **peer_name)
     X509_STACK *sk_X509_new_null()
@@ -147,6 +162,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     SSL *SSL_new(SSL_CTX *context)
     void SSL_free(SSL *ssl)
     int SSL_set_fd(SSL *ssl, int fd)
+    void SSL_set0_wbio(SSL *ssl, BIO *bio)
     void SSL_set_accept_state(SSL *ssl)
     void SSL_set_connect_state(SSL *ssl)
     long SSL_set_tlsext_host_name(SSL *ssl, const char *name)

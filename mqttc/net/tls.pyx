@@ -10,7 +10,7 @@ from libc.string cimport memcmp, memcpy, memset, strlen
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.types cimport (
-    ST_ERROR, ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, atomic_add_u64_relaxed, atomic_load_u64_relaxed, atomic_sub_u32_acq_rel, span_make,
+    ST_AGAIN, ST_CLOSED, ST_ERROR, ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, atomic_add_u64_relaxed, atomic_load_u64_relaxed, atomic_sub_u32_acq_rel, span_make,
 )
 from mqttc.net.openssl cimport (
     BIO, BIO_free, BIO_new_mem_buf, ERR_GET_REASON, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, EVP_CIPHER_CTX, EVP_DecryptInit_ex,
@@ -25,7 +25,7 @@ from mqttc.net.openssl cimport (
     SSL_TICKET_SUCCESS, SSL_TICKET_SUCCESS_RENEW, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK, SSL_VERIFY_FAIL_IF_NO_PEER_CERT, SSL_VERIFY_PEER,
     SSL_certs_clear, SSL_do_handshake, SSL_free, SSL_get0_peer_certificate, SSL_get_error, SSL_get_ex_data, SSL_get_psk_identity,
     SSL_get_servername, SSL_get_session, SSL_get_verify_result, SSL_has_pending, SSL_new, SSL_read, SSL_select_next_proto, SSL_session_reused,
-    SSL_set_accept_state, SSL_set_ex_data, SSL_set_fd, SSL_shutdown, SSL_use_cert_and_key, SSL_version, SSL_write, TLS1_3_VERSION, TLS_server_method,
+    SSL_set0_wbio, SSL_set_accept_state, SSL_set_ex_data, SSL_set_fd, SSL_shutdown, SSL_use_cert_and_key, SSL_version, SSL_write, TLS1_3_VERSION, TLS_server_method,
     TLSEXT_NAMETYPE_host_name, X509, X509_CRL, X509_CRL_free, X509_STORE, X509_STORE_CTX, X509_STORE_CTX_free, X509_STORE_CTX_init,
     X509_STORE_CTX_new, X509_STORE_CTX_set_default, X509_STORE_add_crl, X509_STORE_set_flags, X509_V_FLAG_CRL_CHECK, X509_V_OK, X509_check_host,
     X509_verify_cert, X509_verify_cert_error_string, i2d_X509,
@@ -34,6 +34,7 @@ from mqttc.net.tls_client cimport TlsClient, tls_client_connection, tls_client_d
 from mqttc.net.tls_context cimport (
     Identity, TlsCertificate, TlsFailure, TlsStats, context_protocol, context_trust_ca, identity_free, identity_read, tls_fail, tls_password, tls_stats_read,
 )
+from mqttc.net.tls_out cimport TlsOut, out_begin, out_bio, out_end, out_flush, out_free, out_room
 from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_FAILED, PROOF_CERTIFICATE, PROOF_KEY_NAME, WANTS_IN, WANTS_OUT, WANTS_READ, Transport, TransportOps, iovec
 
 cdef extern from "<pthread.h>" nogil:
@@ -65,7 +66,8 @@ cdef enum:
 cdef const char *CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 # A client that offers ciphers of pre-shared keys has such a key: they come first. In TLS 1.3 a key goes with SHA-256 alone.
 cdef const char *CIPHERS_WITH_KEYS = "kECDHEPSK+CHACHA20:kECDHEPSK+AES:kPSK+AESGCM:kPSK+CHACHA20:kPSK+AES:ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!eNULL"
-cdef const char *SUITES_WITH_KEYS = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"
+# The least expensive first: of the AES suites the shorter key, whose hash is cheaper too. Clients without AES in hardware say so by their own order.
+cdef const char *SUITES = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"
 
 cdef struct Context:           # immutable once in force, but for refs
     uint32_t refs              # atomic: the Tls, and every connection
@@ -100,7 +102,8 @@ cdef struct TlsLink:           # transport.state; its worker's alone
     TlsStats *stats            # of either
     char *key_name             # owned: pre-shared key that the client named in this handshake; NULL: none
     char *why                  # owned: what failed; NULL: nothing
-    uint32_t retry_bytes       # a record with so many bytes is encrypted and waits for the socket: they must come again
+    TlsOut out                 # records on their way to the socket
+    uint8_t owed               # bytes that were encrypted although they counted as not taken: see tls_write
     uint8_t up                 # the handshake is done
     uint8_t begun
     uint8_t broken             # no further call but SSL_free
@@ -212,8 +215,8 @@ cdef int context_rules(Context *context, const TlsSettings *settings, TlsFailure
     cdef int verify = 0
     if ciphers == NULL:
         ciphers = CIPHERS_WITH_KEYS if settings.key_count else CIPHERS
-    if settings.key_count and suites == NULL:
-        suites = SUITES_WITH_KEYS
+    if suites == NULL:
+        suites = SUITES
     SSL_CTX_set_options(ssl, SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA)
     if context_protocol(ssl, settings.minimum_version, ciphers, suites, failure) != ST_OK:
         return ST_ERROR
@@ -539,10 +542,14 @@ cdef int tls_dial(void *client, Transport *transport) noexcept nogil:
 
 cdef int link_attach(TlsLink *link, Transport *transport) noexcept nogil:
     """The plain socket becomes TLS. ST_NO_MEMORY: it is unchanged, and the link is gone."""
-    if link.ssl == NULL or SSL_set_ex_data(link.ssl, 0, link) != 1 or SSL_set_fd(link.ssl, transport.fd) != 1:
+    cdef BIO *records = out_bio(&link.out)
+    if link.ssl == NULL or records == NULL or SSL_set_ex_data(link.ssl, 0, link) != 1 or SSL_set_fd(link.ssl, transport.fd) != 1:
         ERR_clear_error()
+        BIO_free(records)
         link_free(link)
         return ST_NO_MEMORY
+    link.out.fd = transport.fd
+    SSL_set0_wbio(link.ssl, records)
     transport.ops = &tls_operations
     transport.state = link
     transport.wants = 0
@@ -551,6 +558,7 @@ cdef int link_attach(TlsLink *link, Transport *transport) noexcept nogil:
 
 cdef void link_free(TlsLink *link) noexcept nogil:
     SSL_free(link.ssl)
+    out_free(&link.out)
     if link.context != NULL:
         context_drop(link.context)
     if link.client != NULL:
@@ -607,6 +615,12 @@ cdef int64_t link_handshake(Transport *transport, TlsLink *link, uint32_t wants_
         status = link_begin(link, transport.fd)
         if status != 1:
             return status
+    result = out_flush(&link.out)
+    if result == ST_CLOSED:
+        return link_break(link, NULL)
+    if result == ST_AGAIN:
+        transport.wants |= wants_out
+        return IO_AGAIN
     ERR_clear_error()
     result = SSL_do_handshake(link.ssl)
     if result == 1:
@@ -616,10 +630,10 @@ cdef int64_t link_handshake(Transport *transport, TlsLink *link, uint32_t wants_
             atomic_add_u64_relaxed(&link.stats.resumed, 1)
         return 1
     error = SSL_get_error(link.ssl, result)
-    if error == SSL_ERROR_WANT_READ:
+    if error == SSL_ERROR_WANT_READ and link.out.unsent == NULL:
         transport.wants |= wants_in
         return IO_AGAIN
-    if error == SSL_ERROR_WANT_WRITE:
+    if error == SSL_ERROR_WANT_READ or error == SSL_ERROR_WANT_WRITE:
         transport.wants |= wants_out
         return IO_AGAIN
     if error == SSL_ERROR_ZERO_RETURN:
@@ -628,8 +642,15 @@ cdef int64_t link_handshake(Transport *transport, TlsLink *link, uint32_t wants_
 
 
 cdef int64_t tls_read(Transport *transport, uint8_t *out, uint32_t n) noexcept nogil:
-    """Record after record, until `out` is full or OpenSSL holds nothing more: what it holds raises no event, what waits in the socket does."""
     cdef TlsLink *link = <TlsLink *> transport.state
+    cdef int64_t got = records_read(transport, link, out, n)
+    if link.out.unsent != NULL and not link.broken and not link.owed:          # with `owed`, the link's queue waits for it already
+        transport.wants |= WANTS_OUT | (<uint32_t> WANTS_READ if got > 0 else <uint32_t> 0)
+    return got
+
+
+cdef int64_t records_read(Transport *transport, TlsLink *link, uint8_t *out, uint32_t n) noexcept nogil:
+    """Record after record, until `out` is full or OpenSSL holds nothing more: what it holds raises no event, what waits in the socket does."""
     cdef uint32_t total = 0
     cdef int64_t status
     cdef int got, error
@@ -642,6 +663,8 @@ cdef int64_t tls_read(Transport *transport, uint8_t *out, uint32_t n) noexcept n
         status = link_handshake(transport, link, 0, WANTS_OUT)
         if status != 1:
             return status
+    if out_flush(&link.out) == ST_CLOSED:
+        return link_break(link, NULL)
     while True:
         ERR_clear_error()
         got = SSL_read(link.ssl, out + total, <int> (n - total))
@@ -684,63 +707,89 @@ cdef uint32_t parts_gather(const iovec *parts, int count, int index, size_t offs
     return have
 
 
-cdef int64_t tls_write(Transport *transport, const iovec *parts, int count) noexcept nogil:
-    """One record and one system call for at most 16 KiB: short parts are put together. A client's first ones make the handshake."""
-    cdef TlsLink *link = <TlsLink *> transport.state
+cdef int64_t records_write(TlsLink *link, const iovec *parts, int count, uint64_t skip) noexcept nogil:
+    """Encrypts the parts behind the first `skip` bytes, as far as the batch goes: bytes taken, or IO_FAILED."""
     cdef uint8_t[RECORD_BYTES] room
     cdef const uint8_t *p
-    cdef uint32_t want, n
+    cdef uint32_t n
     cdef size_t offset = 0
-    cdef int64_t status, total = 0
+    cdef uint64_t step = skip
+    cdef int64_t total = 0
     cdef int index = 0
     cdef int taken, error
+    while True:
+        while index < count and step >= parts[index].iov_len - offset:
+            step -= parts[index].iov_len - offset
+            index += 1
+            offset = 0
+        offset += step
+        if index == count or not out_room(&link.out):
+            return total
+        if parts[index].iov_len - offset >= RECORD_BYTES or index == count - 1:
+            p = <const uint8_t *> parts[index].iov_base + offset
+            n = RECORD_BYTES if parts[index].iov_len - offset >= RECORD_BYTES else <uint32_t> (parts[index].iov_len - offset)
+        else:
+            p = room
+            n = parts_gather(parts, count, index, offset, room, RECORD_BYTES)
+        ERR_clear_error()
+        taken = SSL_write(link.ssl, p, <int> n)
+        if taken <= 0:
+            error = SSL_get_error(link.ssl, taken)
+            if error == SSL_ERROR_WANT_WRITE:
+                return link_break(link, "TLS: the connection broke")
+            return link_break(link, NULL)
+        total += taken
+        step = <uint64_t> taken
+
+
+cdef int64_t tls_write(Transport *transport, const iovec *parts, int count) noexcept nogil:
+    """Records of at most 16 KiB, several in one system call: short parts are put together. A client's first ones make the handshake.
+
+    What is encrypted is sent or kept (see tls_out). While some is kept, the last byte counts as not taken: its owner's queue is not empty before all has
+    left, and the byte is passed over when it comes again.
+    """
+    cdef TlsLink *link = <TlsLink *> transport.state
+    cdef uint64_t available = 0
+    cdef int64_t total, taken
+    cdef int i, status
     transport.wants &= ~<uint32_t> WANTS_IN
     if link.broken:
         return IO_FAILED
     if not link.up:
         if link.client == NULL:
             return IO_FAILED   # nobody has said anything yet that could be answered
-        status = link_handshake(transport, link, WANTS_IN, 0)
-        if status != 1:
-            return status
-    while index < count:
-        if offset == parts[index].iov_len:
-            index += 1
-            offset = 0
-            continue
-        want = link.retry_bytes if link.retry_bytes else RECORD_BYTES
-        if parts[index].iov_len - offset >= want or (index == count - 1 and not link.retry_bytes):
-            p = <const uint8_t *> parts[index].iov_base + offset
-            n = want if parts[index].iov_len - offset >= want else <uint32_t> (parts[index].iov_len - offset)
-        else:
-            p = room
-            n = parts_gather(parts, count, index, offset, room, want)
-        if n < link.retry_bytes:
-            return link_break(link, "TLS: output was lost")    # the rest of an encrypted record can stand for no other bytes
-        ERR_clear_error()
-        taken = SSL_write(link.ssl, p, <int> n)
-        if taken <= 0:
-            error = SSL_get_error(link.ssl, taken)
-            if error != SSL_ERROR_WANT_WRITE:
-                return link_break(link, NULL)
-            link.retry_bytes = n
-            return total if total else IO_AGAIN
-        link.retry_bytes = 0
+        total = link_handshake(transport, link, WANTS_IN, 0)
+        if total != 1:
+            return total
+    status = out_flush(&link.out)
+    if status != ST_OK:
+        if status == ST_AGAIN:
+            return IO_AGAIN
+        return link_break(link, "TLS: the connection broke")
+    total = link.owed
+    link.owed = 0
+    for i in range(count):
+        available += parts[i].iov_len
+    while <uint64_t> total < available:
+        if available - <uint64_t> total > RECORD_BYTES:
+            out_begin(&link.out, <uint32_t> ((available - <uint64_t> total + RECORD_BYTES - 1) // RECORD_BYTES))
+        taken = records_write(link, parts, count, <uint64_t> total)
+        status = out_end(&link.out)
+        if taken < 0:
+            return taken
+        if status == ST_CLOSED:
+            return link_break(link, "TLS: the connection broke")
         total += taken
-        while taken:
-            n = <uint32_t> (parts[index].iov_len - offset)
-            if <uint32_t> taken < n:
-                offset += <size_t> taken
-                break
-            taken -= <int> n
-            index += 1
-            offset = 0
+        if status == ST_AGAIN:
+            link.owed = 1
+            return total - 1 if total > 1 else IO_AGAIN
     return total
 
 
 cdef void tls_finish(Transport *transport) noexcept nogil:
     cdef TlsLink *link = <TlsLink *> transport.state
     if link.up and not link.broken:
+        out_flush(&link.out)
         ERR_clear_error()
         SSL_shutdown(link.ssl)         # close_notify, if the socket takes it: the end of the stream says the same
         ERR_clear_error()

@@ -11,7 +11,7 @@ from mqttc.net.openssl cimport (
     SSL_CTX_set_ciphersuites, SSL_CTX_set_min_proto_version, SSL_CTX_set_mode, SSL_CTX_set_options, SSL_CTX_set_read_ahead, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER,
     SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_MODE_NO_AUTO_CHAIN, SSL_MODE_RELEASE_BUFFERS, SSL_OP_IGNORE_UNEXPECTED_EOF, SSL_OP_NO_COMPRESSION,
     SSL_OP_NO_RENEGOTIATION, TLS1_2_VERSION, TLS1_3_VERSION, X509, X509_STORE, X509_STORE_add_cert, X509_STORE_set_flags, X509_V_FLAG_PARTIAL_CHAIN,
-    X509_free, d2i_PKCS12_bio, sk_X509_new_null, sk_X509_pop_free, sk_X509_push,
+    X509_check_purpose, X509_free, d2i_PKCS12_bio, sk_X509_new_null, sk_X509_pop_free, sk_X509_push,
 )
 
 
@@ -123,6 +123,7 @@ cdef int context_trust_ca(SSL_CTX *ssl, Span pem, bint announced, const char *co
         certificate = PEM_read_bio_X509(bio, NULL, tls_password, NULL)
         if certificate == NULL:
             break
+        X509_check_purpose(certificate, -1, 0)     # else OpenSSL reads the extensions at the first handshakes, on all their threads
         taken = X509_STORE_add_cert(store, certificate) == 1 and (not announced or SSL_CTX_add_client_CA(ssl, certificate) == 1)
         X509_free(certificate)
         count += 1

@@ -136,6 +136,9 @@ TABLES: Final[tuple[Table, ...]] = (
     ),
 )
 
+_IDS: Final = 2**40 - 1
+"""The bits of ``delivery.target`` that are an id. Above them stands the packet id of what a shared group has lent to that session for good."""
+
 _NO_SESSION: Final = "NOT EXISTS (SELECT 1 FROM session WHERE session.id = {}.session)"
 
 ORPHANS: Final[tuple[Orphans, ...]] = (
@@ -147,7 +150,7 @@ ORPHANS: Final[tuple[Orphans, ...]] = (
     Orphans(
         "delivery",
         "deliveries without session or shared group",
-        "NOT EXISTS (SELECT 1 FROM session WHERE id = delivery.target)"
+        f"NOT EXISTS (SELECT 1 FROM session WHERE id = delivery.target & {_IDS})"
         " AND NOT EXISTS (SELECT 1 FROM share_group WHERE id = delivery.target)",
     ),
     Orphans(

@@ -11,6 +11,7 @@ GAUGES: Final = frozenset(
     (
         *("messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog", "subscriptions", "connections_open"),
         *("sessions", "retained", "retained_bytes", "tree_nodes", "uptime_seconds", "http_connections"),
+        *("quic_connections", "quic_half_open", "quic_streams", "quic_tickets"),
     )
 )
 """What goes down too; everything else that a broker counts only grows."""
@@ -36,6 +37,9 @@ HELP: Final[Mapping[str, str]] = {
     "gate_questions": "Decisions about clients that were asked for.",
     "gate_timeouts": "Decisions about clients that did not come in time.",
     "group_backlog": "Messages that wait for shared subscriptions without a ready member.",
+    "http_connections_spliced": "Connections of ws and wss listeners that were handed to the HTTP server.",
+    "http_requests_refused": "First requests of ws and wss listeners that are none, or were answered with an error.",
+    "websockets_upgraded": "Connections of ws and wss listeners that became WebSockets.",
     "http_adopt_errors": "WebSocket streams of HTTP/2 that found no room in the broker.",
     "http_app_errors": "HTTP requests that the server failed to answer.",
     "http_connections": "HTTP connections that are open.",

@@ -6,6 +6,9 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 
+import pytest
+
+from mqttc.adapters import duct as module
 from mqttc.adapters.duct import Duct
 
 
@@ -118,5 +121,40 @@ def test_a_broker_that_has_gone_is_told_by_the_read() -> None:
         assert duct.feed(b"nobody there")
         await recorder.until(lambda: recorder.ended)
         assert duct.feed(b"still harmless")
+
+    run(scenario)
+
+
+def test_a_paused_duct_does_not_outlive_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that takes nothing would keep it: after a while the end is looked for, and what lies before it is given up."""
+    monkeypatch.setattr(module, "STUCK_S", 0.02)
+
+    async def scenario(duct: Duct, peer: socket.socket, recorder: Recorder) -> None:
+        for _ in range(3):
+            duct.pause()
+            duct.resume()
+        duct.pause()
+        peer.send(b"unread")
+        looked = asyncio.Event()
+        monkeypatch.setattr(duct, "_is_hung_up", lambda hung_up=duct._is_hung_up: looked.set() or hung_up())
+        await asyncio.wait_for(looked.wait(), 5)
+        assert not recorder.ended and not duct.closed, "the broker is there"
+        peer.close()
+        await recorder.until(lambda: recorder.ended)
+        assert duct.closed and not recorder.received
+
+    run(scenario)
+
+
+def test_a_duct_that_is_read_again_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STUCK_S", 3600.0)
+
+    async def scenario(duct: Duct, peer: socket.socket, recorder: Recorder) -> None:
+        duct.pause()
+        peer.send(b"last words")
+        peer.close()
+        duct.resume()
+        await recorder.until(lambda: recorder.ended)
+        assert recorder.received == b"last words"
 
     run(scenario)

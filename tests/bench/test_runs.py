@@ -68,6 +68,8 @@ def check(target: Target, scenario: str, version: int) -> None:
         assert list(result.latency_ms) == ["p50", "p90", "p99", "p99.9", "max"]
         assert list(result.latency_ms.values()) == sorted(result.latency_ms.values())
         assert sum(result.histogram.values()) > 0
+    if scenario == "publish":  # of acknowledgements
+        assert sum(result.histogram.values()) == result.count
 
 
 @pytest.mark.parametrize("scenario", ["fanout", "p2p", "shared", "subscribe_publish_receive", "hold"])

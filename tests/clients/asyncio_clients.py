@@ -13,8 +13,9 @@ import aiomqtt
 import gmqtt
 import paho.mqtt.client as paho
 
+from tests.clients.listeners import PATH, context, is_secure, is_websocket
 from tests.clients.model import KEEP_ALIVE, TIMEOUT, ClientError, Message, Options, Properties, RealClient
-from tests.clients.paho_client import connect_properties, from_paho, hang_up, to_paho
+from tests.clients.paho_client import connect_properties, from_paho, hang_up, paho_transport, to_paho
 
 T = TypeVar("T")
 
@@ -75,7 +76,9 @@ class AiomqttClient(RealClient):
             port,
             identifier=options.client_id,
             protocol=aiomqtt.ProtocolVersion(options.version),
-            transport="unix" if isinstance(options.address, str) else "tcp",
+            transport=paho_transport(options),
+            tls_context=context() if is_secure(options) else None,
+            websocket_path=PATH if is_websocket(options) else None,
             clean_session=None if is_5 else options.session_expiry == 0,
             clean_start=options.session_expiry == 0 if is_5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
             properties=connect_properties(options) if is_5 else None,
@@ -162,7 +165,8 @@ class GmqttClient(RealClient):
         client.on_message = self._on_message
         client.on_disconnect = self._on_disconnect
         host, port = options.address
-        await client.connect(host, port, keepalive=KEEP_ALIVE, version=options.version)
+        tls = context() if is_secure(options) else False
+        await client.connect(host, port, ssl=tls, keepalive=KEEP_ALIVE, version=options.version)
         self._client = client
         if options.subscriptions:
             client.subscribe([gmqtt.Subscription(topic, qos) for topic, qos in options.subscriptions])

@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 
+from mqttc.server import Broker
 from tests.clients.asyncio_clients import AiomqttClient, GmqttClient, LoopThread
+from tests.clients.listeners import address, listeners
 from tests.clients.model import TIMEOUT, Message, Options, RealClient, Variant
 from tests.clients.mosquitto import MosquittoClient, programs
 from tests.clients.mqttjs import MqttJsClient, NodeBridge
 from tests.clients.paho_client import PahoClient
-from tests.conftest import tcp_address
+from tests.conftest import BrokerFactory
 
 HERE = Path(__file__).parent
 FAMILY = os.environ.get("MQTTC_TEST_PROTOCOL", "")
@@ -93,10 +95,10 @@ class ClientFactory:
         self._logger.addHandler(self._departures)
 
     def __call__(self, variant: Variant, broker: Any, *, name: str = "", **options: Any) -> RealClient:
-        """A client, not connected. `broker` is a Broker, or the path of a Unix socket."""
+        """A client, not connected, of a broker that listens for the variant's transport."""
         self._count += 1
-        address = broker if isinstance(broker, str) else tcp_address(broker.urls[0])
-        chosen = Options(name or f"{variant.kind}{self._count}", variant.version, address, **options)
+        client_id = name or f"{variant.kind}{self._count}"
+        chosen = Options(client_id, variant.version, address(broker, variant), transport=variant.transport, **options)
         client = self._build(variant.kind, chosen)
         self._made.append(client)
         return client
@@ -132,6 +134,14 @@ class ClientFactory:
             client.close()
         self._logger.removeHandler(self._departures)
         self._logger.setLevel(self._level)
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest, broker_factory: BrokerFactory) -> Broker:
+    """A broker of this test's own: over TCP, and over the transport of the test's variant."""
+    variant = getattr(request.node, "callspec", None) and request.node.callspec.params.get("variant")
+    other = () if variant is None or variant.transport == "tcp" else (variant.transport,)
+    return broker_factory({"listeners": listeners("tcp", *other)})
 
 
 @pytest.fixture

@@ -45,6 +45,8 @@ class Options:
     """Seconds; 0 is a clean session that ends with the connection (3.x: any other value is clean session 0)."""
     will: Message | None = None
     topic_alias_maximum: int = 0
+    transport: str = "tcp"
+    """tcp, unix, tls, ws or wss; TLS trusts the CA of `listeners.folder`."""
 
 
 class ClientError(AssertionError):
@@ -108,23 +110,26 @@ _NAMES = {3: "3.1", 4: "3.1.1", 5: "5.0"}
 
 @dataclass(frozen=True)
 class Variant:
-    """A client in one of the versions that it speaks."""
+    """A client in one of the versions and over one of the transports that it speaks."""
 
     kind: str
     version: int
+    transport: str = "tcp"
 
     def __str__(self) -> str:
-        return f"{self.kind}-{_NAMES[self.version]}"
+        over = "" if self.transport == "tcp" else f"-{self.transport}"
+        return f"{self.kind}-{_NAMES[self.version]}{over}"
 
 
 VARIANTS = tuple(
-    Variant(kind, version)
-    for kind, versions in {
-        "paho": (3, 4, 5),
-        "aiomqtt": (3, 4, 5),
-        "gmqtt": (4, 5),
-        "mosquitto": (3, 4, 5),
-        "mqttjs": (3, 4, 5),
+    Variant(kind, version, transport)
+    for kind, transports in {
+        "paho": {"tcp": (3, 4, 5), "unix": (5,), "tls": (4, 5), "ws": (3, 5), "wss": (4, 5)},
+        "aiomqtt": {"tcp": (3, 4, 5), "unix": (5,), "tls": (5,), "ws": (4,), "wss": (5,)},
+        "gmqtt": {"tcp": (4, 5), "tls": (4, 5)},
+        "mosquitto": {"tcp": (3, 4, 5), "unix": (4,), "tls": (4, 5)},
+        "mqttjs": {"tcp": (3, 4, 5), "unix": (5,), "tls": (5,), "ws": (3, 4, 5), "wss": (4, 5)},
     }.items()
+    for transport, versions in transports.items()
     for version in versions
 )

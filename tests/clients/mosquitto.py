@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 
+from tests.clients.listeners import folder, is_secure
 from tests.clients.model import KEEP_ALIVE, TIMEOUT, ClientError, Message, Options, Properties, RealClient
 
 _VERSIONS = {3: "mqttv31", 4: "mqttv311", 5: "mqttv5"}
@@ -21,7 +22,8 @@ def programs() -> tuple[str, str] | None:
 
 def _road(options: Options) -> list[str]:
     where = ["--unix", options.address] if isinstance(options.address, str) else ["-h", options.address[0], "-p", str(options.address[1])]
-    return [*where, "-V", _VERSIONS[options.version]]
+    trust = ["--cafile", str(folder() / "ca.pem")] if is_secure(options) else []
+    return [*where, *trust, "-V", _VERSIONS[options.version]]
 
 
 def _correlation_data(text: str | None) -> bytes | None:
@@ -92,7 +94,7 @@ class MosquittoClient(RealClient):
 
     def publish(self, message: Message) -> None:
         command = ["mosquitto_pub", *_road(self.options), "-q", str(message.qos), "-t", message.topic]
-        command += ["-m", message.payload.decode()] if message.payload else ["-n"]
+        command += ["-s"] if message.payload else ["-n"]
         if message.retain:
             command.append("-r")
         properties = message.properties
@@ -107,7 +109,7 @@ class MosquittoClient(RealClient):
                 command += ["-D", "publish", name, str(value)]
         for name, value in properties.user:
             command += ["-D", "publish", "user-property", name, value]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        done = subprocess.run(command, input=message.payload.decode(), capture_output=True, text=True, timeout=TIMEOUT, check=False)
         if done.returncode or done.stderr:
             raise ClientError(f"mosquitto_pub: exit code {done.returncode}, {done.stderr}")
 

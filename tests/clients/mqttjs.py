@@ -11,6 +11,7 @@ from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import Any
 
+from tests.clients.listeners import PATH, folder, is_secure, is_websocket
 from tests.clients.model import KEEP_ALIVE, TIMEOUT, ClientError, Message, Options, Properties, RealClient
 
 FOLDER = Path(__file__).parent
@@ -84,7 +85,9 @@ class MqttJsClient(RealClient):
     def open(self) -> None:
         options = self.options
         is_5 = options.version == 5
-        url = f"mqtt+unix://{options.address}" if isinstance(options.address, str) else "mqtt://{}:{}".format(*options.address)
+        scheme = {"tcp": "mqtt", "unix": "mqtt+unix", "tls": "mqtts"}.get(options.transport, options.transport)
+        where = options.address if isinstance(options.address, str) else "{}:{}".format(*options.address)
+        url = f"{scheme}://{where}{PATH if is_websocket(options) else ''}"
         connect: dict[str, Any] = {
             "clientId": options.client_id,
             "protocolVersion": options.version,
@@ -92,6 +95,8 @@ class MqttJsClient(RealClient):
             "keepalive": KEEP_ALIVE,
             "clean": options.session_expiry == 0,
         }
+        if is_secure(options):
+            connect["ca"] = (folder() / "ca.pem").read_text()
         if is_5:
             connect["properties"] = {"sessionExpiryInterval": options.session_expiry}
             if options.topic_alias_maximum:

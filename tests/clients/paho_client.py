@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 
+from tests.clients.listeners import PATH, context, is_secure, is_websocket
 from tests.clients.model import KEEP_ALIVE, TIMEOUT, ClientError, Message, Options, Properties, RealClient
 
 _NAMES = {
@@ -47,11 +48,19 @@ def connect_properties(options: Options) -> PahoProperties:
     return made
 
 
+def paho_transport(options: Options) -> Literal["tcp", "unix", "websockets"]:
+    """What paho calls it; TLS is an option besides."""
+    if options.transport == "unix":
+        return "unix"
+    return "websockets" if is_websocket(options) else "tcp"
+
+
 def hang_up(client: paho.Client) -> None:
     """End the connection under the client's feet."""
     connection = client.socket()
+    connection = getattr(connection, "_socket", connection) if not isinstance(connection, socket.socket) else connection
     if isinstance(connection, socket.socket):
-        connection.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # that of an SSLSocket would forget TLS
 
 
 class PahoClient(RealClient):
@@ -66,16 +75,19 @@ class PahoClient(RealClient):
         self.duplicates: list[bool] = []
         """DUP of each message received."""
         is_5 = options.version == 5
-        unix = isinstance(options.address, str)
         self.paho = paho.Client(
             CallbackAPIVersion.VERSION2,
             options.client_id,
             clean_session=None if is_5 else options.session_expiry == 0,
             protocol=MQTTProtocolVersion(options.version),
-            transport="unix" if unix else "tcp",
+            transport=paho_transport(options),
             reconnect_on_failure=False,
             manual_ack=manual_ack,
         )
+        if is_secure(options):
+            self.paho.tls_set_context(context())
+        if is_websocket(options):
+            self.paho.ws_set_options(PATH)
         self.paho.on_connect = self._on_connect
         self.paho.on_subscribe = self._on_subscribe
         self.paho.on_message = self._on_message

@@ -8,13 +8,14 @@ import pytest
 
 from mqttc.server import Broker
 from tests.clients.conftest import ClientFactory
+from tests.clients.listeners import listeners
 from tests.clients.model import VARIANTS, Message, Properties, RealClient, Variant
 from tests.conftest import broker_config
 
 
 @pytest.fixture(scope="module")
 def one_broker() -> Iterator[Broker]:
-    with Broker(broker_config()) as broker:
+    with Broker(broker_config({"listeners": listeners("tcp", "unix", "tls", "ws", "wss")})) as broker:
         yield broker
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-from pathlib import Path
 
 import pytest
 from paho.mqtt.packettypes import PacketTypes
@@ -15,11 +14,9 @@ from tests.clients.conftest import ClientFactory, payloads
 from tests.clients.model import TIMEOUT, VARIANTS, Message, Options, Properties, RealClient, Variant
 from tests.clients.mqttjs import MqttJsClient
 from tests.clients.paho_client import PahoClient
-from tests.conftest import BrokerFactory
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 every_5 = pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant.version == 5], ids=str)
-over_unix = pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant.kind != "gmqtt"], ids=str)
 COUNT = 20
 
 
@@ -120,17 +117,16 @@ def test_shared_subscription(variant: Variant, broker: Broker, client: ClientFac
         assert share == sorted(share, key=int)
 
 
-@over_unix
-def test_unix_socket(variant: Variant, broker_factory: BrokerFactory, client: ClientFactory, tmp_path: Path) -> None:
-    path = str(tmp_path / "b.sock")
-    broker_factory({"listeners": [{"url": f"unix://{path}"}]})
-    subscriber = client.open(variant, path, subscriptions=[("by/unix", 2)])
-    publisher = client.open(variant, path)
-    for qos in (0, 1, 2):
-        publisher.publish(Message("by/unix", b"%d" % qos, qos))
-    assert [message.qos for message in subscriber.receive_many(3)] == [0, 1, 2]
-    subscriber.close()
-    publisher.close()
+@every_variant
+@pytest.mark.parametrize("size", [65_536, 900_000])
+def test_large_messages(variant: Variant, broker: Broker, client: ClientFactory, size: int) -> None:
+    """Over several reads, TLS records and frames, both ways."""
+    subscriber = client.open(variant, broker, subscriptions=[("large/#", 1)])
+    publisher = client.open(variant, broker)
+    payload = (b"%07d\n" * (size // 8)) % tuple(range(size // 8))
+    for qos in (0, 1):
+        publisher.publish(Message("large/x", payload, qos))
+        assert subscriber.receive() == Message("large/x", payload, qos)
 
 
 PROPERTIES = Properties(

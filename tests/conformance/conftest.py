@@ -4,7 +4,8 @@ Environment: `MQTTC_TEST_WORKERS` (2), `MQTTC_TEST_PROTOCOL` (3 or 5: only tests
 run in both), `MQTTC_TEST_BROKER` (host:port of a running broker: tests that need a special configuration are skipped, and
 those that move the clock too, unless `MQTTC_TEST_SLEEP=1` lets them wait in real time), `MQTTC_TEST_TRANSPORT` (tcp, unix, tls,
 ws, wss, h2, wss-h2 or quic; h2: WebSocket over HTTP/2), `MQTTC_TEST_WS_SPLIT=1` (what is sent over a WebSocket is cut into frames
-and fragments at random), `MQTTC_TEST_SHARED=1` (all peers of a test are streams of one HTTP/2 or QUIC connection to each broker).
+and fragments at random), `MQTTC_TEST_SHARED=1` (all peers of a test are streams of one HTTP/2 or QUIC connection to each broker),
+`MQTTC_TEST_DURABILITY` (written or synced: each broker keeps what it has in a directory of its own).
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ if TRANSPORT not in TRANSPORTS or (EXTERNAL and TRANSPORT != "tcp"):
     raise ValueError(f"MQTTC_TEST_TRANSPORT={TRANSPORT}: {', '.join(TRANSPORTS)}; with MQTTC_TEST_BROKER tcp alone")
 SPLIT = os.environ.get("MQTTC_TEST_WS_SPLIT") == "1"
 SHARED = os.environ.get("MQTTC_TEST_SHARED") == "1" and TRANSPORT in STREAMED
+
+DURABILITY = os.environ.get("MQTTC_TEST_DURABILITY", "")
+if DURABILITY not in ("", "written", "synced"):
+    raise ValueError(f"MQTTC_TEST_DURABILITY={DURABILITY}: written, synced")
 
 RUN = f"{os.getpid()}x" if EXTERNAL else ""  # names that an earlier run did not leave in a broker that goes on
 
@@ -162,6 +167,8 @@ def broker_config(**sections: Any) -> dict[str, Any]:
         "workers": WORKERS,
         "auth": {"anonymous": True},
     }
+    if DURABILITY:
+        config |= {"durability": {"mode": DURABILITY}, "data_dir": str(folder() / f"store-{next(_numbers)}")}
     for name, values in sections.items():
         config[name] = {**config.get(name, {}), **values} if isinstance(values, dict) else values
     return config

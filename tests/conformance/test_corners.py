@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
-import time
 
 import pytest
 
@@ -15,7 +15,6 @@ from ..rawclient import (
     PING,
     PUBREC,
     RECEIVE_MAXIMUM,
-    TIMEOUT,
     PeerClosed,
     Will,
     connect_packet,
@@ -58,17 +57,20 @@ def test_shutdown_says_nothing_before_connect(clients: Clients, make_broker: Mak
     assert peer.expect_close() == []
 
 
+@pytest.mark.not_over("h2", "wss-h2", "quic", reason="a stream that nobody reads has a time limit of its own, see tests/roads")
 @pytest.mark.parametrize("version", [4, 5])
 def test_a_client_that_asks_and_never_reads(clients: Clients, make_broker: MakeBroker, version: int) -> None:
     """Its answers are not kept without bound: it is let go."""
     broker = make_broker(limits={"max_output_bytes": 4096})
     peer = clients.raw(version, broker)
-    peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     peer.send(connect_packet(f"deaf{version}", version))
-    deadline = time.monotonic() + TIMEOUT
     with pytest.raises(PeerClosed):
-        while time.monotonic() < deadline:  # a stream of HTTP/2 takes a while to tell that nobody listens any more
-            peer.send(PING * 4096)
+        with contextlib.suppress(TimeoutError):  # the kernel may keep the end of a connection behind what was not read
+            for _ in range(4000):
+                peer.send(PING * 4096)
+        while True:
+            peer.recv()
     other = clients(version, broker=broker)
     other.ping()
 

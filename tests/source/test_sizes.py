@@ -25,6 +25,8 @@ LONG_FILES = {
     "mqttc/broker/session.pyx": "one noun: a session's whole life, and its window, queue and packet ids",
     "mqttc/loadgen/actor.pyx": "one state machine per generated client, and the crew of threads that drives it",
     "mqttc/codec.pyx": "one class per packet type, each with its construction, fields and representation; nothing else",
+    "mqttc/adapters/http2.py": "one HTTP/2 connection: its streams share its windows, its budget and its state machine",
+    "mqttc/native.pyx": "the border of one engine: its settings, listeners, questions and answers, and nothing else",
     "mqttc/config.py": "the models and the three sources, which need the models to say where an error stands",
     "mqttc/net/tls.pyx": "a listener's context, what handshakes ask of it, and connections of both sides, which share it",
     "mqttc/net/reactor.pyx": "one turn: registration, events, timers, brakes and flush of one loop over the same connection state",
