@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import WORKERS
-from tests.rawclient import PUBLISH, PUBREC, PUBREL, Peer, ack_packet
+from tests.rawclient import CONNACK, PUBLISH, PUBREC, PUBREL, Peer, ack_packet, connect_packet
 
 from .crash_model import History
 from .crash_run import BrokerProcess
@@ -94,6 +95,52 @@ def test_qos_2_goes_on_with_what_was_synced(tmp_path_factory: pytest.TempPathFac
             peer.close()
         finally:
             broker.kill()
+    history.close()
+    assert not history.violations
+
+
+def test_release_and_return_in_one_turn(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """PUBREC, the connection's end and the next CONNECT are read in one turn: PUBREL waits for the disk all the same."""
+    folder = tmp_path_factory.mktemp("p")
+    history = History(folder / "history")
+    data, log = folder / "data", folder / "log"
+    data.mkdir(0o700)
+    broker = BrokerProcess(folder, "synced", 1, history, environment=environment(data, log, sync_us=100_000))
+    try:
+        assert broker.until_ready()
+        peer, other = Peer(broker.address), Peer(broker.address)
+        peer.connect("s", clean=False)
+        peer.subscribe("t", 2)
+        other.connect("other")
+        other.publish("t", b"x", 2)
+        got = peer.message("t", answer=False)
+        back = Peer(broker.address)
+        other.ping()
+        other.ping()  # it has been accepted
+        os.kill(broker.process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, broker.process.pid, os.WSTOPPED | os.WNOWAIT)
+        peer.send(ack_packet(PUBREC, got.packet_id))
+        peer.close()
+        back.send(connect_packet("s", clean=False))
+        os.kill(broker.process.pid, signal.SIGCONT)
+        assert back.expect(CONNACK).session_present
+        kind = back.recv().type
+        image = synced_image(log, folder / "image")
+        back.close()
+        other.close()
+    finally:
+        os.kill(broker.process.pid, signal.SIGCONT)
+        broker.kill()
+    assert kind == PUBREL
+    broker = BrokerProcess(folder, "synced", 1, history, data_dir=image)
+    try:
+        assert broker.until_ready()
+        peer = Peer(broker.address)
+        peer.connect("s", clean=False)
+        peer.expect(PUBREL, packet_id=got.packet_id)
+        peer.close()
+    finally:
+        broker.kill()
     history.close()
     assert not history.violations
 
