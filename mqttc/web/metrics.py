@@ -11,6 +11,7 @@ GAUGES: Final = frozenset(
     (
         *("messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog", "subscriptions", "connections_open"),
         *("sessions", "retained", "retained_bytes", "tree_nodes", "uptime_seconds", "http_connections"),
+        *("journal_last_commit_us", "journal_longest_commit_us", "journal_backlog_bytes", "journal_failing"),
         *("quic_connections", "quic_half_open", "quic_streams", "quic_tickets"),
     )
 )
@@ -51,6 +52,19 @@ HELP: Final[Mapping[str, str]] = {
     "http_streams_refused": "HTTP/2 streams beyond their limit.",
     "http_timeouts": "HTTP requests and responses that took too long.",
     "http_websockets": "WebSocket connections over HTTP/2.",
+    "journal_backlog_bytes": "Bytes that wait to be written to the store.",
+    "journal_cancelled": "Records that were done before their commit and were never written.",
+    "journal_commit_us": "Microseconds that commits of the store took.",
+    "journal_commits": "Commits of the store.",
+    "journal_failing": "1 while the store cannot be written.",
+    "journal_failures": "Commits that failed and were tried again.",
+    "journal_last_commit_us": "Microseconds that the last commit took.",
+    "journal_longest_commit_us": "Microseconds that the longest commit took.",
+    "journal_notes_lost": "Changes that could not be noted for the store for want of memory.",
+    "journal_reads": "Messages that were read back from the store.",
+    "journal_records": "Records that were written to the store.",
+    "journal_refused": "Messages that were refused because they could not be noted for the store.",
+    "journal_syncs": "Commits of the store that waited for the disk.",
     "keep_alive_timeouts": "Clients that were silent for longer than their keep alive.",
     "log_records_dropped": "Log records that found no room.",
     "mail_sent": "Batches that worker threads sent each other.",
