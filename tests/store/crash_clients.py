@@ -1,7 +1,7 @@
 """Publishers and subscribers for the crash and power-loss tests: correct clients with persistent sessions, each in a thread of its own.
 
-They do what sections 4.3 and 4.4 of the standards ask of a client whose connection breaks: what was not acknowledged is sent again, in its order,
-PUBLISH with DUP, PUBREL as it was; packet ids of received QoS 2 messages are kept until their PUBREL.
+They do what sections 4.3 and 4.4 of the standards ask of a client whose connection breaks: what was not acknowledged is sent
+again, in its order, PUBLISH with DUP, PUBREL as it was; packet ids of received QoS 2 messages are kept until their PUBREL.
 """
 
 from __future__ import annotations
@@ -14,8 +14,27 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from tests.rawclient import (
-    CONNACK, DISCONNECT, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, RECEIVE_MAXIMUM, SUBACK, UNSUBACK, WILL_DELAY, Packet, Peer, PeerClosed, PeerTimeout,
-    Will, ack_packet, connect_packet, publish_packet, subscribe_packet, unsubscribe_packet,
+    CONNACK,
+    DISCONNECT,
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    RECEIVE_MAXIMUM,
+    SUBACK,
+    UNSUBACK,
+    WILL_DELAY,
+    Packet,
+    Peer,
+    PeerClosed,
+    PeerTimeout,
+    Will,
+    ack_packet,
+    connect_packet,
+    publish_packet,
+    subscribe_packet,
+    unsubscribe_packet,
 )  # fmt: skip
 
 from .crash_model import History, Key, Receiver, Sent, Stream, Subscribed, delivered, key_of, payload_of, stream_of
@@ -244,7 +263,9 @@ class Publisher(Client):
                 if not self.open_ids:
                     waiting_since = time.monotonic()
                 elif time.monotonic() - waiting_since > PATIENCE_S:
-                    self.violation(f"nothing is acknowledged any more: {[(i, str(o.sent.key), o.released) for i, o in self.open_ids.items()]}")
+                    self.violation(
+                        f"nothing is acknowledged any more: {[(i, str(o.sent.key), o.released) for i, o in self.open_ids.items()]}"
+                    )
                     return
 
     def free_id(self) -> int:
@@ -327,7 +348,9 @@ class Subscriber(Client):
         if qos == 2:
             if packet_id in self.ids:
                 if self.ids[packet_id] != (topic, payload):
-                    self.violation(f"packet id {packet_id} is in use for {self.ids[packet_id][1][:40]!r}, and comes with {topic} {payload[:40]!r}")
+                    self.violation(
+                        f"packet id {packet_id} is in use for {self.ids[packet_id][1][:40]!r}, and comes with {topic} {payload[:40]!r}"
+                    )
                 return
             self.ids[packet_id] = (topic, payload)
         key = key_of(topic, payload)
@@ -446,7 +469,10 @@ class Subscriber(Client):
 
 
 class Mourned(Client):
-    """A client whose connection only ever ends with the broker. ``stays_away``: its will must go out before it comes back; else it must never."""
+    """A client whose connection only ever ends with the broker.
+
+    ``stays_away``: its will must go out before it comes back; else it must never.
+    """
 
     def __init__(self, name: str, gate: Gate, seed: str, delay_s: int, stays_away: bool, heir: Subscriber) -> None:
         super().__init__(name, gate, 5, seed)

@@ -1,7 +1,8 @@
 """What the crash and power-loss tests know about messages, and what a broker that kept its word must have done with them.
 
-Clients are event-sourced: all that they know follows from events with a time (``CLOCK_MONOTONIC``, ns), so that the world of an earlier moment
-can be made again. An event is recorded before anything is sent that rests on it, and after the packet that caused it has been read.
+Clients are event-sourced: all that they know follows from events with a time (``CLOCK_MONOTONIC``, ns), so that the world of an
+earlier moment can be made again. An event is recorded before anything is sent that rests on it, and after the packet that caused
+it has been read.
 """
 
 from __future__ import annotations
@@ -180,8 +181,7 @@ def due(receiver: Receiver, sent: Sent) -> int | None:
 def wanted(receiver: Receiver, sent: Sent) -> bool:
     """Whether it may have come at all: some subscription was perhaps in force after it was sent."""
     return any(
-        (one.gone is None or one.gone > sent.at)
-        and matches(share_of(one.topic_filter)[1], sent.key.topic)
+        (one.gone is None or one.gone > sent.at) and matches(share_of(one.topic_filter)[1], sent.key.topic)
         for one in receiver.subscriptions
     )
 
@@ -216,7 +216,10 @@ def missing(messages: Iterable[Sent], receivers: list[Receiver]) -> list[tuple[S
 
 
 def wrong(messages: Iterable[Sent], receivers: list[Receiver]) -> list[str]:
-    """What should not have come, or not so: twice to a group at QoS 2, after UNSUBACK, never sent, out of order. All that is due has arrived."""
+    """What should not have come, or not so: twice to a group at QoS 2, after UNSUBACK, never sent, out of order.
+
+    All that is due has arrived.
+    """
     known = {sent.key: sent for sent in messages}
     found = []
     for receiver in receivers:
@@ -227,17 +230,28 @@ def wrong(messages: Iterable[Sent], receivers: list[Receiver]) -> list[str]:
                     found.append(f"{receiver.name}: {key} came, and nobody sent it")
             elif not wanted(receiver, sent):
                 found.append(f"{receiver.name}: {key} came, sent after UNSUBACK")
-            elif (qos := due(receiver, sent)) is not None and sent.acknowledged is not None and not receiver.times[key, qos] and receiver.ordered:
+            elif (
+                (qos := due(receiver, sent)) is not None
+                and sent.acknowledged is not None
+                and not receiver.times[key, qos]
+                and receiver.ordered
+            ):
                 found.append(f"{receiver.name}: {key} came, but not at QoS {qos}")
         for key, now, what in receiver.late:
-            # One that was sent before SUBACK, or around an UNSUBSCRIBE, may be missed, and come when its publisher sends it again after a crash.
+            # One that was sent before SUBACK, or around an UNSUBSCRIBE, may be missed, and come when its publisher sends it again
+            # after a crash.
             if (sent := known.get(key)) is not None and any(
-                one.granted is not None and one.granted < sent.at and (one.left is None or one.left > now) and matches(one.topic_filter, key.topic)
+                one.granted is not None
+                and one.granted < sent.at
+                and (one.left is None or one.left > now)
+                and matches(one.topic_filter, key.topic)
                 for one in receiver.subscriptions
             ):
                 found.append(f"{receiver.name}: {key} {what}")
     for name, members in groups_of(receivers).items():
         if all(one.qos == 2 for _, one in members):
             times = Counter(key for receiver, _ in members for (key, qos), count in receiver.times.items() if qos == 2 and count)
-            found += [f"{name}: {key} went to {count} members at QoS 2" for key, count in times.items() if count > 1 and key.topic != MARKER]
+            found += [
+                f"{name}: {key} went to {count} members at QoS 2" for key, count in times.items() if count > 1 and key.topic != MARKER
+            ]
     return found

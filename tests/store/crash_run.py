@@ -38,13 +38,24 @@ class BrokerProcess:
     """``mqttc-broker`` with a store, on a Unix socket."""
 
     def __init__(
-        self, folder: Path, mode: str, workers: int, history: History, *, data_dir: Path | None = None, environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        mode: str,
+        workers: int,
+        history: History,
+        *,
+        data_dir: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.history = history
         self.address = str(folder / "socket")
         self.ready = threading.Event()
         settings = {
-            "workers": str(workers), "durability.mode": mode, "data_dir": str(data_dir or folder / "data"), "auth.anonymous": "true", **SETTINGS,
+            "workers": str(workers),
+            "durability.mode": mode,
+            "data_dir": str(data_dir or folder / "data"),
+            "auth.anonymous": "true",
+            **SETTINGS,
         }  # fmt: skip
         arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         self.process = subprocess.Popen(
@@ -134,7 +145,13 @@ class Cast:
 def streams_of(name: str, loads: int) -> list[tuple[str, int, bool]]:
     """What a publisher publishes: load with both QoS on the same topics, retained topics of its own, and one that all share."""
     load = [(f"load/{name}/{leaf}", qos, False) for leaf in "ab" for qos in (1, 2)]
-    retained = [(f"state/{name}/1", 1, True), (f"state/{name}/2", 2, True), (f"clear/{name}", 1, True), ("joint/1", 1, True), ("clear/joint", 2, True)]
+    retained = [
+        (f"state/{name}/1", 1, True),
+        (f"state/{name}/2", 2, True),
+        (f"clear/{name}", 1, True),
+        ("joint/1", 1, True),
+        ("clear/joint", 2, True),
+    ]
     return load * loads + retained
 
 
@@ -235,11 +252,17 @@ class Outcome:
     """Kept if there were violations."""
 
     def __str__(self) -> str:
-        return f"{self.kills} kills, {self.acknowledged} messages acknowledged, {self.delivered} events at clients, {len(self.violations)} violations"
+        return (
+            f"{self.kills} kills, {self.acknowledged} messages acknowledged, {self.delivered} events at clients,"
+            f" {len(self.violations)} violations"
+        )
 
 
 class CrashRun:
-    """``kills`` times a SIGKILL at a random moment; everything random follows from the seed, but for what threads and processes make of it."""
+    """``kills`` times a SIGKILL at a random moment.
+
+    Everything random follows from the seed, but for what threads and processes make of it.
+    """
 
     def __init__(
         self, mode: str, kills: int, seed: int, workers: int, *, life_s: tuple[float, float] = (0.1, 1.5), pause_s: float = 0.02,
@@ -372,7 +395,13 @@ class CrashRun:
     def _look_into_the_store(self) -> None:
         """Sound, and without what nobody waits for."""
         data = self.folder / "data"
-        checked = subprocess.run([sys.executable, "-m", "mqttc", "store", "check", "--data-dir", str(data)], cwd=ROOT, capture_output=True, text=True, check=False)
+        checked = subprocess.run(
+            [sys.executable, "-m", "mqttc", "store", "check", "--data-dir", str(data)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if checked.returncode:
             self.history.violation("store", f"check: {checked.stdout}{checked.stderr}")
         with closing(sqlite3.connect(data / "store.db")) as connection:
