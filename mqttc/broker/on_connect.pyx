@@ -530,7 +530,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
             connack.props.present |= HAS_AUTH_DATA
             connack.props.auth_data = auth_data
     stat(&worker.stats, C_CONNECTS_ACCEPTED)
-    if discarded or (session.durable and not present):          # it must be true before it is said
+    if discarded or (session.durable and session.made > worker.journal_committed):     # it must be true before it is said
         conn.phase = CONN_COMMITTING
         conn.keep_will = 0              # a connection that was not accepted leaves none
         link_pause(worker.reactor, &conn.link)
