@@ -529,7 +529,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
             connack.props.present |= HAS_AUTH_DATA
             connack.props.auth_data = auth_data
     stat(&worker.stats, C_CONNECTS_ACCEPTED)
-    connack_send(worker, conn, &connack, discarded or (session.durable and not present))
+    connack_send(worker, conn, &connack, discarded or (session.durable and session.made > worker.journal_committed))
 
 
 cdef void connack_send(Worker *worker, Conn *conn, const Packet *connack, bint committed) noexcept nogil:

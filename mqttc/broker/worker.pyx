@@ -555,6 +555,8 @@ cdef int engine_start(Engine *engine) noexcept nogil:
         status = journal_start(engine.journal, &journal_hooks, engine)
         if status != ST_OK:
             return status
+        for i in range(engine.settings.workers):
+            journal_flush(engine.workers[i])    # what recovery has given up: a first turn may be long in coming
     sigfillset(&all_signals)
     pthread_sigmask(SIG_SETMASK, &all_signals, &old)
     for i in range(engine.settings.workers):

@@ -145,6 +145,39 @@ def test_release_and_return_in_one_turn(tmp_path_factory: pytest.TempPathFactory
     assert not history.violations
 
 
+def test_session_is_present_when_it_is_on_the_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Its first client has gone before its CONNACK; the second one is told no sooner."""
+    folder = tmp_path_factory.mktemp("p")
+    history = History(folder / "history")
+    data, log = folder / "data", folder / "log"
+    data.mkdir(0o700)
+    broker = BrokerProcess(folder, "synced", 1, history, environment=environment(data, log, sync_us=100_000))
+    try:
+        assert broker.until_ready()
+        first, second, other = Peer(broker.address), Peer(broker.address), Peer(broker.address)
+        other.connect("other")
+        first.send(connect_packet("s", clean=False))
+        other.ping()
+        first.close()
+        other.ping()
+        assert second.connect("s", clean=False).session_present
+        image = synced_image(log, folder / "image")
+        second.close()
+        other.close()
+    finally:
+        broker.kill()
+    broker = BrokerProcess(folder, "synced", 1, history, data_dir=image)
+    try:
+        assert broker.until_ready()
+        peer = Peer(broker.address)
+        assert peer.connect("s", clean=False).session_present
+        peer.close()
+    finally:
+        broker.kill()
+    history.close()
+    assert not history.violations
+
+
 def synced_image(log: Path, folder: Path) -> Path:
     disk = Disk()
     for operation in read_log(log):
