@@ -7,7 +7,7 @@ memory (which id a handle has, how many deliveries hold a message) is noted in `
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, nanosleep, timespec
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport Mail, inbox_drain_wake, inbox_free, inbox_init, inbox_post, inbox_take, inbox_wake
@@ -55,6 +55,8 @@ cdef enum:
     COUNT_MOST = 1048575
     CLEARED_SLOTS = 4096
     EXPIRED_MS = 60000                 # how often retained messages whose time is over are looked for
+    GATHER_LEAST = 64                  # ends of deliveries (`over`) from which on it is worth waiting for more of them
+    GATHER_MOST_US = 2000
 
 cdef enum Sql:
     SQL_MESSAGE = 0
@@ -208,6 +210,10 @@ cdef struct Private:
     bint made_inbox
     uint32_t stopping                  # atomic
     int error                          # of this batch
+    uint64_t begun                     # deliveries of this batch and, at half their weight each time, of those before it
+    uint64_t over                      # the same of their ends: of its own, and of such that had been written in vain
+    bint reads                         # this batch has messages read back, which somebody waits for
+    uint64_t gather_ns                 # rest before the next batch, see gather_judge
     pthread_t thread
 
 
@@ -593,6 +599,7 @@ cdef void write_done(Private *private, uint64_t message, bint group, uint64_t ha
         return
     known_owes(private, known, -1)
     if not released:
+        private.over += 1
         message_done(private, message)
 
 
@@ -848,6 +855,7 @@ cdef void read_bodies(Journal *journal, Record *record) noexcept nogil:
     cdef uint64_t *ids = <uint64_t *> record_data(record)
     cdef Body *bodies = <Body *> mem_alloc_zeroed(record.count, sizeof(Body))
     cdef uint32_t i
+    private.reads = True
     if bodies == NULL:
         private.error = -1
         return
@@ -952,6 +960,7 @@ cdef void events_cancel(Journal *journal, Map *fresh, Record *record) noexcept n
             target.packet_id = event.packet_id
         else:
             target.cancelled = True
+            private_of(journal).over += 1
             counter_add(&journal.stats.cancelled, 1)
         event.kind = EVENT_NOTHING
 
@@ -973,6 +982,7 @@ cdef void batch_cancel(Journal *journal) noexcept nogil:
         elif record.mail.kind == RECORD_EVENTS:
             events += record.count
         record = <Record *> record.mail.next
+    private.begun += count
     if count == 0 or events == 0:
         return
     room = <Fresh *> mem_alloc(count * sizeof(Fresh))
@@ -1112,10 +1122,32 @@ cdef void failing_set(Journal *journal, bint failing) noexcept nogil:
         journal.hooks.state(journal.context, failing, private.why)
 
 
+cdef void gather_judge(Private *private, uint64_t spent_ns) noexcept nogil:
+    """Whether the next batch is to grow before it is taken: where receivers are on line, a delivery is over a moment after it began, and one whose end
+    comes into its own batch is never written. Never longer than a commit takes, so that no acknowledgement waits for more than three."""
+    private.gather_ns = 0
+    if private.reads or private.over < GATHER_LEAST or private.over > 2 * private.begun or private.begun > 2 * private.over:
+        return
+    private.gather_ns = spent_ns if spent_ns < GATHER_MOST_US * 1000 else GATHER_MOST_US * 1000
+
+
+cdef void gather(Private *private) noexcept nogil:
+    cdef timespec rest
+    if private.gather_ns == 0:
+        return
+    rest.tv_sec = 0
+    rest.tv_nsec = <long> private.gather_ns
+    private.gather_ns = 0               # once: what follows it is judged again
+    nanosleep(&rest, NULL)
+
+
 cdef bint batch_try(Journal *journal) noexcept nogil:
     cdef Private *private = private_of(journal)
     cdef uint64_t begun = clock_ns()
     cdef uint64_t spent
+    private.begun //= 2
+    private.over //= 2
+    private.reads = False
     batch_cancel(journal)
     if not batch_commit(journal):
         undo_all(private)
@@ -1129,6 +1161,7 @@ cdef bint batch_try(Journal *journal) noexcept nogil:
     if spent > journal.stats.longest_commit_ns:
         atomic_store_u64_relaxed(&journal.stats.longest_commit_ns, spent)
     failing_set(journal, False)
+    gather_judge(private, spent)
     batch_tell(journal)
     return True
 
@@ -1141,6 +1174,7 @@ cdef void *journal_main(void *argument) noexcept nogil:
     waiting.fd = journal.inbox.wake_read_fd
     waiting.events = POLLIN
     while True:
+        gather(private)
         stopping = atomic_load_u32_acquire(&private.stopping)      # before taking: nothing is posted after it was set
         batch_take(journal)
         if private.pending != NULL and batch_try(journal):

@@ -667,6 +667,10 @@ cdef void engine_abandon(Engine *engine) noexcept nogil:
     cdef uint32_t i
     for i in range(engine.settings.workers):
         reactor_abandon(engine.workers[i].reactor)
+    if engine.journal != NULL:          # but not its file: SQLite's connection is the parent's thread's
+        close(engine.journal.inbox.wake_read_fd)
+        if engine.journal.inbox.wake_write_fd != engine.journal.inbox.wake_read_fd:
+            close(engine.journal.inbox.wake_write_fd)
     for i in range(engine.listener_count):
         if engine.listeners[i].fd >= 0:
             close(engine.listeners[i].fd)
