@@ -46,11 +46,15 @@ Event = tuple[int, str, tuple[Any, ...]]
 
 
 class Gate:
-    """Whether the broker is there, and whether clients shall go on making things up. Any thread."""
+    """Whether the broker is there, and whether clients shall go on making things up. Any thread.
 
-    def __init__(self, address: str, history: History) -> None:
+    ``keeps_events``: clients can be made again as they were at any moment, which takes memory.
+    """
+
+    def __init__(self, address: str, history: History, *, keeps_events: bool = False) -> None:
         self.address = address
         self.history = history
+        self.keeps_events = keeps_events
         self.up = threading.Event()
         self.draining = threading.Event()
         self.ended = threading.Event()
@@ -70,6 +74,7 @@ class Client:
         self.seed = seed
         self.random = random.Random(f"{seed}/{name}")
         self.events: list[Event] = []
+        self.event_count = 0
         self.peer: Peer | None = None
         self.known = False
         """Whether the broker has promised the session."""
@@ -82,7 +87,9 @@ class Client:
         now = time.monotonic_ns()
         self.gate.history.note(self.name, f"{kind} {' '.join(str(value) for value in values)}")
         with self.changed:
-            self.events.append((now, kind, values))
+            if self.gate.keeps_events:
+                self.events.append((now, kind, values))
+            self.event_count += 1
             self.apply(now, kind, *values)
             self.changed.notify_all()
 
@@ -94,7 +101,6 @@ class Client:
         for event in events:
             if event[0] >= until:
                 break
-            self.events.append(event)
             self.apply(event[0], event[1], *event[2])
         return self
 

@@ -119,7 +119,7 @@ class PowerRun:
         data.mkdir(0o700)
         history = History(self.folder / "history", self.echo)
         history.note("run", f"mode {self.mode}, seed {self.seed}, {self.workers} workers, lie {self.lie}")
-        gate = Gate(str(self.folder / "socket"), history)
+        gate = Gate(str(self.folder / "socket"), history, keeps_events=True)
         self.cast = power_cast(gate, str(self.seed))
         broker = BrokerProcess(self.folder, self.mode, self.workers, history, environment=environment(data, log, lie=self.lie))
         try:
