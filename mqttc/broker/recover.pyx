@@ -8,7 +8,6 @@ from mqttc.base.msg cimport Msg, MsgPool, msg_alloc, msg_data, msg_drop, msg_jou
 from mqttc.base.ring cimport ring_push
 from mqttc.base.types cimport ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, counter_add, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
-from mqttc.broker.durable cimport journal_flush
 from mqttc.broker.group cimport backlog_push, group_find, group_join
 from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.journal cimport DELIVERY_QUEUED, DELIVERY_RELEASED, HANDOUT_PENDING, LENT_SHIFT, journal_continue, journal_counts, journal_file, journal_joined, journal_knows, journal_owes, journal_target
@@ -620,7 +619,6 @@ cdef void rest_all(Engine *engine) noexcept nogil:
         cursor = 0
         while map_next(&worker.clients, &cursor, &value):
             session_rest(worker, <Session *> value)
-        journal_flush(worker)           # what gave way to a lower limit
 
 
 cdef int read_all(Work *work) noexcept nogil:
