@@ -15,6 +15,7 @@ from ..rawclient import (
     SUBACK,
     SUBSCRIPTION_ID,
     USER_PROPERTY,
+    Peer,
     Packet,
     ack_packet,
     publish_packet,
