@@ -375,12 +375,15 @@ class Subscriber(Client):
             if not standing:
                 standing = [Subscribed(topic_filter, qos, now)]
                 self.receiver.subscriptions += standing
+                self.receiver.latest[topic_filter] = standing[0]
             made += standing
         self.asked[packet_id] = ("subscribe", made)
 
     def on_suback(self, now: int, packet_id: int) -> None:
         for one in self.asked.pop(packet_id)[1]:
-            one.granted = one.granted or now
+            if one.granted is None:
+                one.granted = now
+                self.receiver.granted.setdefault(one.topic_filter, []).append(one)
 
     def on_unsubscribe(self, now: int, packet_id: int, topic_filter: str) -> None:
         ending = [one for one in self.receiver.subscriptions if one.topic_filter == topic_filter and one.gone is None]
