@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from mqttc.server import Broker
+
+# No deadlines for examples: the same tests run under sanitizers and on busy machines.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 WORKERS = int(os.environ.get("MQTTC_TEST_WORKERS", "2"))
 
