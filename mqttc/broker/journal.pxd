@@ -119,6 +119,7 @@ cdef struct JournalStats:              # [any thread]
     uint64_t cancelled                 # deliveries that were over before their commit
     uint64_t failures
     uint64_t reads
+    uint64_t gathers                   # rests before a batch
     uint64_t commit_ns                 # in all
     uint64_t last_commit_ns
     uint64_t longest_commit_ns

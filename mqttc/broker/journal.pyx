@@ -1131,13 +1131,15 @@ cdef void gather_judge(Private *private, uint64_t spent_ns) noexcept nogil:
     private.gather_ns = spent_ns if spent_ns < GATHER_MOST_US * 1000 else GATHER_MOST_US * 1000
 
 
-cdef void gather(Private *private) noexcept nogil:
+cdef void gather(Journal *journal) noexcept nogil:
+    cdef Private *private = private_of(journal)
     cdef timespec rest
     if private.gather_ns == 0:
         return
     rest.tv_sec = 0
     rest.tv_nsec = <long> private.gather_ns
     private.gather_ns = 0               # once: what follows it is judged again
+    counter_add(&journal.stats.gathers, 1)
     nanosleep(&rest, NULL)
 
 
@@ -1174,7 +1176,7 @@ cdef void *journal_main(void *argument) noexcept nogil:
     waiting.fd = journal.inbox.wake_read_fd
     waiting.events = POLLIN
     while True:
-        gather(private)
+        gather(journal)
         stopping = atomic_load_u32_acquire(&private.stopping)      # before taking: nothing is posted after it was set
         batch_take(journal)
         if private.pending != NULL and batch_try(journal):

@@ -12,7 +12,7 @@ import pytest
 
 from mqttc.store import check, open_store
 
-from ..face import broker_journal
+from ..face.broker_journal import Journal
 from .durable import eventually
 
 LENT = 2**40
@@ -23,7 +23,7 @@ class Bench:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.journal: Any = broker_journal.Journal(str(path))
+        self.journal: Any = Journal(str(path))
         self.running = False
 
     def start(self) -> None:

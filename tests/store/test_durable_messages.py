@@ -158,6 +158,42 @@ def test_acknowledged_before_the_commit_leaves_no_trace(place: Place) -> None:
     assert place.stat("journal_cancelled") == 40
 
 
+def send_numbered(publisher: Peer, topic: str, count: int) -> None:
+    publisher.send(*(publish_packet(topic, b"%d" % number, 5, qos=1, packet_id=number) for number in range(1, count + 1)))
+    for number in range(1, count + 1):
+        publisher.expect(PUBACK, packet_id=number)
+
+
+def test_batches_grow_where_deliveries_are_over_at_once(place: Place) -> None:
+    topic = name()
+    peer = place.session(5, name())
+    peer.subscribe(topic, 1)
+    publisher = place(5)
+    for _ in range(50):
+        send_numbered(publisher, topic, 200)
+        peer.send(*(ack_packet(PUBACK, peer.expect(PUBLISH).packet_id) for _ in range(200)))
+        place.nothing_waits()
+        if place.stat("journal_gathers"):
+            break
+    assert place.stat("journal_gathers") > 0
+
+
+def test_batches_do_not_grow_for_a_queue(place: Place) -> None:
+    """Nobody fetches these yet: to wait would save nothing, and cost every publisher time."""
+    client_id, topic = name(), name()
+    peer = place.session(5, client_id)
+    peer.subscribe(topic, 1)
+    peer.disconnect()
+    publisher = place(5)
+    for _ in range(5):
+        send_numbered(publisher, topic, 200)
+    assert place.stat("messages_queued") == 1000
+    assert place.stat("journal_gathers") == 0
+    peer = place.session(5, client_id)
+    assert len(fetch(peer, 1000)) == 1000
+    place.nothing_waits()
+
+
 # ---------------------------------------------------------------------------------------------------- in flight, to the client
 
 

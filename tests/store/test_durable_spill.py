@@ -43,6 +43,7 @@ def flood(publisher: Peer, topic: str, first: int, last: int, body: int, window:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.skipif("MQTTC_SANITIZER" in os.environ, reason="a sanitizer's own memory is not ours")
 def test_memory_of_a_long_queue(make_place: MakePlace) -> None:
     """50 000 messages for one who is away cost much less than they are long, and come back whole and in order."""
     count, body = 50_000, 4000

@@ -259,7 +259,7 @@ def test_publishers_are_slowed_and_nothing_is_lost(make_place: MakePlace, versio
         before = place.stat("journal_backlog_bytes")
         for _ in range(20):
             place.running.advance_clock(0.2)
-        assert place.stat("journal_backlog_bytes") == before <= limit + 4 * body
+        assert place.stat("journal_backlog_bytes") == before <= limit + 2**20, "what one turn may read comes on top"
         other.subscribe(topic + "/other", 1)
         other.publish(topic + "/other", b"m", 1)
         other.message()
