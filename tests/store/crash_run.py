@@ -168,7 +168,7 @@ def crash_cast(gate: Gate, seed: str, pause_s: float) -> Cast:
         Subscriber("all-1", gate, 4, seed, Habits([("load/+/a", 1), ("load/+/b", 1), *end], slow_s=0.1)),
         Subscriber("away", gate, 4, seed, Habits([("load/+/a", 2), ("state/#", 1), *end], leave_rate=1, away_s=0.8)),
         Subscriber("asks", gate, 5, seed, Habits(end, toggles=[("load/p1/#", 1), ("load/p2/+", 2), ("load/p3/b", 2)], slow_s=0.05)),
-        Subscriber("states", gate, 5, seed, Habits([("load/+/b", 2), *end], again=[("state/#", 2)], slow_s=0.05)),
+        Subscriber("states", gate, 5, seed, Habits([("load/+/b", 2), *end], again=[("state/#", 2)], slow_s=0.01, receive_maximum=60)),
         Subscriber("g1-a", gate, 4, seed, Habits([("$share/one/load/#", 1), *end], slow_s=0.1)),
         Subscriber("g1-b", gate, 5, seed, Habits([("$share/one/load/#", 2), *end], leave_rate=1)),
         Subscriber("g2-a", gate, 5, seed, Habits([("$share/two/load/#", 2), *end], slow_s=0.1, receive_maximum=5)),
