@@ -1,0 +1,133 @@
+"""A bounded buffer of messages between the socket and one reader of the application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from mqttc.client.message import Message
+
+MESSAGE_BYTES: Final = 200
+"""What a message is counted with beside its topic and payload."""
+
+
+class Stream:
+    """``on_full`` and ``on_room`` are told when a bound is met, and when half of it is free again. Of the loop's thread.
+
+    Past its bounds a stream still takes what it is given: whoever feeds it stops reading the socket, or drops. So it holds at most
+    what one read brings beyond its bounds, and messages of QoS 1 and 2 up to Receive Maximum.
+    """
+
+    __slots__ = (
+        *("_error", "_held_bytes", "_max_bytes", "_max_messages", "_messages", "_waiters"),
+        *("full", "handed_over", "on_full", "on_room", "taken"),
+    )
+
+    def __init__(
+        self,
+        max_messages: int,
+        max_bytes: int,
+        on_full: Callable[[Stream], None],
+        on_room: Callable[[Stream], None],
+        handed_over: Callable[[Message], None] | None,
+    ) -> None:
+        self.full = False
+        self.taken = 0
+        """Messages that were read, so that a stall can be told from slowness."""
+        self.on_full = on_full
+        self.on_room = on_room
+        self.handed_over = handed_over
+        """For messages of QoS 1 and 2; None where the application acknowledges."""
+        self._messages: deque[Message] = deque()
+        self._held_bytes = 0
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._error: BaseException | None = None
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._held_bytes
+
+    def put(self, message: Message) -> None:
+        self._messages.append(message)
+        self._held_bytes += MESSAGE_BYTES + len(message.packet.payload)
+        if self._waiters:
+            self._wake()
+        if (len(self._messages) >= self._max_messages or self._held_bytes >= self._max_bytes) and not self.full:
+            self.full = True
+            self.on_full(self)
+
+    def take(self) -> Message | None:
+        """The next one, if there is one."""
+        if not self._messages:
+            return None
+        message = self._messages.popleft()
+        self._held_bytes -= MESSAGE_BYTES + len(message.packet.payload)
+        self.taken += 1
+        if self.full and len(self._messages) <= self._max_messages // 2 and self._held_bytes <= self._max_bytes // 2:
+            self.full = False
+            self.on_room(self)
+        if message.receipt is not None and self.handed_over is not None:
+            self.handed_over(message)
+        return message
+
+    async def wait(self) -> bool:
+        """Until there is something to take; False at the end. Raises why the client ended, if not by `close`."""
+        while not self._messages:
+            if self._error is not None:
+                if isinstance(self._error, StopAsyncIteration):
+                    return False
+                raise self._error
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            except BaseException:
+                if waiter.done() and not waiter.cancelled():
+                    self._wake()  # this reader leaves: the next one is to look
+                raise
+            finally:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+        return True
+
+    async def get(self) -> Message:
+        """Raises ``StopAsyncIteration`` at the end."""
+        while True:
+            message = self.take()
+            if message is not None:
+                return message
+            if not await self.wait():
+                raise StopAsyncIteration
+
+    def remove(self, wanted: Callable[[Message], bool]) -> list[Message]:
+        """Takes out what is to go to another stream."""
+        gone = [message for message in self._messages if wanted(message)]
+        if gone:
+            kept = [message for message in self._messages if not wanted(message)]
+            self._messages = deque(kept)
+            self._held_bytes = sum(MESSAGE_BYTES + len(message.packet.payload) for message in kept)
+            if self.full and len(kept) <= self._max_messages // 2:
+                self.full = False
+                self.on_room(self)
+        return gone
+
+    def end(self, error: BaseException | None = None) -> None:
+        """What is here can still be read; then readers get the error, or the end."""
+        if self._error is None:
+            self._error = StopAsyncIteration() if error is None else error
+        while self._waiters:
+            self._wake()
+
+    def _wake(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
