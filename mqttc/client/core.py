@@ -86,7 +86,12 @@ class Core:
     """See above. `acknowledger` is put into messages of QoS 1 and 2."""
 
     def __init__(
-        self, options: Options, client_id: str, store: Store = MEMORY, acknowledger: Callable[[Receipt, int], None] | None = None
+        self,
+        options: Options,
+        client_id: str,
+        store: Store = MEMORY,
+        stats: Stats | None = None,
+        acknowledger: Callable[[Receipt, int], None] | None = None,
     ) -> None:
         self.options = options
         self.client_id = client_id
@@ -96,7 +101,7 @@ class Core:
         self.out_bytes = 0
         self.limits = ServerLimits()
         self.keep_alive = options.keep_alive
-        self.stats = Stats()
+        self.stats = Stats() if stats is None else stats
         self.connack = codec.Connack()
         self.has_session = False
         """A connection has been there, so that the next one is to find its session."""

@@ -12,11 +12,12 @@ from mqttc import codec
 from mqttc.client.message import Message, UnsubscribeResult
 from mqttc.client.requests import NO_PROPERTIES
 from mqttc.client.router import Sink
+from mqttc.client.state import State
 from mqttc.client.stream import Stream
 from mqttc.codec import Properties, ReasonCode
 
 if TYPE_CHECKING:
-    from mqttc.client.client import Client
+    from mqttc.client.engine import Engine
 
 Callback = Callable[[Message], None] | Callable[[Message], Awaitable[None]]
 
@@ -28,8 +29,8 @@ class CallbackSink:
 
     full = False
 
-    def __init__(self, client: Client, callback: Callable[[Message], object], manual: bool) -> None:
-        self._client = client
+    def __init__(self, engine: Engine, callback: Callable[[Message], object], manual: bool) -> None:
+        self._engine = engine
         self._callback = callback
         self._manual = manual
 
@@ -37,10 +38,10 @@ class CallbackSink:
         try:
             self._callback(message)
         except Exception:
-            self._client.stats.callback_errors += 1
+            self._engine.stats.callback_errors += 1
             log.exception("callback_failed topic=%r", message.topic)
         if message.receipt is not None and not self._manual:
-            self._client.hand_over(message)
+            self._engine.hand_over(message)
 
 
 class Subscription:
@@ -52,7 +53,7 @@ class Subscription:
 
     def __init__(
         self,
-        client: Client,
+        engine: Engine,
         subscriptions: tuple[codec.Subscription, ...],
         properties: Properties | None,
         callback: Callback | None,
@@ -66,25 +67,25 @@ class Subscription:
         """Of SUBACK."""
         identifiers = properties.subscription_identifiers if properties is not None else ()
         self.identifier = identifiers[0] if identifiers else None
-        self._client = client
+        self._engine = engine
         self._manual = manual
         self._stream: Stream | None = None
         self._pumped = False
         self._ended = False
         self._callback_sink: CallbackSink | None = None
         if callback is not None and not inspect.iscoroutinefunction(callback):
-            self._callback_sink = CallbackSink(client, callback, manual)
+            self._callback_sink = CallbackSink(engine, callback, manual)
         elif callback is not None:
-            self._stream = client.make_stream(manual)
+            self._stream = engine.make_stream(manual)
             self._pumped = True
-            client.spawn(self._pump(self._stream, callback))
+            engine.spawn(self._pump(self._stream, callback))
 
     def __repr__(self) -> str:
         return f"Subscription({', '.join(self.topic_filters)!r}, reason_codes={self.reason_codes})"
 
     @property
     def sink(self) -> Sink:
-        return self._callback_sink or self._stream or self._client.inbox
+        return self._callback_sink or self._stream or self._engine.inbox
 
     @property
     def granted(self) -> bool:
@@ -101,7 +102,7 @@ class Subscription:
 
         Raises ``SubscribeError``, ``ConnectionLostError``, ``ClosedError``.
         """
-        return await self._client.end_subscription(self)
+        return await self._engine.end_subscription(self)
 
     def __aiter__(self) -> Self:
         self.claim()
@@ -121,7 +122,7 @@ class Subscription:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self._ended and not self._client.closed:
+        if not self._ended and self._engine.life.state is not State.CLOSED:
             await self.unsubscribe()
 
     def claim(self) -> Stream:
@@ -129,11 +130,19 @@ class Subscription:
         if self._callback_sink is not None or self._pumped:
             raise TypeError("messages of this subscription go to its callback")
         if self._stream is None:
-            self._stream = self._client.make_stream(self._manual)
-            self._client.claim(self, self._stream)
+            self._stream = self._engine.make_stream(self._manual)
+            self._engine.claim(self, self._stream)
             if self._ended:
                 self._stream.end()
         return self._stream
+
+    def refused(self, topic_filter: str, code: ReasonCode, error: BaseException) -> None:
+        """For the client: the broker has lost this filter. Without any other, readers get the error."""
+        if topic_filter in self.topic_filters:
+            old = zip(self.topic_filters, self.reason_codes, strict=True)
+            self.reason_codes = tuple(code if name == topic_filter else before for name, before in old)
+            if not any(now < 0x80 for now in self.reason_codes):
+                self.end(error)
 
     def end(self, error: BaseException | None = None) -> None:
         """For the client: no more messages come."""
@@ -153,5 +162,5 @@ class Subscription:
             try:
                 await callback(message)  # type: ignore[misc]
             except Exception:
-                self._client.stats.callback_errors += 1
+                self._engine.stats.callback_errors += 1
                 log.exception("callback_failed topic=%r", message.topic)
