@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mqttc import codec as codec
     from mqttc.client import Client as Client
+    from mqttc.client import SyncClient as SyncClient
     from mqttc.config import Config as Config
     from mqttc.config import ConfigError as ConfigError
     from mqttc.errors import MqttError as MqttError
@@ -28,10 +29,11 @@ _HOMES = {
     "ConfigError": "mqttc.config",
     "ListenError": "mqttc.listen",
     "MqttError": "mqttc.errors",
+    "SyncClient": "mqttc.client",
 }
 _MODULES = ("codec",)
 
-__all__ = ["Broker", "BrokerError", "Client", "Config", "ConfigError", "ListenError", "MqttError", "__version__", "codec"]
+__all__ = ["Broker", "BrokerError", "Client", "Config", "ConfigError", "ListenError", "MqttError", "SyncClient", "__version__", "codec"]
 
 
 def __getattr__(name: str) -> object:

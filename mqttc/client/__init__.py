@@ -8,6 +8,7 @@ from mqttc.client.options import Authentication, ClientOptions, Options, Reconne
 from mqttc.client.state import State, Stats
 from mqttc.client.store import SqliteStore
 from mqttc.client.subscription import Subscription
+from mqttc.client.sync import SyncClient, SyncSubscription
 from mqttc.codec import Properties, QoS, ReasonCode, Will
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "State",
     "Stats",
     "Subscription",
+    "SyncClient",
+    "SyncSubscription",
     "Tls",
     "UnsubscribeResult",
     "Will",

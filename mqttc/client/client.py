@@ -315,10 +315,7 @@ class Client:
 
     def take(self, most: int) -> list[Message]:
         """What can be had without waiting."""
-        found: list[Message] = []
-        while len(found) < most and (message := self._inbox.take()) is not None:
-            found.append(message)
-        return found
+        return self._inbox.take_many(most)
 
     # ------------------------------------------------------------------------------------------------ request and response
 

@@ -77,6 +77,12 @@ class Stream:
             self.handed_over(message)
         return message
 
+    def take_many(self, most: int) -> list[Message]:
+        found: list[Message] = []
+        while len(found) < most and (message := self.take()) is not None:
+            found.append(message)
+        return found
+
     async def wait(self) -> bool:
         """Until there is something to take; False at the end. Raises why the client ended, if not by `close`."""
         while not self._messages:

@@ -117,6 +117,10 @@ class Subscription:
         """The next message. Raises ``StopAsyncIteration`` after the end."""
         return await self.claim().get()
 
+    def take(self, most: int) -> list[Message]:
+        """What can be had without waiting."""
+        return self.claim().take_many(most)
+
     async def __aenter__(self) -> Self:
         self.claim()
         return self
