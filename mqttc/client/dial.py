@@ -64,6 +64,8 @@ async def race(
         for task in running:
             task.cancel()
             task.add_done_callback(lambda late: _drop(late, drop))
+        if running:
+            await asyncio.wait(running)
 
 
 def _drop(task: asyncio.Future[T], drop: Callable[[T], None]) -> None:
