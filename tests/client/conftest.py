@@ -70,6 +70,10 @@ async def settled(condition: Callable[[], bool], timeout_s: float = TIMEOUT) -> 
             await asyncio.sleep(0.002)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "spec(version, *ids): statements of one standard that the test checks")
+
+
 @pytest.fixture(scope="session")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CA, and certificates of it for localhost and for a client called device."""
