@@ -41,6 +41,7 @@ class Connection:
         self._dispatch = dispatch
         self._error: MqttError | None = None
         self._leaving = False
+        self._heard = False
         self._reading = True
         self._room: list[asyncio.Future[None]] = []
         self._keep_alive: KeepAlive | None = None
@@ -53,9 +54,10 @@ class Connection:
             return
         core = self._core
         first = core.phase is Phase.CONNECTING
-        if first and data[0] >> 4 not in (codec.PacketType.CONNACK, codec.PacketType.AUTH):
+        if not self._heard and data[0] >> 4 not in (codec.PacketType.CONNACK, codec.PacketType.AUTH):
             self.fail(ConnectError(f"{self._shown}: what answers there does not speak MQTT"))
             return
+        self._heard = True
         if self._keep_alive is not None:
             self._keep_alive.received_at = self.loop.time()
         events = core.receive(data)

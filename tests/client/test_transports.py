@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from mqttc import Client
+from mqttc import Client, codec
 from mqttc.client import Tls
 from mqttc.client.dial import Info, connect_tcp, race, resolve
 from mqttc.client.state import State
-from mqttc.errors import ClosedError, ConnectError
+from mqttc.errors import ClosedError, ConnectError, ConnectionLostError
 from tests.client.conftest import SCHEMES, Mosquitto, ScriptedServer, client_url, free_port, listeners, read_packet, run, settled
+from tests.conformance.statements import spec
 from tests.conftest import BrokerFactory
 
 VERSIONS = (3, 4, 5)
@@ -40,6 +41,8 @@ async def exchange(url: str, most: int = 300_000, **options: Any) -> None:
     assert client.state is State.CLOSED and client.error is None
 
 
+@spec("3.1.1", "MQTT-7.1.2-1")
+@spec("5", "MQTT-4.2.0-1")
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_our_broker(scheme: str, version: int, broker_factory: BrokerFactory, pki: Path, tmp_path: Path) -> None:
@@ -47,6 +50,8 @@ def test_our_broker(scheme: str, version: int, broker_factory: BrokerFactory, pk
     run(exchange(client_url(broker, scheme), version=version, tls=Tls(ca_file=pki / "ca.pem")))
 
 
+@spec("3.1.1", "MQTT-7.0.0-2", "MQTT-7.1.2-1")
+@spec("5", "MQTT-4.2.0-1")
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("scheme", MOSQUITTO_SCHEMES)
 def test_mosquitto(scheme: str, version: int, mosquitto: Mosquitto, pki: Path) -> None:
@@ -260,6 +265,8 @@ def test_a_websocket_handshake_that_fails(script: Any, said: str) -> None:
     run(work())
 
 
+@spec("3.1.1", "MQTT-6.0.0-3")
+@spec("5", "MQTT-6.0.0-3")
 def test_the_websocket_request_says_what_it_is_told(url: str) -> None:
     """Path and query, host, our headers, and the subprotocol mqtt [MQTT-6.0.0-3]."""
     heads: list[bytes] = []
@@ -275,6 +282,66 @@ def test_the_websocket_request_says_what_it_is_told(url: str) -> None:
             assert lines[0] == "get /a/b?c=d http/1.1"
             assert f"host: 127.0.0.1:{server.port}" in lines
             assert "x-token: abc" in lines and "sec-websocket-protocol: mqtt" in lines
+
+    run(work())
+
+
+def websocket_script(frames: list[tuple[str, bytes]], got: list[bytes]) -> Any:
+    """Answers the handshake and CONNECT, sends these frames, and notes what comes."""
+    from wsproto import ConnectionType, WSConnection
+    from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, Request, TextMessage
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = WSConnection(ConnectionType.SERVER)
+        while data := await reader.read(65536):
+            connection.receive_data(data)
+            for event in connection.events():
+                if isinstance(event, Request):
+                    writer.write(connection.send(AcceptConnection(subprotocol="mqtt")))
+                elif isinstance(event, BytesMessage):
+                    got.append(bytes(event.data))
+                    for kind, body in frames if len(got) == 1 else []:
+                        made = BytesMessage(body) if kind == "bytes" else TextMessage("x") if kind == "text" else Ping(body)
+                        writer.write(connection.send(made))
+                elif isinstance(event, CloseConnection):
+                    got.append(b"close %d" % event.code)
+                else:
+                    got.append(type(event).__name__.encode())
+            await writer.drain()
+
+    return script
+
+
+@spec("3.1.1", "MQTT-6.0.0-1", "MQTT-6.0.0-2")
+@spec("5", "MQTT-6.0.0-1", "MQTT-6.0.0-2")
+def test_packets_do_not_keep_to_frames() -> None:
+    """CONNACK and two messages in frames of a byte, then a message in one frame with half of the next; pings are answered in between."""
+    stream = codec.encode(codec.Connack(), 5) + b"".join(codec.encode(codec.Publish("t", b"%d" % n), 5) for n in range(4))
+    frames = [("bytes", stream[n : n + 1]) for n in range(15)] + [("ping", b"!"), ("bytes", stream[15:30]), ("bytes", stream[30:])]
+    got: list[bytes] = []
+
+    async def work() -> None:
+        async with ScriptedServer(websocket_script(frames, got)) as server, Client(f"ws://127.0.0.1:{server.port}") as client:
+            assert [(await client.get()).text for _ in range(4)] == ["0", "1", "2", "3"]
+            await settled(lambda: b"Pong" in got)
+
+    run(work())
+    assert got[0][:1] == b"\x10" and b"\xe0\x00" in got  # CONNECT and DISCONNECT came in binary frames
+
+
+@spec("3.1.1", "MQTT-6.0.0-1")
+@spec("5", "MQTT-6.0.0-1")
+def test_a_text_frame_ends_the_connection() -> None:
+    got: list[bytes] = []
+
+    async def work() -> None:
+        script = websocket_script([("bytes", codec.encode(codec.Connack(), 5)), ("text", b"")], got)
+        async with ScriptedServer(script) as server:
+            client = Client(f"ws://127.0.0.1:{server.port}", reconnect=None)
+            await client.connect()
+            await client.wait_for(State.CLOSED)
+            assert isinstance(client.error, ConnectionLostError)
+            await settled(lambda: b"close 1003" in got)
 
     run(work())
 
