@@ -77,7 +77,7 @@ class DisconnectedError(ConnectionLostError):
 
 
 class PublishError(MqttError):
-    """The broker refused a message: a reason code of 0x80 or above in PUBACK, PUBREC or PUBCOMP."""
+    """The broker refused a message: a reason code of 0x80 or above in PUBACK or PUBREC."""
 
 
 class SubscribeError(MqttError):

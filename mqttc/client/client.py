@@ -123,7 +123,7 @@ class Client:
         return await self._engine.life.wait_for(*states)
 
     def states(self) -> AsyncIterator[State]:
-        """The state now, and each one that is there when it is looked for, until CLOSED."""
+        """The state now, and each further one, until CLOSED."""
         return self._engine.life.states()
 
     # ------------------------------------------------------------------------------------------------ coming and going
@@ -339,7 +339,7 @@ class Client:
                     base = core.connack.properties.response_information or f"mqttc/response/{core.client_id}"
                     response_topic = f"{base}/{secrets.token_hex(8)}"
                     if core.version == 5:
-                        await self.subscribe(response_topic, qos, callback=self._engine.responses.answered)
+                        await self.subscribe(response_topic, 2, callback=self._engine.responses.answered)
                     self._response_topic = response_topic
             if core.version != 5:
                 raise NotSupportedError("request: response topics are of MQTT 5.0")

@@ -105,6 +105,8 @@ class Engine:
         connection, core = self.connection, self.core
         if connection is None or core is None or core.phase is not Phase.ONLINE:
             return
+        if self.supervisor is not None:
+            self.supervisor.leaving = True
         core.disconnect(reason_code, properties)
         connection.close()
         with contextlib.suppress(TimeoutError):
@@ -131,8 +133,10 @@ class Engine:
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
-        self.life.set(State.CLOSED, error)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            self.life.set(State.CLOSED, error)
 
     def _fail_waiters(self, closed: BaseException) -> None:
         core = self.core
@@ -168,7 +172,9 @@ class Engine:
     # ------------------------------------------------------------------------------------------------ for the supervisor
 
     async def _supervise(self, supervisor: Supervisor) -> None:
-        await self.shut(await supervisor.run())
+        error = await supervisor.run()
+        if not supervisor.leaving:  # else `shut` follows anyway
+            await self.shut(error)
 
     def accepted(self, connection: Connection) -> None:
         self.connection = connection
@@ -342,12 +348,19 @@ class Engine:
         return [route for route in self.router.routes if isinstance(route, Subscription)]
 
     def claim(self, subscription: Subscription, stream: Stream) -> None:
-        """Its messages, those in the inbox too, go to this stream."""
+        """Its messages, those in the inbox too, go to this stream. What other unclaimed ones match too stays there for them."""
         others = [route for route in self.router.routes if route is not subscription and route.sink is self.inbox]
         self.router.changed()
 
         def only_its_own(message: Message) -> bool:
-            return matches(subscription, message.topic) and not any(matches(route, message.topic) for route in others)
+            if not matches(subscription, message.topic):
+                return False
+            if any(matches(route, message.topic) for route in others):
+                if message.receipt is not None:
+                    message.receipt.holders += 1
+                stream.put(message)
+                return False
+            return True
 
         for message in self.inbox.remove(only_its_own):
             stream.put(message)

@@ -266,8 +266,8 @@ class OutgoingMessages:
         if entry.packet_id:
             self.ids.free(entry.packet_id)
         self._store.done(entry)
-        if packet is None:
-            return
+        if packet is None or isinstance(packet, codec.Pubcomp):
+            return  # PUBREC has decided; PACKET_IDENTIFIER_NOT_FOUND in PUBCOMP is what a lost PUBCOMP leaves behind (section 3.7.2.1)
         code = packet.reason_code
         if code >= 0x80:
             text = f"the broker refused a message to {entry.topic!r}: {reason_text(code, packet.properties)}"

@@ -116,16 +116,16 @@ class SqliteStore:
             raise ValueError("it is in use by another client")
         base = self._base = sqlite3.connect(self._path, timeout=0.5, isolation_level=None, check_same_thread=False)
         base.execute("PRAGMA locking_mode=EXCLUSIVE")
-        base.execute("PRAGMA journal_mode=WAL")
-        base.execute(f"PRAGMA synchronous={self._synchronous}")
-        base.execute("BEGIN IMMEDIATE")
         layout = base.execute("PRAGMA user_version").fetchone()[0]
         application = base.execute("PRAGMA application_id").fetchone()[0]
         if (layout, application) not in ((0, 0), (LAYOUT, APPLICATION)):
             raise ValueError("it is not a client's store, or of another version of mqttc")
+        if not layout and base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise ValueError("it is not a client's store")
+        base.execute("PRAGMA journal_mode=WAL")
+        base.execute(f"PRAGMA synchronous={self._synchronous}")
+        base.execute("BEGIN IMMEDIATE")
         if not layout:
-            if base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                raise ValueError("it is not a client's store")
             base.execute(f"PRAGMA user_version={LAYOUT}")
             base.execute(f"PRAGMA application_id={APPLICATION}")
             base.execute("CREATE TABLE outgoing (number INTEGER PRIMARY KEY, packet_id INTEGER, stage INTEGER, packet BLOB) STRICT")

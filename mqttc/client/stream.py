@@ -114,9 +114,11 @@ class Stream:
 
     def remove(self, wanted: Callable[[Message], bool]) -> list[Message]:
         """Takes out what is to go to another stream."""
-        gone = [message for message in self._messages if wanted(message)]
+        gone: list[Message] = []
+        kept: list[Message] = []
+        for message in self._messages:
+            (gone if wanted(message) else kept).append(message)
         if gone:
-            kept = [message for message in self._messages if not wanted(message)]
             self._messages = deque(kept)
             self._held_bytes = sum(MESSAGE_BYTES + len(message.packet.payload) for message in kept)
             if self.full and len(kept) <= self._max_messages // 2:

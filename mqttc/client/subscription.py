@@ -85,7 +85,9 @@ class Subscription:
 
     @property
     def sink(self) -> Sink:
-        return self._callback_sink or self._stream or self._engine.inbox
+        if self._callback_sink is not None:
+            return self._callback_sink
+        return self._engine.inbox if self._stream is None else self._stream  # which is false while it is empty
 
     @property
     def granted(self) -> bool:

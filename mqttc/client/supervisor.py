@@ -17,7 +17,7 @@ from mqttc.client.options import PERMANENT, Options
 from mqttc.client.store import Store
 from mqttc.client.url import Target
 from mqttc.codec import ReasonCode
-from mqttc.errors import ConnectError, ConnectionLostError, DisconnectedError, MqttError, NotSupportedError, RefusedError
+from mqttc.errors import ClosedError, ConnectError, ConnectionLostError, DisconnectedError, MqttError, NotSupportedError, RefusedError
 
 log = logging.getLogger("mqttc.client")
 
@@ -50,6 +50,8 @@ class Supervisor:
         self._store = store
         self._owner = owner
         self._versions: tuple[int, ...] = (options.version, *options.fallback)
+        self.leaving = False
+        """DISCONNECT is sent: this connection is the last."""
         self._spoke = False
         """The last attempt came as far as CONNECT."""
 
@@ -72,6 +74,8 @@ class Supervisor:
             else:
                 first, attempt = False, 0
                 error = await self._live(connection)
+                if self.leaving:
+                    return ClosedError("the client is closed")
                 if error is not None and _is_final(error):
                     return error
             if reconnect is None or (reconnect.attempts is not None and attempt >= reconnect.attempts):

@@ -369,6 +369,19 @@ def test_a_refused_message_is_acknowledged_and_gone(qos: int) -> None:
     assert [p.packet_id for p in wire.connect(session_present=True)] == [other.packet_id]  # type: ignore[attr-defined]
 
 
+@spec("5", "MQTT-4.3.3-5")
+def test_a_pubcomp_that_was_lost() -> None:
+    """The broker does not know the identifier any more when PUBREL comes again: the message is delivered all the same."""
+    wire = Wire(session_expiry=60)
+    wire.connect()
+    entry = wire.publish(qos=2)
+    wire.give(codec.Pubrec(entry.packet_id, 0x10))
+    wire.cut()
+    wire.connect(session_present=True)
+    assert wire.give(codec.Pubcomp(entry.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)) == [entry]
+    assert entry.error is None and entry.result.reason_code == ReasonCode.NO_MATCHING_SUBSCRIBERS
+
+
 def test_an_answer_with_properties_is_handed_on() -> None:
     wire = Wire()
     wire.connect()
