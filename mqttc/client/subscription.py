@@ -124,12 +124,17 @@ class Subscription:
         return self.claim().take_many(most)
 
     async def __aenter__(self) -> Self:
-        self.claim()
+        self.prepare()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._ended and self._engine.life.state is not State.CLOSED:
             await self.unsubscribe()
+
+    def prepare(self) -> None:
+        """What entering the context does: without a callback the messages come here."""
+        if self._callback_sink is None and not self._pumped:
+            self.claim()
 
     def claim(self) -> Stream:
         """From now on the messages come here, and what the client holds of them too. Raises ``TypeError`` with a callback."""

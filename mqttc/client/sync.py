@@ -166,7 +166,11 @@ class SyncSubscription:
         return self.get()
 
     def __enter__(self) -> Self:
+        self._thread.call(self._prepare())
         return self
+
+    async def _prepare(self) -> None:
+        self._subscription.prepare()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
