@@ -55,20 +55,18 @@ class IncomingAliases:
         self._maximum = maximum
         self._topics: dict[int, str] = {}
 
-    def resolve(self, packet: codec.Publish) -> str:
-        """The topic of a PUBLISH. Raises ``codec.ProtocolViolationError``."""
-        number = packet.properties.topic_alias
-        topic = packet.topic
+    def resolve(self, topic: str, properties: Properties) -> str:
+        """The topic of a PUBLISH with these. Raises ``codec.ProtocolViolationError``."""
+        number = properties.topic_alias
         if number is None:
             if not topic:
                 raise codec.ProtocolViolationError("PUBLISH without a topic and without an alias")
             return topic
+        if not topic and number in self._topics:
+            return self._topics[number]
         if not 1 <= number <= self._maximum:
             raise codec.ProtocolViolationError(f"topic alias {number} of {self._maximum}", codec.ReasonCode.TOPIC_ALIAS_INVALID)
         if topic:
             self._topics[number] = topic
             return topic
-        try:
-            return self._topics[number]
-        except KeyError:
-            raise codec.ProtocolViolationError(f"topic alias {number} has not been told") from None
+        raise codec.ProtocolViolationError(f"topic alias {number} has not been told")

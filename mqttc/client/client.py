@@ -15,7 +15,7 @@ from typing import Final, Self, Unpack
 
 from mqttc import codec
 from mqttc.client.connection import FLUSH_BYTES
-from mqttc.client.core import Core, Phase
+from mqttc.client.core import Phase
 from mqttc.client.engine import OVER, Engine
 from mqttc.client.message import SENT, Message, PublishResult, UnsubscribeResult
 from mqttc.client.options import ClientOptions, Options, ServerLimits
@@ -187,10 +187,10 @@ class Client:
         """QoS 1 and 2: returns when the broker has acknowledged, over as many connections as it takes. QoS 0: when it is written.
 
         `wait=False` returns as soon as the message is on its way or queued, with a durable store when it is in its file.
-        Cancelled before it was sent, it is not sent.
+        While there is a connection, a full queue makes both wait. Cancelled before it was sent, it is not sent.
 
-        Raises ``PublishError`` (the broker refused it), ``NotSupportedError``, ``QueueFullError`` (there is no connection and
-        no room; with a connection it waits for room, unless `wait=False`), ``ClosedError``, and ``codec.EncodeError``.
+        Raises ``PublishError`` (the broker refused it), ``NotSupportedError``, ``QueueFullError`` (no connection and no
+        room), ``ClosedError``, and ``codec.EncodeError``.
         """
         if type(payload) is not bytes:
             payload = payload.encode() if isinstance(payload, str) else bytes(payload)
@@ -208,39 +208,31 @@ class Client:
                 connection.flush_soon()
             return SENT
         entry = Outgoing(topic, payload, qos, retain, properties)
-        if connection is not None and wait and core.outgoing.full_for(entry):
-            await self._room_for(core, entry)
+        while not core.outgoing.idle_window and core.outgoing.full_for(entry) and engine.connection is not None:
+            await engine.idle.wait()
         try:
             core.publish(entry)
         except QueueFullError:
             engine.stats.queue_full += 1
             raise
         engine.flush_soon()
-        if wait:
-            return await self._acknowledgement(core, entry)
-        if engine.store.dirty:
-            await engine.stored()
-        return SENT
-
-    async def _acknowledgement(self, core: Core, entry: Outgoing) -> PublishResult:
+        if not wait:
+            if engine.store.dirty:
+                await engine.stored()
+            return SENT
         waiter: Waiter = asyncio.get_running_loop().create_future()
         entry.waiter = waiter
         try:
             await waiter
-        finally:
+        except asyncio.CancelledError:
             entry.waiter = None
-            if (not waiter.done() or waiter.cancelled()) and core.outgoing.withdraw(entry):
-                self._engine.idle.wake()
-                self._engine.flush_soon()
+            if core.outgoing.withdraw(entry):
+                engine.idle.wake()
+                engine.flush_soon()
+            raise
         if entry.error is not None:
             raise entry.error
         return entry.result
-
-    async def _room_for(self, core: Core, entry: Outgoing) -> None:
-        """While there is a connection, and something before the message in the queue."""
-        engine = self._engine
-        while engine.connection is not None and core.outgoing.queued and core.outgoing.full_for(entry):
-            await engine.idle.wait()
 
     # ------------------------------------------------------------------------------------------------ subscribing
 
@@ -302,12 +294,11 @@ class Client:
 
     # ------------------------------------------------------------------------------------------------ receiving
 
-    def __aiter__(self) -> Self:
-        return self
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return self._inbox
 
     async def __anext__(self) -> Message:
-        message = self._inbox.take()
-        return message if message is not None else await self._inbox.get()
+        return await self._inbox.__anext__()
 
     async def get(self) -> Message:
         """The next message that no subscription has claimed. Raises ``StopAsyncIteration`` after `close`, and why the client ended."""

@@ -367,17 +367,20 @@ class Core:
         events: Events = []
         stats = self.stats
         stats.bytes_received += len(data)
-        publish, puback, pubcomp = codec.Publish, codec.Puback, codec.Pubcomp
+        publish, puback, pubcomp, online = codec.Publish, codec.Puback, codec.Pubcomp, Phase.ONLINE
+        on_publish = self._on_publish
+        received = 0
         try:
             for packet in self._decoder.feed(data):
-                if self.phase is not Phase.ONLINE:
+                if self.phase is not online:
                     if self.phase is Phase.LEAVING:
                         break
                     if self.phase is Phase.CONNECTING and not isinstance(packet, codec.Connack | codec.Auth):
                         raise codec.ProtocolViolationError(f"{type(packet).__name__.upper()} before CONNACK")
                 kind = type(packet)
                 if kind is publish:
-                    self._on_publish(packet, events)  # type: ignore[arg-type]
+                    received += 1
+                    on_publish(packet, events)  # type: ignore[arg-type]
                 elif kind is puback or kind is pubcomp:
                     entry = self.outgoing.on_ack(packet)  # type: ignore[arg-type]
                     if entry is None:
@@ -392,6 +395,8 @@ class Core:
         except codec.CodecError as error:
             self._violated(error, events)
             return events
+        finally:
+            stats.received += received
         if self.phase is Phase.ONLINE:
             if self.incoming.answers:
                 self._answer()
@@ -412,18 +417,19 @@ class Core:
         events.append(Violation(error))
 
     def _on_publish(self, packet: codec.Publish, events: Events) -> None:
-        self.stats.received += 1
         topic = packet.topic
-        if packet.properties or not topic:
-            topic = self._aliases_in.resolve(packet)
-        if packet.qos:
-            receipt = self.incoming.on_publish(packet)
-            if receipt is None:
-                self.stats.repetitions += 1
-            else:
-                events.append(Message(topic, packet, receipt, self._acknowledger))
-        else:
+        properties = packet.properties
+        if properties or not topic:
+            topic = self._aliases_in.resolve(topic, properties)
+        if not packet.qos:
             events.append(Message(topic, packet))
+            return
+        receipt = self.incoming.on_publish(packet)
+        if receipt is None:
+            self.stats.repetitions += 1
+        else:
+            receipt.acknowledger = self._acknowledger
+            events.append(Message(topic, packet, receipt))
 
     def _on_connack(self, packet: codec.Packet, events: Events) -> None:
         assert isinstance(packet, codec.Connack)

@@ -23,7 +23,7 @@ from mqttc.client.outgoing import Outgoing
 from mqttc.client.pressure import Pressure
 from mqttc.client.requests import Request
 from mqttc.client.responses import Responses
-from mqttc.client.router import Router, matches
+from mqttc.client.router import Router, Sink, matches
 from mqttc.client.state import State, Stats
 from mqttc.client.store import MemoryStore, Store
 from mqttc.client.stream import Stream
@@ -255,10 +255,15 @@ class Engine:
 
     def dispatch(self, events: Events) -> None:
         progress = False
+        sinks_of, overflow = self.router.sinks, self.pressure.overflow
         for event in events:
             kind = type(event)
             if kind is Message:
-                self._route(event)  # type: ignore[arg-type]
+                sinks = sinks_of(event)  # type: ignore[arg-type]
+                if len(sinks) == 1 and not overflow:
+                    sinks[0].put(event)  # type: ignore[arg-type]
+                else:
+                    self._route(event, sinks)  # type: ignore[arg-type]
             elif kind is Outgoing:
                 progress = True
                 tell(event.waiter)  # type: ignore[union-attr]
@@ -275,8 +280,8 @@ class Engine:
         if progress and self.idle:
             self.idle.wake()
 
-    def _route(self, message: Message) -> None:
-        sinks = self.router.sinks(message)
+    def _route(self, message: Message, sinks: tuple[Sink, ...]) -> None:
+        """To several, or while a stream that is full loses what may be lost."""
         if len(sinks) > 1 and message.receipt is not None:
             message.receipt.holders = len(sinks)
         for sink in sinks:

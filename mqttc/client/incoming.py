@@ -10,6 +10,7 @@ what is still here, or has been dealt with meanwhile, is not given out a second 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from mqttc import codec
@@ -19,7 +20,7 @@ from mqttc.codec import ReasonCode
 class Receipt:
     """What is owed for one message. `holders`: how many streams have it and have not dealt with it."""
 
-    __slots__ = ("connection", "done", "holders", "packet_id", "qos", "reason_code")
+    __slots__ = ("acknowledger", "connection", "done", "holders", "packet_id", "qos", "reason_code")
 
     def __init__(self, packet_id: int, qos: int, connection: int) -> None:
         self.packet_id = packet_id
@@ -28,6 +29,8 @@ class Receipt:
         self.holders = 1
         self.done = False
         self.reason_code = 0
+        self.acknowledger: Callable[[Receipt, int], None] | None = None
+        """Who takes `Message.acknowledge`."""
 
 
 class ReceivedStore(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mqttc import codec
@@ -19,7 +18,7 @@ class Message:
     topic: str
     packet: codec.Publish = field(repr=False)
     receipt: Receipt | None = field(default=None, repr=False)
-    acknowledger: Callable[[Receipt, int], None] | None = field(default=None, repr=False)
+    """What is owed to the broker; None at QoS 0."""
 
     @property
     def payload(self) -> bytes:
@@ -67,9 +66,9 @@ class Message:
         PUBACK or PUBREC leave in the order in which the messages came [MQTT-4.6.0-2], so after those of earlier ones. A
         code of 0x80 or above refuses the message (5.0 only; older versions have no way to say so).
         """
-        if self.receipt is not None and self.acknowledger is not None:
-            acknowledger, self.acknowledger = self.acknowledger, None
-            acknowledger(self.receipt, reason_code)
+        receipt, self.receipt = self.receipt, None
+        if receipt is not None and receipt.acknowledger is not None:
+            receipt.acknowledger(receipt, reason_code)
 
 
 @dataclass(frozen=True, slots=True)

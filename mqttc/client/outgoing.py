@@ -29,6 +29,9 @@ class Stage(enum.IntEnum):
     DONE = 3
 
 
+_SENT, _DONE = Stage.SENT, Stage.DONE
+
+
 class Outgoing:
     """One message. When `stage` is DONE, `error` or `result` says how it ended; `waiter` belongs to whoever drives the core."""
 
@@ -124,12 +127,13 @@ class OutgoingMessages:
 
     def start(self, entry: Outgoing) -> None:
         """A new message of QoS 1 or 2 that is sent at once; only where `idle_window`."""
-        self._number(entry)
+        self._last_number += 1
+        entry.number = self._last_number
         self._window -= 1
-        entry.packet_id = self.ids.take()
-        entry.stage = Stage.SENT
+        entry.packet_id = packet_id = self.ids.take()
+        entry.stage = _SENT
         entry.sent_before = True
-        self.inflight[entry.packet_id] = entry
+        self.inflight[packet_id] = entry
         self._store.queued(entry)
 
     def next(self) -> Outgoing | None:
@@ -262,7 +266,7 @@ class OutgoingMessages:
             self._window += 1
 
     def _finish(self, entry: Outgoing, packet: codec.Ack | None = None) -> None:
-        entry.stage = Stage.DONE
+        entry.stage = _DONE
         if entry.packet_id:
             self.ids.free(entry.packet_id)
         self._store.done(entry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 from mqttc.client.message import Message
 
@@ -21,7 +21,7 @@ class Stream:
     """
 
     __slots__ = (
-        *("_error", "_held_bytes", "_max_bytes", "_max_messages", "_messages", "_waiters"),
+        *("_error", "_counted_bytes", "_max_bytes", "_max_messages", "_messages", "_waiters"),
         *("full", "handed_over", "on_full", "on_room", "taken"),
     )
 
@@ -35,13 +35,14 @@ class Stream:
     ) -> None:
         self.full = False
         self.taken = 0
-        """Messages that were read, so that a stall can be told from slowness."""
+        """Messages that were read while it was full, so that a stall can be told from slowness."""
         self.on_full = on_full
         self.on_room = on_room
         self.handed_over = handed_over
         """For messages of QoS 1 and 2; None where the application acknowledges."""
         self._messages: deque[Message] = deque()
-        self._held_bytes = 0
+        self._counted_bytes = 0
+        """Of what was put since they were counted: never less than what is held."""
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._waiters: deque[asyncio.Future[None]] = deque()
@@ -52,30 +53,46 @@ class Stream:
 
     @property
     def held_bytes(self) -> int:
-        return self._held_bytes
+        """Counted anew: by message this would be a good part of the work."""
+        return sum(MESSAGE_BYTES + len(message.packet.payload) for message in self._messages)
 
     def put(self, message: Message) -> None:
-        self._messages.append(message)
-        self._held_bytes += MESSAGE_BYTES + len(message.packet.payload)
+        messages = self._messages
+        messages.append(message)
+        self._counted_bytes = held = self._counted_bytes + MESSAGE_BYTES + len(message.packet.payload)
         if self._waiters:
             self._wake()
-        if (len(self._messages) >= self._max_messages or self._held_bytes >= self._max_bytes) and not self.full:
-            self.full = True
-            self.on_full(self)
+        if (held >= self._max_bytes or len(messages) >= self._max_messages) and not self.full:
+            self._counted_bytes = self.held_bytes
+            if self._counted_bytes >= self._max_bytes or len(messages) >= self._max_messages:
+                self.full = True
+                self.on_full(self)
 
     def take(self) -> Message | None:
         """The next one, if there is one."""
-        if not self._messages:
+        messages = self._messages
+        if not messages:
             return None
-        message = self._messages.popleft()
-        self._held_bytes -= MESSAGE_BYTES + len(message.packet.payload)
-        self.taken += 1
-        if self.full and len(self._messages) <= self._max_messages // 2 and self._held_bytes <= self._max_bytes // 2:
-            self.full = False
-            self.on_room(self)
+        message = messages.popleft()
+        if self.full:
+            self._look_for_room()
         if message.receipt is not None and self.handed_over is not None:
             self.handed_over(message)
         return message
+
+    def _look_for_room(self) -> None:
+        self.taken += 1
+        if len(self._messages) <= self._max_messages // 2 and self.held_bytes <= self._max_bytes // 2:
+            self.full = False
+            self._counted_bytes = self.held_bytes
+            self.on_room(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        message = self.take()
+        return message if message is not None else await self.get()
 
     def take_many(self, most: int) -> list[Message]:
         found: list[Message] = []
@@ -120,10 +137,8 @@ class Stream:
             (gone if wanted(message) else kept).append(message)
         if gone:
             self._messages = deque(kept)
-            self._held_bytes = sum(MESSAGE_BYTES + len(message.packet.payload) for message in kept)
-            if self.full and len(kept) <= self._max_messages // 2:
-                self.full = False
-                self.on_room(self)
+            if self.full:
+                self._look_for_room()
         return gone
 
     def end(self, error: BaseException | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -106,14 +106,11 @@ class Subscription:
         """
         return await self._engine.end_subscription(self)
 
-    def __aiter__(self) -> Self:
-        self.claim()
-        return self
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return self.claim()
 
     async def __anext__(self) -> Message:
-        assert self._stream is not None
-        message = self._stream.take()
-        return message if message is not None else await self._stream.get()
+        return await self.claim().__anext__()
 
     async def get(self) -> Message:
         """The next message. Raises ``StopAsyncIteration`` after the end."""
