@@ -59,6 +59,14 @@ def test_mosquitto(scheme: str, version: int, mosquitto: Mosquitto, pki: Path) -
     run(exchange(mosquitto.url(scheme), most, version=version, tls=Tls(ca_file=pki / "ca.pem")))
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_on_uvloop(scheme: str, broker_factory: BrokerFactory, pki: Path, tmp_path: Path) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    broker = broker_factory({"listeners": listeners(pki, tmp_path, scheme)})
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(exchange(client_url(broker, scheme), tls=Tls(ca_file=pki / "ca.pem")))
+
+
 # ---------------------------------------------------------------------------------------------------- TLS
 
 
