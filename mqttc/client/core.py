@@ -368,7 +368,7 @@ class Core:
         stats = self.stats
         stats.bytes_received += len(data)
         publish, puback, pubcomp, online = codec.Publish, codec.Puback, codec.Pubcomp, Phase.ONLINE
-        on_publish = self._on_publish
+        add = events.append
         received = 0
         try:
             for packet in self._decoder.feed(data):
@@ -380,7 +380,13 @@ class Core:
                 kind = type(packet)
                 if kind is publish:
                     received += 1
-                    on_publish(packet, events)  # type: ignore[arg-type]
+                    topic, properties = packet.topic, packet.properties  # type: ignore[attr-defined]
+                    if properties or not topic:
+                        topic = self._aliases_in.resolve(topic, properties)
+                    if packet.qos:  # type: ignore[attr-defined]
+                        self._on_owed(topic, packet, events)  # type: ignore[arg-type]
+                    else:
+                        add(Message(topic, packet))  # type: ignore[arg-type]
                 elif kind is puback or kind is pubcomp:
                     entry = self.outgoing.on_ack(packet)  # type: ignore[arg-type]
                     if entry is None:
@@ -416,14 +422,8 @@ class Core:
         self.phase = Phase.LEAVING
         events.append(Violation(error))
 
-    def _on_publish(self, packet: codec.Publish, events: Events) -> None:
-        topic = packet.topic
-        properties = packet.properties
-        if properties or not topic:
-            topic = self._aliases_in.resolve(topic, properties)
-        if not packet.qos:
-            events.append(Message(topic, packet))
-            return
+    def _on_owed(self, topic: str, packet: codec.Publish, events: Events) -> None:
+        """A message of QoS 1 or 2, or one of them again."""
         receipt = self.incoming.on_publish(packet)
         if receipt is None:
             self.stats.repetitions += 1

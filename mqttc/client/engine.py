@@ -282,13 +282,14 @@ class Engine:
 
     def _route(self, message: Message, sinks: tuple[Sink, ...]) -> None:
         """To several, or while a stream that is full loses what may be lost."""
-        if len(sinks) > 1 and message.receipt is not None:
-            message.receipt.holders = len(sinks)
+        receipt = message.receipt
+        if receipt is not None:
+            receipt.holders = len(sinks)
         for sink in sinks:
-            if sink.full and self.pressure.overflow and message.receipt is None:
+            if sink.full and self.pressure.overflow and receipt is None:
                 self.stats.dropped += 1
             else:
-                sink.put(message)
+                sink.put(Message(message.topic, message.packet, receipt))  # each acknowledges its own
 
     def _requested(self, request: Request) -> None:
         if request.own:
@@ -325,9 +326,10 @@ class Engine:
         return Stream(options.max_buffered_messages, options.max_buffered_bytes, pressure.stream_full, pressure.stream_room, handed_over)
 
     def hand_over(self, message: Message) -> None:
-        """The application has the message."""
-        if message.receipt is not None:
-            self._acknowledged(message.receipt, 0)
+        """The application has the message. To acknowledge it once more does nothing."""
+        receipt, message.receipt = message.receipt, None
+        if receipt is not None:
+            self._acknowledged(receipt, 0)
 
     def acknowledge(self, receipt: Receipt, reason_code: int) -> None:
         """It has dealt with it. From any thread."""
@@ -363,7 +365,7 @@ class Engine:
             if any(matches(route, message.topic) for route in others):
                 if message.receipt is not None:
                     message.receipt.holders += 1
-                stream.put(message)
+                stream.put(Message(message.topic, message.packet, message.receipt))
                 return False
             return True
 

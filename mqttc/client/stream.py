@@ -91,6 +91,9 @@ class Stream:
         return self
 
     async def __anext__(self) -> Message:
+        messages = self._messages
+        if messages and not self.full and messages[0].receipt is None:
+            return messages.popleft()  # what `take` would do
         message = self.take()
         return message if message is not None else await self.get()
 

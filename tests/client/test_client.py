@@ -624,7 +624,11 @@ def test_messages_are_acknowledged_when_they_are_handed_over(url: str) -> None:
     run(work())
 
 
-def test_a_message_for_two_is_acknowledged_when_both_have_it() -> None:
+@pytest.mark.parametrize("manual", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_message_for_two_is_acknowledged_when_both_have_it(manual: bool, late: bool) -> None:
+    """Whether the streams are there before the message, or take it out of the client's."""
+    go = asyncio.Event()
     sent: list[codec.Packet] = []
 
     async def then(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -632,19 +636,28 @@ def test_a_message_for_two_is_acknowledged_when_both_have_it() -> None:
             [packet] = codec.Decoder(5).feed(await read_packet(reader))
             assert isinstance(packet, codec.Subscribe)
             writer.write(codec.encode(codec.Suback(packet.packet_id, [1]), 5))
+        if not late:
+            await go.wait()
         writer.write(codec.encode(codec.Publish("a", qos=1, packet_id=3), 5))
         while True:
             sent.extend(codec.Decoder(5).feed(await read_packet(reader)))
 
     async def work() -> None:
-        async with ScriptedServer(played(codec.Connack(), then=then)) as server, Client(server.url) as client:
+        async with ScriptedServer(played(codec.Connack(), then=then)) as server, Client(server.url, manual_ack=manual) as client:
             one, two = [await client.subscribe(name, 1) for name in ("a", "+")]
+            if late:
+                await settled(lambda: client.stats.received == 1)
             one.claim()
             two.claim()
-            await one.get()
+            go.set()
+            first = await one.get()
+            first.acknowledge()
+            first.acknowledge()
             await client.publish("x")
             await settled(lambda: len(sent) == 1)
-            await two.get()
+            second = await two.get()
+            if manual:
+                second.acknowledge()
             await settled(lambda: len(sent) == 2)
             assert isinstance(sent[1], codec.Puback)
 
