@@ -197,12 +197,17 @@ class Client:
         if properties is not None:
             _check_publish_properties(properties)
         engine = self._engine
-        core, connection = engine.core, engine.connection
-        if core is None or engine.life.state in OVER:
-            raise ClosedError(f"the client is {self.state.value}")
-        if not qos and connection is not None and core.phase is Phase.ONLINE and not core.outgoing.queued:
+        while True:
+            core, connection = engine.core, engine.connection
+            if core is None or engine.life.state in OVER:
+                raise ClosedError(f"the client is {self.state.value}")
+            if qos or connection is None or core.phase is not Phase.ONLINE or core.outgoing.queued:
+                break
+            if not connection.writable:
+                await connection.drain()
+                continue
             core.publish_now(topic, payload, retain, properties)
-            if core.out_bytes >= FLUSH_BYTES or not connection.writable:
+            if core.out_bytes >= FLUSH_BYTES:
                 await connection.drain()
             elif not connection.flush_due:
                 connection.flush_soon()

@@ -14,6 +14,7 @@ from mqttc.client.core import Connected, Core, Events, Phase, Refused, Violation
 from mqttc.client.keepalive import Due, KeepAlive
 from mqttc.client.link import Link, os_text
 from mqttc.client.store import Store
+from mqttc.client.waiters import Waiters
 from mqttc.errors import ConnectError, ConnectionLostError, DisconnectedError, MqttError, RefusedError, reason_text
 
 FLUSH_BYTES: Final = 65536
@@ -43,7 +44,7 @@ class Connection:
         self._leaving = False
         self._heard = False
         self._reading = True
-        self._room: list[asyncio.Future[None]] = []
+        self._room = Waiters()
         self._keep_alive: KeepAlive | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -71,10 +72,7 @@ class Connection:
     def room(self, there_is: bool) -> None:
         self.writable = there_is
         if there_is:
-            for waiter in self._room:
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._room.clear()
+            self._room.wake()
 
     def lost(self, error: BaseException | None) -> None:
         if self._timer is not None:
@@ -124,9 +122,7 @@ class Connection:
         self.flush()
         await asyncio.sleep(0)
         while not self.writable:
-            waiter: asyncio.Future[None] = self.loop.create_future()
-            self._room.append(waiter)
-            await waiter
+            await self._room.wait()
 
     def pause_reading(self) -> None:
         self._reading = False

@@ -69,7 +69,7 @@ class Supervisor:
                 self._core.stats.connect_failures += 1
                 if getattr(failure, "reason_code", None) in PERMANENT or (first and not self._options.retry_first):
                     return failure
-            except ValueError as failure:
+            except Exception as failure:  # of `Authentication.respond`, or a name that cannot be looked up: it would be the same again
                 return failure
             else:
                 first, attempt = False, 0

@@ -425,10 +425,15 @@ def test_a_broker_that_does_not_read_makes_qos_0_wait() -> None:
                 await settled(lambda: not connection.writable)
                 transport = connection.link._transport
                 assert transport is not None and transport.get_write_buffer_size() < 4 << 16
+                for _ in range(20):  # giving up and coming again does not get around the bound
+                    with pytest.raises(TimeoutError):
+                        async with asyncio.timeout(0):
+                            await client.publish("a", bytes(1 << 16))
+                assert transport.get_write_buffer_size() + client._engine.require_core().out_bytes < 4 << 16
                 assert not task.done()
                 reading.set()
                 await task
-            assert client.stats.sent == 1000
+            assert 1000 <= client.stats.sent < 1005
 
     run(work())
 
@@ -786,6 +791,21 @@ def test_enhanced_authentication(kind: str) -> None:
             async with Client(server.url, authentication=authentication) as client:
                 await client.reauthenticate()
         assert asked == [None, b"0", None, b"1"]
+
+    run(work())
+
+
+def test_a_method_that_fails_at_once_is_told() -> None:
+    def respond(data: bytes | None) -> bytes:
+        raise RuntimeError("no key")
+
+    async def work() -> None:
+        client = Client("mqtt://127.0.0.1:1", authentication=Authentication("m", respond), retry_first=True)
+        with pytest.raises(RuntimeError, match="no key"):
+            await client.connect()
+        assert client.closed and client.stats.connect_failures == 0
+        with pytest.raises(UnicodeError):
+            await Client("mqtt://" + "x" * 100, retry_first=True).connect()
 
     run(work())
 
