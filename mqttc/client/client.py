@@ -26,7 +26,7 @@ from mqttc.client.subscription import Callback, Subscription
 from mqttc.client.url import parse_url
 from mqttc.client.waiters import Waiter
 from mqttc.codec import Properties, ReasonCode
-from mqttc.errors import ClosedError, NotSupportedError, QueueFullError, SubscribeError, reason_text
+from mqttc.errors import ClosedError, NotSupportedError, SubscribeError, reason_text
 
 REQUEST_TIMEOUT_S: Final = 30.0
 """`Client.request`'s own."""
@@ -215,11 +215,7 @@ class Client:
         entry = Outgoing(topic, payload, qos, retain, properties)
         while not core.outgoing.idle_window and core.outgoing.full_for(entry) and engine.connection is not None:
             await engine.idle.wait()
-        try:
-            core.publish(entry)
-        except QueueFullError:
-            engine.stats.queue_full += 1
-            raise
+        core.publish(entry)
         engine.flush_soon()
         if not wait:
             if engine.store.dirty:
@@ -230,10 +226,7 @@ class Client:
         try:
             await waiter
         except asyncio.CancelledError:
-            entry.waiter = None
-            if core.outgoing.withdraw(entry):
-                engine.idle.wake()
-                engine.flush_soon()
+            engine.withdraw(entry)
             raise
         if entry.error is not None:
             raise entry.error

@@ -22,7 +22,7 @@ from mqttc.client.requests import Request, Requests
 from mqttc.client.state import Stats
 from mqttc.client.store import MEMORY, Store
 from mqttc.codec import Properties, ReasonCode
-from mqttc.errors import ClosedError, MqttError, NotSupportedError
+from mqttc.errors import ClosedError, MqttError, NotSupportedError, QueueFullError
 
 RESUBSCRIBE_BYTES = 8192
 """Filters of one SUBSCRIBE when the client subscribes again, so that brokers with small packets take it."""
@@ -242,7 +242,11 @@ class Core:
         if online:
             self._check(entry)
         codec.Publish(entry.topic, entry.payload, qos=entry.qos, packet_id=1 if entry.qos else 0)  # what is wrong is told at once
-        self.outgoing.enqueue(entry)
+        try:
+            self.outgoing.enqueue(entry)
+        except QueueFullError:
+            self.stats.queue_full += 1
+            raise
         if online:
             self._pump([])
 

@@ -201,6 +201,13 @@ class Engine:
         elif self.store.dirty:
             self._commit_soon()
 
+    def withdraw(self, entry: Outgoing) -> None:
+        """Nobody waits for it any more: what was not sent is not sent."""
+        entry.waiter = None
+        if self.core is not None and self.core.outgoing.withdraw(entry):
+            self.idle.wake()
+            self.flush_soon()
+
     async def stored(self) -> None:
         """Until the changes of this turn are in the store's file. Raises ``MqttError``."""
         if self._committed is None:
