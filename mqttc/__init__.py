@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mqttc import codec as codec
+    from mqttc.client import Client as Client
+    from mqttc.client import SyncClient as SyncClient
     from mqttc.config import Config as Config
     from mqttc.config import ConfigError as ConfigError
+    from mqttc.errors import MqttError as MqttError
     from mqttc.listen import ListenError as ListenError
     from mqttc.server import Broker as Broker
     from mqttc.server import BrokerError as BrokerError
@@ -21,13 +24,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "Broker": "mqttc.server",
     "BrokerError": "mqttc.server",
+    "Client": "mqttc.client",
     "Config": "mqttc.config",
     "ConfigError": "mqttc.config",
     "ListenError": "mqttc.listen",
+    "MqttError": "mqttc.errors",
+    "SyncClient": "mqttc.client",
 }
 _MODULES = ("codec",)
 
-__all__ = ["Broker", "BrokerError", "Config", "ConfigError", "ListenError", "__version__", "codec"]
+__all__ = ["Broker", "BrokerError", "Client", "Config", "ConfigError", "ListenError", "MqttError", "SyncClient", "__version__", "codec"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,9 +1,10 @@
-"""Which statements of the MQTT standards the conformance tests check: covered against due, per version.
+"""Which statements of the MQTT standards the conformance tests check: covered against due, per side and version.
 
 Due are the statements in `tests/spec/mqtt311.csv` and `mqtt5.csv` that a server can break (`applies_to` is server, both or
-codec). A statement is covered when a test that pytest collects from `tests/conformance/` names it in a `spec` mark and is
-not marked to be skipped; or exempted in `tests/conformance/exemptions.csv` with a reason. Exit code 1 on a hole, on a mark
-or exemption that names no statement, and on an exemption that is not needed.
+codec), and of a client those that it can (client or both). A statement is covered when a test that pytest collects from
+`tests/conformance/`, for a client from `tests/client/`, names it in a `spec` mark and is not marked to be skipped; or exempted
+in `exemptions.csv` of that folder with a reason. Exit code 1 on a hole, on a mark or exemption that names no statement, and on an
+exemption that is not needed.
 
     python tools/spec_coverage.py [--list]     # --list: the tests of every statement
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -58,42 +60,73 @@ def read_due() -> dict[Statement, str]:
     return found
 
 
-def read_exemptions() -> dict[Statement, str]:
+@dataclass(frozen=True)
+class Side:
+    """Who is to keep to the statements, and where it is tested."""
+
+    name: str
+    folder: str
+    due: tuple[str, ...]
+    """Values of applies_to."""
+
+
+SERVER = Side("server", "conformance", ("server", "both", "codec"))
+CLIENT = Side("client", "client", ("client", "both"))
+
+
+def read_exemptions(folder: str) -> dict[Statement, str]:
     """Exempted statements with their reasons."""
-    with (ROOT / "tests" / "conformance" / "exemptions.csv").open(newline="", encoding="utf-8") as file:
+    with (ROOT / "tests" / folder / "exemptions.csv").open(newline="", encoding="utf-8") as file:
         return {(line["version"], line["id"]): line["reason"].strip() for line in csv.DictReader(file)}
 
 
-def main(arguments: list[str]) -> int:
+def collect(folder: str) -> Collector | None:
+    """The statements that the tests of a folder name."""
     collector = Collector()
     options = ["--collect-only", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:terminal", "--noconftest"]
-    status = pytest.main([*options, str(ROOT / "tests" / "conformance")], plugins=[collector])
+    status = pytest.main([*options, str(ROOT / "tests" / folder)], plugins=[collector])
     if status != 0 or not collector.collected:
-        print(f"pytest could not collect the tests (status {int(status)})")
-        return 1
-    statements, exempt = read_due(), read_exemptions()
+        print(f"pytest could not collect the tests of {folder} (status {int(status)})")
+        return None
+    return collector
+
+
+def report(side: Side, collector: Collector, statements: dict[Statement, str], every_test: bool) -> list[str]:
+    """Prints what is covered; returns the faults."""
+    exempt = read_exemptions(side.folder)
     faults = [f"a test names {v} {s}, which is no statement" for v, s in sorted(set(collector.tests) - set(statements))]
     faults += [f"{v} {s} is exempted, but is no statement" for v, s in sorted(set(exempt) - set(statements))]
     faults += [f"{v} {s} is exempted, but a test covers it" for v, s in sorted(set(exempt) & set(collector.tests))]
     faults += [f"{v} {s} is exempted without a reason" for (v, s), reason in sorted(exempt.items()) if not reason]
     for version in TABLES:
-        due = [s for (v, s), applies in statements.items() if v == version and applies != "client"]
+        due = [s for (v, s), applies in statements.items() if v == version and applies in side.due]
         tested = [s for s in due if (version, s) in collector.tests]
         excused = [s for s in due if (version, s) in exempt]
-        client = sum((version, s) in collector.tests for (v, s), a in statements.items() if v == version and a == "client")
+        others = sum((version, s) in collector.tests for (v, s), a in statements.items() if v == version and a not in side.due)
         print(
-            f"MQTT {version}: {len(tested)} of {len(due)} due statements tested, {len(excused)} exempted"
-            f" (and the server's side of {client} client statements)"
+            f"MQTT {version}, {side.name}: {len(tested)} of {len(due)} due statements tested, {len(excused)} exempted"
+            f" (and its side of {others} others)"
         )
         for s in excused:
             print(f"  exempted {s}: {exempt[version, s]}")
-        faults += [f"MQTT {version}: no test for {s}" for s in due if s not in tested and s not in excused]
-    if "--list" in arguments:
+        faults += [f"MQTT {version}, {side.name}: no test for {s}" for s in due if s not in tested and s not in excused]
+    if every_test:
         for (version, s), tests in sorted(collector.tests.items()):
             print(f"{version} {s}")
             for test in sorted(set(tests)):
                 print(f"    {test}")
     print(f"{collector.collected} tests")
+    return faults
+
+
+def main(arguments: list[str]) -> int:
+    statements = read_due()
+    faults: list[str] = []
+    for side in (SERVER, CLIENT):
+        collector = collect(side.folder)
+        if collector is None:
+            return 1
+        faults += report(side, collector, statements, "--list" in arguments)
     for fault in faults:
         print(f"HOLE: {fault}")
     return 1 if faults else 0
