@@ -9,13 +9,13 @@ import json
 import re
 from collections.abc import Mapping
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mqttc import __version__, native
 from mqttc.adapters.exchange import COUNTERS, App
-from mqttc.config import Config
 from mqttc.server import Broker
 from mqttc.web import metrics
 from mqttc.web.app import make_app
@@ -218,23 +218,23 @@ def test_metrics_have_every_number_of_a_broker() -> None:
         assert (kind == "counter") == metric.endswith("_total") and kind in ("counter", "gauge")
 
 
-def broker_counters() -> set[str]:
-    engine = native.Engine(response_information="", **Config(workers=1).engine_settings())
-    try:
-        return set(engine.stats())
-    finally:
-        engine.close()
+@pytest.fixture
+def counted(tmp_path: Path) -> set[str]:
+    """Everything that a broker with a store counts."""
+    kept = {"data_dir": str(tmp_path / "data"), "durability": {"mode": "written"}}
+    with Broker({"listeners": [{"url": "tcp://127.0.0.1:0"}], "workers": 1, **kept}) as broker:
+        return set(broker.stats())
 
 
-def test_what_goes_down_too_is_a_gauge() -> None:
-    names = {*broker_counters(), "http_connections", "quic_connections", "quic_half_open", "quic_streams", "quic_tickets"}
+def test_what_goes_down_too_is_a_gauge(counted: set[str]) -> None:
+    names = {*counted, "http_connections", "quic_connections", "quic_half_open", "quic_streams", "quic_tickets"}
     assert names >= metrics.GAUGES
     _, types = parse(metrics.exposition(dict.fromkeys(sorted(names), 1)))
     assert {metric.removeprefix("mqttc_") for metric, kind in types.items() if kind == "gauge"} == metrics.GAUGES
 
 
-def test_every_number_is_explained() -> None:
-    names = {*broker_counters(), *COUNTERS, *native.Tls().stats()}
+def test_every_number_is_explained(counted: set[str]) -> None:
+    names = {*counted, *COUNTERS, *native.Tls().stats()}
     prefixes = ("packets_received_", "packets_sent_", "dropped_")
     assert [name for name in sorted(names) if not name.startswith(prefixes) and name not in metrics.HELP] == []
 
