@@ -25,7 +25,8 @@ NET = [
 ]
 BROKER = [
     *("handle", "stats", "acl", "sqlite", "journal", "trie", "routes", "retain", "state", "report", "mail", "durable", "reply"),
-    *("session", "group", "deliver", "presence", "will", "gate", "on_connect", "on_head", "on_publish", "on_subscribe", "conn", "worker", "recover"),
+    *("session", "group", "deliver", "presence", "will", "gate"),
+    *("on_connect", "on_head", "on_publish", "on_subscribe", "conn", "worker", "recover"),
 ]
 LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native"]

@@ -55,7 +55,7 @@ TRANSPORT_ROWS: Rows = {
 """Run with the tests marked `transport`, which lie in tests/conformance."""
 COPIED = ["setup.py", "pyproject.toml", "README.md", "mqttc", "tests", "tools", "bench", "docs", "examples"]
 NO_TESTS = 5  # pytest's exit code
-NOT_COPIED = {".so", ".pyc", ".c", ".html"}
+NOT_COPIED = {".so", ".pyc", ".html"}
 
 
 def run(command: Sequence[str | Path], where: Path, environment: Mapping[str, str] | None = None) -> int:

@@ -9,7 +9,7 @@ from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.durable cimport (
-    entry_id, journaled, note_done, note_filter, note_group_done, note_message, note_handout, note_read, note_sent, wait_add,
+    entry_id, journaled, note_done, note_filter, note_group_done, note_message, note_handout, note_read, note_sent, until_now, wait_add,
 )
 from mqttc.broker.group cimport (
     backlog_pop, backlog_push, backlog_push_front, group_close, group_credit, group_find, group_join, group_leave, group_offline, group_online, group_pick,
@@ -722,7 +722,8 @@ cdef bint resend_step(Worker *worker, Session *session) noexcept nogil:
         session.resend += 1
         return True
     if entry.state & 15 == OUT_RELEASED:
-        answer(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS, worker.journal_sequence - 1)     # its PUBREC came before this turn
+        # Its PUBREC may have come in this turn, on the connection before this one.
+        answer(worker, conn, PUBREL, entry.packet_id, RC_SUCCESS, until_now(worker) if entry.state & (QE_JOURNALED << 4) else 0)
         session.resend += 1
         return True
     if entry.state & 15 == OUT_HELD:

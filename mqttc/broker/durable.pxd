@@ -39,7 +39,6 @@ cdef void note_group_done(Worker *worker, uint64_t group, const Msg *msg) noexce
 cdef void note_sent(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil
 cdef void note_kept(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # a group's, sent: its member has left and completes it
 cdef void note_released(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil
-# A QoS 2 message that only this session gets, without a route: gives it its id. False: no memory, nothing was noted.
 cdef bint note_handout(Worker *worker, const Session *session, Msg *msg, const QueueEntry *entry) noexcept nogil  # retained, to that session alone; its id
 cdef void note_inbound_done(Worker *worker, const Session *session, uint16_t packet_id) noexcept nogil
 cdef bint note_session(Worker *worker, Session *session) noexcept nogil                                   # new; False: no memory

@@ -305,6 +305,7 @@ cdef bint note_session(Worker *worker, Session *session) noexcept nogil:
         return False
     record.expiry_s = session.expiry_s
     session.durable = True
+    session.made = worker.journal_sequence
     return True
 
 

@@ -483,7 +483,6 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     cdef Packet connack
     cdef bint present = False
     cdef bint discarded = False
-    cdef int status
     session = session_claim(worker, packet, client_id, hash, &present, &discarded)
     if session == NULL:
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no room for another session"))
@@ -530,14 +529,20 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
             connack.props.present |= HAS_AUTH_DATA
             connack.props.auth_data = auth_data
     stat(&worker.stats, C_CONNECTS_ACCEPTED)
-    if discarded or (session.durable and not present):          # it must be true before it is said
+    connack_send(worker, conn, &connack, discarded or (session.durable and session.made > worker.journal_committed))
+
+
+cdef void connack_send(Worker *worker, Conn *conn, const Packet *connack, bint committed) noexcept nogil:
+    """`committed`: what it says must be so in the store before it is said."""
+    cdef int status
+    if committed:
         conn.phase = CONN_COMMITTING
         conn.keep_will = 0              # a connection that was not accepted leaves none
         link_pause(worker.reactor, &conn.link)
-        status = send_packet_after(worker, conn, &connack, until_now(worker))
+        status = send_packet_after(worker, conn, connack, until_now(worker))
     else:
         conn.phase = CONN_UP
-        status = send_packet(worker, conn, &connack)
+        status = send_packet(worker, conn, connack)
     if status == ST_LIMIT:                                      # it takes less than our shortest CONNACK [MQTT-3.1.2-24]
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
     elif status == ST_OK and (conn.phase == CONN_UP or conn.held_acks == NULL):     # NULL: nothing could be noted, so nothing is waited for

@@ -395,12 +395,8 @@ cdef int delivery_take(Work *work, sqlite3_stmt *row, bint *kept) noexcept nogil
     cdef int state = <int> sqlite3_column_int64(row, 4)
     cdef Named *named = named_find(work, target & (((<uint64_t> 1) << LENT_SHIFT) - 1))
     cdef Worker *worker
-    cdef Session *session
     cdef Group *group
-    cdef QueueEntry entry
-    cdef QueueEntry *place
     cdef Msg *msg = NULL
-    cdef Span ids
     cdef int64_t expires = sqlite3_column_int64(row, 11)
     cdef bint there = sqlite3_column_int64(row, 7) != 0
     kept[0] = False
@@ -429,11 +425,18 @@ cdef int delivery_take(Work *work, sqlite3_stmt *row, bint *kept) noexcept nogil
             return ST_OK
         backlog_push(worker, group, msg)
         return ST_OK
-    session = session_of(worker, named.handle)
+    return entry_take(worker, session_of(worker, named.handle), row, message, msg)
+
+
+cdef int entry_take(Worker *worker, Session *session, sqlite3_stmt *row, uint64_t message, Msg *msg) noexcept nogil:
+    """A session's delivery; `msg` for one that was sent, whose reference it takes over."""
+    cdef int state = <int> sqlite3_column_int64(row, 4)
+    cdef Span ids = column(row, 6)
+    cdef QueueEntry entry
+    cdef QueueEntry *place
     memset(&entry, 0, sizeof(QueueEntry))
     entry.qos = <uint8_t> sqlite3_column_int64(row, 2)
     entry.packet_id = <uint16_t> sqlite3_column_int64(row, 5)
-    ids = column(row, 6)
     if ids.n >= sizeof(uint32_t):
         entry.subscription_ids = subscription_ids_build(ids.n // <uint32_t> sizeof(uint32_t))
         if entry.subscription_ids == NULL:
@@ -600,7 +603,8 @@ cdef int forget_gone(Work *work) noexcept nogil:
     if status == ST_OK and sqlite3_exec(
         work.file,
         "DELETE FROM message WHERE id NOT IN (SELECT message FROM delivery WHERE state < 2);"
-        " DELETE FROM share_group WHERE id NOT IN (SELECT target FROM delivery) AND filter NOT IN (SELECT filter FROM subscription)", NULL, NULL, NULL,
+        " DELETE FROM share_group WHERE id NOT IN (SELECT target FROM delivery) AND filter NOT IN (SELECT filter FROM subscription);"
+        " DELETE FROM share_group WHERE id NOT IN (SELECT min(id) FROM share_group GROUP BY filter)", NULL, NULL, NULL,
     ) != SQLITE_OK:
         status = fail(work)
     return status

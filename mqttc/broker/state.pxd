@@ -193,6 +193,7 @@ cdef struct Session:
     int64_t offline_since_ms
     int64_t pressure_since_ms          # its publishers are slowed since then; 0: they are not
     uint64_t queued_bytes
+    uint64_t made                      # the journal's sequence that holds it: before that is committed no CONNACK says that there is one
     Ring inflight                      # QueueEntry; packet ids are consecutive (0 skipped), so look-up is by subtraction (but see SESSION_SPARSE)
     Ring queue                         # QueueEntry not yet sent
     Vec *inbound                       # uint16_t packet ids of QoS 2 PUBLISH received, PUBREL not yet; NULL: never used

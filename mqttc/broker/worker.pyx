@@ -555,6 +555,8 @@ cdef int engine_start(Engine *engine) noexcept nogil:
         status = journal_start(engine.journal, &journal_hooks, engine)
         if status != ST_OK:
             return status
+        for i in range(engine.settings.workers):
+            journal_flush(engine.workers[i])    # what recovery has given up: a first turn may be long in coming
     sigfillset(&all_signals)
     pthread_sigmask(SIG_SETMASK, &all_signals, &old)
     for i in range(engine.settings.workers):
@@ -665,6 +667,10 @@ cdef void engine_abandon(Engine *engine) noexcept nogil:
     cdef uint32_t i
     for i in range(engine.settings.workers):
         reactor_abandon(engine.workers[i].reactor)
+    if engine.journal != NULL:          # but not its file: SQLite's connection is the parent's thread's
+        close(engine.journal.inbox.wake_read_fd)
+        if engine.journal.inbox.wake_write_fd != engine.journal.inbox.wake_read_fd:
+            close(engine.journal.inbox.wake_write_fd)
     for i in range(engine.listener_count):
         if engine.listeners[i].fd >= 0:
             close(engine.listeners[i].fd)

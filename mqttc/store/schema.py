@@ -137,7 +137,8 @@ TABLES: Final[tuple[Table, ...]] = (
 )
 
 _IDS: Final = 2**40 - 1
-"""The bits of ``delivery.target`` that are an id. Above them stands the packet id of what a shared group has lent to that session for good."""
+"""The bits of ``delivery.target`` that are an id; above them stands the packet id of what a shared group has lent to that session
+for good."""
 
 _NO_SESSION: Final = "NOT EXISTS (SELECT 1 FROM session WHERE session.id = {}.session)"
 

@@ -58,11 +58,11 @@ class Events(logging.Handler):
             self.take()
         return [found for kind, found in self.seen if kind == event and all(found.get(k) == v for k, v in fields.items())]
 
-    def wait(self, event: str, **fields: Any) -> dict[str, Any]:
-        """The first event with that name and those field values, those that came already included."""
+    def wait(self, event: str, *, times: int = 1, **fields: Any) -> dict[str, Any]:
+        """The first event with that name and those field values, when it has come so many times; those that came already included."""
         deadline = time.monotonic() + TIMEOUT
-        while not (found := self.find(event, **fields)):
-            assert time.monotonic() < deadline, f"no event {event} {fields} among {self.seen}"
+        while len(found := self.find(event, **fields)) < times:
+            assert time.monotonic() < deadline, f"not {times} events {event} {fields} among {self.seen}"
             try:
                 self.take(0.05)
             except queue.Empty:

@@ -16,7 +16,7 @@ MakePlace = Callable[..., Place]
 
 @pytest.fixture
 def make_place(nothing_left: None, tmp_path: Path) -> Iterator[MakePlace]:
-    """A data directory with a broker of that configuration: `make_place(limits={...})`. At the end of the test nothing may be left in it."""
+    """Data directories with a broker of that configuration: `make_place(limits={...})`. At the end of the test nothing may be left."""
     made: list[Place] = []
 
     def make(**sections: Any) -> Place:

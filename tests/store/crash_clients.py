@@ -1,7 +1,7 @@
 """Publishers and subscribers for the crash and power-loss tests: correct clients with persistent sessions, each in a thread of its own.
 
-They do what sections 4.3 and 4.4 of the standards ask of a client whose connection breaks: what was not acknowledged is sent again, in its order,
-PUBLISH with DUP, PUBREL as it was; packet ids of received QoS 2 messages are kept until their PUBREL.
+They do what sections 4.3 and 4.4 of the standards ask of a client whose connection breaks: what was not acknowledged is sent
+again, in its order, PUBLISH with DUP, PUBREL as it was; packet ids of received QoS 2 messages are kept until their PUBREL.
 """
 
 from __future__ import annotations
@@ -14,8 +14,27 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from tests.rawclient import (
-    CONNACK, DISCONNECT, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, RECEIVE_MAXIMUM, SUBACK, UNSUBACK, WILL_DELAY, Packet, Peer, PeerClosed, PeerTimeout,
-    Will, ack_packet, connect_packet, publish_packet, subscribe_packet, unsubscribe_packet,
+    CONNACK,
+    DISCONNECT,
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    RECEIVE_MAXIMUM,
+    SUBACK,
+    UNSUBACK,
+    WILL_DELAY,
+    Packet,
+    Peer,
+    PeerClosed,
+    PeerTimeout,
+    Will,
+    ack_packet,
+    connect_packet,
+    publish_packet,
+    subscribe_packet,
+    unsubscribe_packet,
 )  # fmt: skip
 
 from .crash_model import History, Key, Receiver, Sent, Stream, Subscribed, delivered, key_of, payload_of, stream_of
@@ -27,11 +46,15 @@ Event = tuple[int, str, tuple[Any, ...]]
 
 
 class Gate:
-    """Whether the broker is there, and whether clients shall go on making things up. Any thread."""
+    """Whether the broker is there, and whether clients shall go on making things up. Any thread.
 
-    def __init__(self, address: str, history: History) -> None:
+    ``keeps_events``: clients can be made again as they were at any moment, which takes memory.
+    """
+
+    def __init__(self, address: str, history: History, *, keeps_events: bool = False) -> None:
         self.address = address
         self.history = history
+        self.keeps_events = keeps_events
         self.up = threading.Event()
         self.draining = threading.Event()
         self.ended = threading.Event()
@@ -51,6 +74,7 @@ class Client:
         self.seed = seed
         self.random = random.Random(f"{seed}/{name}")
         self.events: list[Event] = []
+        self.event_count = 0
         self.peer: Peer | None = None
         self.known = False
         """Whether the broker has promised the session."""
@@ -63,7 +87,9 @@ class Client:
         now = time.monotonic_ns()
         self.gate.history.note(self.name, f"{kind} {' '.join(str(value) for value in values)}")
         with self.changed:
-            self.events.append((now, kind, values))
+            if self.gate.keeps_events:
+                self.events.append((now, kind, values))
+            self.event_count += 1
             self.apply(now, kind, *values)
             self.changed.notify_all()
 
@@ -75,7 +101,6 @@ class Client:
         for event in events:
             if event[0] >= until:
                 break
-            self.events.append(event)
             self.apply(event[0], event[1], *event[2])
         return self
 
@@ -244,7 +269,9 @@ class Publisher(Client):
                 if not self.open_ids:
                     waiting_since = time.monotonic()
                 elif time.monotonic() - waiting_since > PATIENCE_S:
-                    self.violation(f"nothing is acknowledged any more: {[(i, str(o.sent.key), o.released) for i, o in self.open_ids.items()]}")
+                    self.violation(
+                        f"nothing is acknowledged any more: {[(i, str(o.sent.key), o.released) for i, o in self.open_ids.items()]}"
+                    )
                     return
 
     def free_id(self) -> int:
@@ -327,7 +354,9 @@ class Subscriber(Client):
         if qos == 2:
             if packet_id in self.ids:
                 if self.ids[packet_id] != (topic, payload):
-                    self.violation(f"packet id {packet_id} is in use for {self.ids[packet_id][1][:40]!r}, and comes with {topic} {payload[:40]!r}")
+                    self.violation(
+                        f"packet id {packet_id} is in use for {self.ids[packet_id][1][:40]!r}, and comes with {topic} {payload[:40]!r}"
+                    )
                 return
             self.ids[packet_id] = (topic, payload)
         key = key_of(topic, payload)
@@ -346,12 +375,15 @@ class Subscriber(Client):
             if not standing:
                 standing = [Subscribed(topic_filter, qos, now)]
                 self.receiver.subscriptions += standing
+                self.receiver.latest[topic_filter] = standing[0]
             made += standing
         self.asked[packet_id] = ("subscribe", made)
 
     def on_suback(self, now: int, packet_id: int) -> None:
         for one in self.asked.pop(packet_id)[1]:
-            one.granted = one.granted or now
+            if one.granted is None:
+                one.granted = now
+                self.receiver.granted.setdefault(one.topic_filter, []).append(one)
 
     def on_unsubscribe(self, now: int, packet_id: int, topic_filter: str) -> None:
         ending = [one for one in self.receiver.subscriptions if one.topic_filter == topic_filter and one.gone is None]
@@ -446,7 +478,10 @@ class Subscriber(Client):
 
 
 class Mourned(Client):
-    """A client whose connection only ever ends with the broker. ``stays_away``: its will must go out before it comes back; else it must never."""
+    """A client whose connection only ever ends with the broker.
+
+    ``stays_away``: its will must go out before it comes back; else it must never.
+    """
 
     def __init__(self, name: str, gate: Gate, seed: str, delay_s: int, stays_away: bool, heir: Subscriber) -> None:
         super().__init__(name, gate, 5, seed)

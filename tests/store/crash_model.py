@@ -1,7 +1,8 @@
 """What the crash and power-loss tests know about messages, and what a broker that kept its word must have done with them.
 
-Clients are event-sourced: all that they know follows from events with a time (``CLOCK_MONOTONIC``, ns), so that the world of an earlier moment
-can be made again. An event is recorded before anything is sent that rests on it, and after the packet that caused it has been read.
+Clients are event-sourced: all that they know follows from events with a time (``CLOCK_MONOTONIC``, ns), so that the world of an
+earlier moment can be made again. An event is recorded before anything is sent that rests on it, and after the packet that caused
+it has been read.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import threading
 import time
 import zlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -60,6 +63,7 @@ def key_of(topic: str, payload: bytes) -> Key | None:
     return key if payload == payload_of(key) else None
 
 
+@cache
 def matches(topic_filter: str, topic: str) -> bool:
     """Section 4.7; no topic here starts with ``$``."""
     wanted, levels = topic_filter.split("/"), topic.split("/")
@@ -107,6 +111,10 @@ class Receiver:
 
     name: str
     subscriptions: list[Subscribed] = field(default_factory=list)
+    latest: dict[str, Subscribed] = field(default_factory=dict)
+    """By filter: the last of its subscriptions."""
+    granted: dict[str, list[Subscribed]] = field(default_factory=dict)
+    """By filter: those that were acknowledged, in their order; one has left before the next is granted."""
     times: Counter[tuple[Key, int]] = field(default_factory=Counter)
     """How often each message came at each QoS; what a QoS 2 receiver has to leave out is not counted."""
     keys: set[Key] = field(default_factory=set)
@@ -165,24 +173,21 @@ def delivered(receiver: Receiver, now: int, key: Key, qos: int, dup: bool, histo
 
 def due(receiver: Receiver, sent: Sent) -> int | None:
     """The QoS with which an acknowledged message must reach this receiver; None: it need not."""
-    found = [
-        one.qos
-        for one in receiver.subscriptions
-        if one.granted is not None
-        and one.granted < sent.at
-        and (one.left is None or (sent.acknowledged is not None and sent.acknowledged < one.left))
-        and not one.topic_filter.startswith("$share/")
-        and matches(one.topic_filter, sent.key.topic)
-    ]
+    found = []
+    for topic_filter, granted in receiver.granted.items():
+        if topic_filter.startswith("$share/") or not matches(topic_filter, sent.key.topic):
+            continue
+        at = bisect_left(granted, sent.at, key=lambda one: one.granted or 0) - 1
+        if at >= 0 and (granted[at].left is None or (sent.acknowledged is not None and sent.acknowledged < (granted[at].left or 0))):
+            found.append(granted[at].qos)
     return min(max(found), sent.key.qos) if found else None
 
 
 def wanted(receiver: Receiver, sent: Sent) -> bool:
     """Whether it may have come at all: some subscription was perhaps in force after it was sent."""
     return any(
-        (one.gone is None or one.gone > sent.at)
-        and matches(share_of(one.topic_filter)[1], sent.key.topic)
-        for one in receiver.subscriptions
+        (one.gone is None or one.gone > sent.at) and matches(share_of(topic_filter)[1], sent.key.topic)
+        for topic_filter, one in receiver.latest.items()
     )
 
 
@@ -216,7 +221,10 @@ def missing(messages: Iterable[Sent], receivers: list[Receiver]) -> list[tuple[S
 
 
 def wrong(messages: Iterable[Sent], receivers: list[Receiver]) -> list[str]:
-    """What should not have come, or not so: twice to a group at QoS 2, after UNSUBACK, never sent, out of order. All that is due has arrived."""
+    """What should not have come, or not so: twice to a group at QoS 2, after UNSUBACK, never sent, out of order.
+
+    All that is due has arrived.
+    """
     known = {sent.key: sent for sent in messages}
     found = []
     for receiver in receivers:
@@ -227,17 +235,28 @@ def wrong(messages: Iterable[Sent], receivers: list[Receiver]) -> list[str]:
                     found.append(f"{receiver.name}: {key} came, and nobody sent it")
             elif not wanted(receiver, sent):
                 found.append(f"{receiver.name}: {key} came, sent after UNSUBACK")
-            elif (qos := due(receiver, sent)) is not None and sent.acknowledged is not None and not receiver.times[key, qos] and receiver.ordered:
+            elif (
+                (qos := due(receiver, sent)) is not None
+                and sent.acknowledged is not None
+                and not receiver.times[key, qos]
+                and receiver.ordered
+            ):
                 found.append(f"{receiver.name}: {key} came, but not at QoS {qos}")
         for key, now, what in receiver.late:
-            # One that was sent before SUBACK, or around an UNSUBSCRIBE, may be missed, and come when its publisher sends it again after a crash.
+            # One that was sent before SUBACK, or around an UNSUBSCRIBE, may be missed, and come when its publisher sends it again
+            # after a crash.
             if (sent := known.get(key)) is not None and any(
-                one.granted is not None and one.granted < sent.at and (one.left is None or one.left > now) and matches(one.topic_filter, key.topic)
+                one.granted is not None
+                and one.granted < sent.at
+                and (one.left is None or one.left > now)
+                and matches(one.topic_filter, key.topic)
                 for one in receiver.subscriptions
             ):
                 found.append(f"{receiver.name}: {key} {what}")
     for name, members in groups_of(receivers).items():
         if all(one.qos == 2 for _, one in members):
             times = Counter(key for receiver, _ in members for (key, qos), count in receiver.times.items() if qos == 2 and count)
-            found += [f"{name}: {key} went to {count} members at QoS 2" for key, count in times.items() if count > 1 and key.topic != MARKER]
+            found += [
+                f"{name}: {key} went to {count} members at QoS 2" for key, count in times.items() if count > 1 and key.topic != MARKER
+            ]
     return found

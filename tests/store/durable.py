@@ -138,7 +138,10 @@ class Place:
 
     def until(self, **counts: int) -> None:
         """Wait for tables to have as many rows: what needs no acknowledgement is written in its own time."""
-        eventually(lambda: all(self.count(table) == rows for table, rows in counts.items()), lambda: f"{counts} wanted, there are {self.counts()}")
+        eventually(
+            lambda: all(self.count(table) == rows for table, rows in counts.items()),
+            lambda: f"{counts} wanted, there are {self.counts()}",
+        )
 
     def settled(self) -> None:
         """Wait until nothing is on its way to the disk any more."""

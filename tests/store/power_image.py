@@ -1,8 +1,8 @@
 """Disk images that a power cut could leave, from the log of power_shim.c.
 
-Synced is what a sync of the file that began later has covered; names are synced with their directory. Of everything else any part may be on the
-disk, in sectors of 512 bytes and in any order, but names change in their order, as on a file system with a journal. A write never changes bytes
-beside it (what SQLite calls powersafe overwrite).
+Synced is what a sync of the file that began later has covered; names are synced with their directory. Of everything else any
+part may be on the disk, in sectors of 512 bytes and in any order, but names change in their order, as on a file system with a
+journal. A write never changes bytes beside it (what SQLite calls powersafe overwrite).
 """
 
 from __future__ import annotations
@@ -139,23 +139,42 @@ class Disk:
         else:
             self.pending_names.append(operation)
 
-    def write(self, folder: Path, chance: random.Random | None) -> None:
-        """An image; None: nothing that was done is missing."""
-        folder.mkdir(mode=0o700)
+    def write(self, folder: Path, chance: random.Random) -> None:
+        """An image with any part of what was not synced."""
         names = dict(self.names)
-        last = len(self.pending_names) if chance is None else chance.randint(0, len(self.pending_names))
-        for one in self.pending_names[:last]:
+        for one in self.pending_names[: chance.randint(0, len(self.pending_names))]:
             rename(names, one)
+        contents = {}
         for name, inode in names.items():
-            content = bytearray(self.files.get(inode, b""))
-            likely = 1.0 if chance is None else chance.choice((0.0, 0.02, 0.5, 0.98, 1.0))
+            content = contents[name] = bytearray(self.files.get(inode, b""))
+            likely = chance.choice((0.0, 0.02, 0.5, 0.98, 1.0))
             for one in self.pending.get(inode, []):
-                if chance is None:
-                    apply(content, one, whole(one))
-                elif one.kind == WRITE:
+                if one.kind == WRITE:
                     apply(content, one, (part for part in sectors(one) if chance.random() < likely))
                 elif chance.random() < likely:
                     apply(content, one, whole(one))
+        self._save(folder, contents)
+
+    def write_all(self, folder: Path) -> None:
+        """The files as the process saw them."""
+        names = dict(self.names)
+        for one in self.pending_names:
+            rename(names, one)
+        contents = {}
+        for name, inode in names.items():
+            content = contents[name] = bytearray(self.files.get(inode, b""))
+            for one in self.pending.get(inode, []):
+                apply(content, one, whole(one))
+        self._save(folder, contents)
+
+    def write_synced(self, folder: Path) -> None:
+        """The least that can be there."""
+        self._save(folder, {name: self.files.get(inode, bytearray()) for name, inode in self.names.items()})
+
+    @staticmethod
+    def _save(folder: Path, contents: Mapping[str, bytearray]) -> None:
+        folder.mkdir(mode=0o700)
+        for name, content in contents.items():
             (folder / name).write_bytes(content)
             (folder / name).chmod(0o600)
 

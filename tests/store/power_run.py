@@ -1,4 +1,7 @@
-"""A broker whose power is cut, at many moments of one run: the disk and all clients are made again as they were then, and the broker starts on that."""
+"""A broker whose power is cut, at many moments of one run.
+
+The disk and all clients are made again as they were then, and the broker starts on that.
+"""
 
 from __future__ import annotations
 
@@ -68,8 +71,17 @@ class PowerRun:
     synced, and nobody is told: the images must lose messages, or the test is blind."""
 
     def __init__(
-        self, mode: str, images: int, seed: int, workers: int, *, load_s: float = 3.0, lie: str | None = None, enough: int | None = None, echo: TextIO | None = None
-    ) -> None:  # fmt: skip
+        self,
+        mode: str,
+        images: int,
+        seed: int,
+        workers: int,
+        *,
+        load_s: float = 3.0,
+        lie: str | None = None,
+        enough: int | None = None,
+        echo: TextIO | None = None,
+    ) -> None:
         self.mode, self.images, self.seed, self.workers, self.load_s, self.lie = mode, images, seed, workers, load_s, lie
         self.enough = enough
         """Violating images after which no more are looked at."""
@@ -107,7 +119,7 @@ class PowerRun:
         data.mkdir(0o700)
         history = History(self.folder / "history", self.echo)
         history.note("run", f"mode {self.mode}, seed {self.seed}, {self.workers} workers, lie {self.lie}")
-        gate = Gate(str(self.folder / "socket"), history)
+        gate = Gate(str(self.folder / "socket"), history, keeps_events=True)
         self.cast = power_cast(gate, str(self.seed))
         broker = BrokerProcess(self.folder, self.mode, self.workers, history, environment=environment(data, log, lie=self.lie))
         try:
@@ -133,7 +145,7 @@ class PowerRun:
         disk = Disk()
         for operation in operations:
             disk.feed(operation)
-        disk.write(self.folder / "whole", None)
+        disk.write_all(self.folder / "whole")
         for path in (self.folder / "whole").iterdir():
             if path.read_bytes() != (data / path.name).read_bytes():
                 self.violations.append(f"the log misses something of {path.name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ..rawclient import PUBLISH, PUBREC, PUBREL, RECEIVE_MAXIMUM, SUBSCRIPTION_ID, ack_packet, publish_packet
+from ..rawclient import MESSAGE_EXPIRY, PUBLISH, PUBREC, PUBREL, RECEIVE_MAXIMUM, SUBSCRIPTION_ID, ack_packet, publish_packet
 from .durable import Place, complete, eventually, fetch, name
 
 
@@ -38,8 +38,6 @@ def test_backlog_with_all_members_away(place: Place, version: int, qos: int) -> 
 
 
 def test_backlog_and_identifiers_and_expiry(place: Place) -> None:
-    from ..rawclient import MESSAGE_EXPIRY
-
     topic, member = name(), name()
     peer = place.session(5, member)
     peer.subscribe(f"$share/g/{topic}", 1 | 8, 11)
@@ -173,7 +171,7 @@ def test_group_that_ends_gives_its_messages_up(place: Place) -> None:
 
 
 def test_joining_and_leaving_by_turns(place: Place) -> None:
-    """Members on all workers join and leave one group, so that it ends and begins anew: what is published to who is there in the end is kept."""
+    """Members on all workers join and leave one group, which ends and begins anew: what is published to the last one is kept."""
     topic, ids = name(), [name() for _ in range(4)]
     peers = [place.session(5, member) for member in ids]
     shared = f"$share/g/{topic}"

@@ -57,7 +57,8 @@ def test_changes_of_subscriptions_survive(place: Place) -> None:
     publisher = place(5)
     for topic in (left, changed, kept):
         publisher.publish(topic, topic, 2)
-    assert {(one.topic, one.qos, one.prop(SUBSCRIPTION_ID)) for one in (peer.message(), peer.message())} == {(changed, 2, 9), (kept, 1, None)}
+    got = {(one.topic, one.qos, one.prop(SUBSCRIPTION_ID)) for one in (peer.message(), peer.message())}
+    assert got == {(changed, 2, 9), (kept, 1, None)}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -104,7 +105,7 @@ def test_qos_0_touches_nothing(place: Place, version: int) -> None:
     peer.ping()
     place.settled()
     assert place.count("message") == place.count("delivery") == 0
-    assert place.stat("journal_records") <= before + 1, "the QoS 1 PUBLISH has a durable receiver, the QoS 0 none"
+    assert place.stat("journal_records") <= before + 1, "the QoS 1 PUBLISH has a durable receiver"
 
 
 def test_sessions_expire_while_nobody_runs(place: Place) -> None:
@@ -227,7 +228,7 @@ def test_fewer_sessions_allowed_than_stored(place: Place) -> None:
     for _ in range(3):
         place.session(5, name()).disconnect()
     place.stop()
-    with pytest.raises(OSError, match="more sessions than limits.max_sessions"):
+    with pytest.raises(OSError, match="more sessions than limits"):
         place.start(limits={"max_sessions": 2})
     place.start(limits={})
 
