@@ -53,6 +53,7 @@ FSYNCS = 200
 FSYNC_BYTES = 4096
 SESSIONS = 10  # of the recovery
 SESSION_EXPIRY_S = 3600
+QUIET = 0.7  # load average before a run: above it the machine does something else, too
 PATIENCE_S = 30.0  # without progress
 
 THROUGHPUT = 50_000.0  # synced into a queue: messages a second, or
@@ -94,9 +95,12 @@ class Run:
     p99: float | None = None
     start_s: float | None = None
     """From the program's start until it listens."""
+    start_cpu_s: float | None = None
     rss_bytes: int | None = None
     peak_bytes: int | None = None
     file_bytes: int | None = None
+    waited_share: float | None = None
+    """Of the time, in which the load waited for a processor."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -296,7 +300,7 @@ def p2p(made: Run, port: int, pid: int, folder: Path, options: argparse.Namespac
     keys = {"qos": 1, "clean": False, "version": 5, "duration": options.seconds, "url": f"mqtt://127.0.0.1:{port}"}
     found = run("p2p", load_profile("p2p", keys), pid=pid)
     made.count, made.per_second, made.broker_cpu_us = found.count, found.per_second, found.broker_cpu_us or 0.0
-    made.problems, made.notes = found.problems, found.notes
+    made.problems, made.waited_share = found.problems, found.generator_waited_share
     journal_figures(made, journal, Journal.of(made.broker, folder))
     if made.commits:  # the whole run's, of which the measured part is one
         made.commits = round(made.commits * found.count / found.delivered)
@@ -371,7 +375,7 @@ def recover(kind: str, name: str, number: int, fsync: float, options: argparse.N
         with ExitStack() as stack:
             begun = time.monotonic()
             port, pid = stack.enter_context(brokers.running(launch(name), folder, options.broker_core))
-            made.start_s = time.monotonic() - begun
+            made.start_s, made.start_cpu_s = time.monotonic() - begun, cpu_ns(pid) / 1e9
             made.rss_bytes, made.peak_bytes = resident_bytes(pid), peak_bytes(pid)
             stack.enter_context(brokers.on_core(options.load_core))
             receive(made, kind, port, options)
@@ -490,6 +494,7 @@ COLUMNS: dict[str, list[tuple[str, str, str, float]]] = {
     ],
     "recovery": [
         ("start, s", "start_s", "{:.2f}", 1),
+        ("its CPU, s", "start_cpu_s", "{:.2f}", 1),
         ("resident then, MB", "rss_bytes", "{:,.0f}", 1e-6),
         ("at most, MB", "peak_bytes", "{:,.0f}", 1e-6),
         ("files, MB", "file_bytes", "{:,.0f}", 1e-6),
@@ -504,6 +509,9 @@ def table(runs: Sequence[Run], command: str) -> tuple[list[str], list[list[str]]
     for load, broker in dict.fromkeys((made.load, made.broker) for made in runs):
         mine = [made for made in runs if (made.load, made.broker) == (load, broker)]
         remarks = sorted({remark for made in mine for remark in [*made.problems, *made.notes]})
+        waited = max((made.waited_share or 0.0 for made in mine), default=0.0)
+        if waited > 0.1:
+            remarks.append(f"the load waited for a processor, up to {waited:.0%} of a round")
         cells = [shown(runs, load, broker, metric, form, scale) for _, metric, form, scale in columns]
         rows.append([load, f"mqttc {broker}" if broker in MODES else broker, *cells, "; ".join(remarks)])
     head = ["kept" if command == "recovery" else "load", "broker", *[title for title, *_ in columns], "remarks"]
@@ -531,7 +539,9 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
 def facts(runs: Sequence[Run], command: str, options: argparse.Namespace) -> str:
     fsync = statistics.median({made.round: made.fsync_ms for made in runs}.values())
     counts = f"{options.seconds:g} s" if command == "latency" else f"{options.messages:,} messages"
-    return f"Medians of {options.rounds} rounds; {counts}; an fsync of this disk (p50): {fsync:.3f} ms."
+    others = f" The machine was not its own: a load of {options.before:.1f} before the run." if options.before > QUIET else ""
+    rounds = "One round" if options.rounds == 1 else f"Medians of {options.rounds} rounds"
+    return f"{rounds}; {counts}; an fsync of this disk (p50): {fsync:.3f} ms.{others}"
 
 
 def places(page: Path, command: str) -> tuple[int, int] | None:
@@ -560,7 +570,8 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(dest="command", required=True)
     defaults = (("speed", LOADS, 500_000, 4.0), ("latency", ("latency",), 0, 5.0), ("recovery", KINDS, 1_000_000, 0.0))
     for command, kinds, messages, seconds in defaults:
-        names = ["written", "mosquitto"] if command == "recovery" else list(CONTENDERS)
+        # Of the file that is written at the end; one that is written whole each second makes filling quadratic.
+        names = ["written", "mosquitto-1800"] if command == "recovery" else list(CONTENDERS)
         one = commands.add_parser(command, formatter_class=argparse.RawDescriptionHelpFormatter)
         one.add_argument("--brokers", nargs="+", choices=CONTENDERS, default=names)
         one.add_argument("--rounds", type=int, default=1 if command == "recovery" else 5)
@@ -613,6 +624,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("not pinned: these cores cannot be chosen here, so the figures include what the two do to each other", file=sys.stderr)
         options.broker_core = options.load_core = None
     descriptors()
+    options.before = os.getloadavg()[0]
     runs = play(options)
     head, rows = table(runs, options.command)
     verdicts = judge(runs)
