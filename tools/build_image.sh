@@ -69,7 +69,7 @@ echo "== running it"
 container=$(buildah "${storage[@]}" from --pull-never "$name")
 settings=$(buildah "${storage[@]}" inspect --format '{{.OCIv1.Config.User}} {{.OCIv1.Config.Entrypoint}} {{.OCIv1.Config.ExposedPorts}}' "$container")
 echo "user, entry point, ports: $settings"
-[[ $settings == "mqttc [mqttc-broker] map["*"1883/tcp:{}"* ]]
+[[ $settings == "mqttc [mqttc-broker] map[14567/udp:{} 1883/tcp:{} 8080/tcp:{} 8883/tcp:{}]" ]]
 [[ $(buildah "${storage[@]}" run "${isolation[@]}" "$container" -- id -u) != 0 ]]
 said=$work/broker.log
 buildah "${storage[@]}" run "${isolation[@]}" "$container" -- mqttc-broker --listen tcp://127.0.0.1:0 2>"$said" &
