@@ -77,6 +77,20 @@ cdef int finish(Work *work, sqlite3_stmt *prepared, int result, int status) noex
     return status
 
 
+cdef bint row_next(Work *work, sqlite3_stmt *row, int *status) noexcept nogil:
+    """The next row of a walk while all is well; else the walk is over, `row` is gone, and `status` that of the whole walk. NULL: its query failed."""
+    cdef int result = SQLITE_DONE
+    if row == NULL:
+        status[0] = ST_ERROR
+        return False
+    if status[0] == ST_OK:
+        result = sqlite3_step(row)
+        if result == SQLITE_ROW:
+            return True
+    status[0] = finish(work, row, result, status[0])
+    return False
+
+
 cdef Span column(sqlite3_stmt *row, int at) noexcept nogil:
     return span_make(sqlite3_column_blob(row, at), <size_t> sqlite3_column_bytes(row, at))
 
@@ -161,14 +175,8 @@ cdef int read_sessions(Work *work) noexcept nogil:
     cdef Span client_id
     cdef uint32_t hash
     cdef int64_t away_ms
-    cdef int result = SQLITE_DONE
     cdef int status = ST_OK
-    if row == NULL:
-        return ST_ERROR
-    while status == ST_OK:
-        result = sqlite3_step(row)
-        if result != SQLITE_ROW:
-            break
+    while row_next(work, row, &status):
         client_id = column(row, 1)
         hash = client_hash(client_id)
         worker = work.engine.workers[hash % work.engine.settings.workers]
@@ -178,7 +186,7 @@ cdef int read_sessions(Work *work) noexcept nogil:
             if work.engine.settings.max_sessions and work.found.sessions >= work.engine.settings.max_sessions:
                 snprintf(work.why, 200, "there are more sessions than limits.max_sessions allows")
                 status = ST_ERROR
-            break
+            continue
         session.durable = True
         session.expiry_s = <uint32_t> sqlite3_column_int64(row, 2)
         away_ms = work.now_ms - sqlite3_column_int64(row, 3) if sqlite3_column_int64(row, 3) else 0
@@ -187,7 +195,7 @@ cdef int read_sessions(Work *work) noexcept nogil:
         session.offline_since_ms = worker.reactor.now_ms - away_ms
         status = named_add(work, <uint64_t> sqlite3_column_int64(row, 0), False, session_handle(worker, session))
         counter_add(&work.found.sessions, 1)
-    return finish(work, row, result, status)
+    return status
 
 
 cdef Text *text_add(Work *work, uint64_t id, Span filter) noexcept nogil:
@@ -209,21 +217,15 @@ cdef int read_groups(Work *work) noexcept nogil:
     cdef sqlite3_stmt *row = query(work, "SELECT id, filter FROM share_group")
     cdef Text *text
     cdef Span filter
-    cdef int result = SQLITE_DONE
     cdef int status = ST_OK
-    if row == NULL:
-        return ST_ERROR
-    while status == ST_OK:
-        result = sqlite3_step(row)
-        if result != SQLITE_ROW:
-            break
+    while row_next(work, row, &status):
         filter = column(row, 1)
         if map_find(&work.groups, hash_bytes(filter), &filter, NULL):
             continue                    # twice: the first one holds, and the other is nobody's
         text = text_add(work, <uint64_t> sqlite3_column_int64(row, 0), filter)
         if text == NULL:
             status = ST_NO_MEMORY
-    return finish(work, row, result, status)
+    return status
 
 
 cdef int group_name(Work *work, uint64_t group, Span filter) noexcept nogil:
@@ -286,14 +288,8 @@ cdef int read_subscriptions(Work *work) noexcept nogil:
     cdef Span filter, group, plain
     cdef uint8_t options
     cdef bint existed = False
-    cdef int result = SQLITE_DONE
     cdef int status = ST_OK
-    if row == NULL:
-        return ST_ERROR
-    while status == ST_OK:
-        result = sqlite3_step(row)
-        if result != SQLITE_ROW:
-            break
+    while row_next(work, row, &status):
         session = session_named(work, <uint64_t> sqlite3_column_int64(row, 0), &worker)
         if session == NULL:
             continue
@@ -302,7 +298,7 @@ cdef int read_subscriptions(Work *work) noexcept nogil:
         subscription = subscription_add(worker, session, filter)
         if subscription == NULL:
             status = ST_NO_MEMORY
-            break
+            continue
         subscription.options = options & ~<uint8_t> HANDOUT_PENDING
         subscription.id = <uint32_t> sqlite3_column_int64(row, 3)
         filter = span_make(subscription.filter, subscription.filter_bytes)
@@ -318,7 +314,7 @@ cdef int read_subscriptions(Work *work) noexcept nogil:
             if status == ST_OK and options & HANDOUT_PENDING:
                 handout_add(session, subscription, filter)
         counter_add(&work.found.subscriptions, 1)
-    return finish(work, row, result, status)
+    return status
 
 
 cdef Msg *message_build(MsgPool *pool, Span topic, Span properties, Span payload) noexcept nogil:
@@ -353,18 +349,13 @@ cdef int read_retained(Work *work) noexcept nogil:
     cdef sqlite3_stmt *row = query(work, "SELECT topic, properties, payload, qos, expires_ms FROM retained")
     cdef Worker *worker = work.engine.workers[0]
     cdef Msg *msg
-    cdef int result = SQLITE_DONE
+    cdef int result
     cdef int status = ST_OK
-    if row == NULL:
-        return ST_ERROR
-    while status == ST_OK:
-        result = sqlite3_step(row)
-        if result != SQLITE_ROW:
-            break
+    while row_next(work, row, &status):
         msg = message_build(&worker.msgs, column(row, 0), column(row, 1), column(row, 2))
         if msg == NULL:
             status = ST_NO_MEMORY
-            break
+            continue
         msg.qos = <uint8_t> sqlite3_column_int64(row, 3)
         msg.retain = 1
         msg.expires_at_ms = expiry_of(work, worker, sqlite3_column_int64(row, 4))
@@ -376,7 +367,7 @@ cdef int read_retained(Work *work) noexcept nogil:
         else:
             counter_add(&work.found.retained, 1)
         msg_drop(&worker.msgs, msg)
-    return finish(work, row, result, status)
+    return status
 
 
 cdef int gone_add(Work *work, uint64_t message, uint64_t target) noexcept nogil:
@@ -481,14 +472,8 @@ cdef int read_deliveries(Work *work) noexcept nogil:
     cdef uint64_t message
     cdef uint32_t count = 0
     cdef bint kept = False
-    cdef int result = SQLITE_DONE
     cdef int status = ST_OK
-    if row == NULL:
-        return ST_ERROR
-    while status == ST_OK:
-        result = sqlite3_step(row)
-        if result != SQLITE_ROW:
-            break
+    while row_next(work, row, &status):
         message = <uint64_t> sqlite3_column_int64(row, 0)
         if message != work.last_message:
             if count:
@@ -503,25 +488,19 @@ cdef int read_deliveries(Work *work) noexcept nogil:
             count += 1
     if status == ST_OK and count:
         status = journal_counts(work.engine.journal, work.last_message, count)
-    return finish(work, row, result, status)
+    return status
 
 
 cdef int read_inbound(Work *work) noexcept nogil:
     cdef sqlite3_stmt *row = query(work, "SELECT session, packet_id FROM inbound")
     cdef Worker *worker = NULL
     cdef Session *session
-    cdef int result = SQLITE_DONE
     cdef int status = ST_OK
-    if row == NULL:
-        return ST_ERROR
-    while status == ST_OK:
-        result = sqlite3_step(row)
-        if result != SQLITE_ROW:
-            break
+    while row_next(work, row, &status):
         session = session_named(work, <uint64_t> sqlite3_column_int64(row, 0), &worker)
         if session != NULL:
             status = inbound_add(session, <uint16_t> sqlite3_column_int64(row, 1))
-    return finish(work, row, result, status)
+    return status
 
 
 cdef int read_wills(Work *work) noexcept nogil:
@@ -529,14 +508,8 @@ cdef int read_wills(Work *work) noexcept nogil:
     cdef Worker *worker = NULL
     cdef Session *session
     cdef Will *will
-    cdef int result = SQLITE_DONE
     cdef int status = ST_OK
-    if row == NULL:
-        return ST_ERROR
-    while status == ST_OK:
-        result = sqlite3_step(row)
-        if result != SQLITE_ROW:
-            break
+    while row_next(work, row, &status):
         session = session_named(work, <uint64_t> sqlite3_column_int64(row, 0), &worker)
         if session == NULL or session.will != NULL:
             continue
@@ -546,7 +519,7 @@ cdef int read_wills(Work *work) noexcept nogil:
         if will == NULL or will.msg == NULL:
             mem_free(will)
             status = ST_NO_MEMORY
-            break
+            continue
         will.msg.qos = <uint8_t> sqlite3_column_int64(row, 4)
         will.msg.retain = <uint8_t> sqlite3_column_int64(row, 5)
         will.msg.publisher = session_handle(worker, session)
@@ -554,7 +527,7 @@ cdef int read_wills(Work *work) noexcept nogil:
         will.has_expiry = sqlite3_column_int64(row, 7) >= 0
         will.expiry_s = <uint32_t> sqlite3_column_int64(row, 7) if will.has_expiry else 0
         session.will = will
-    return finish(work, row, result, status)
+    return status
 
 
 # ---------------------------------------------------------------------------------------------- what is over, and what comes next
