@@ -847,8 +847,10 @@ cdef const char *tls_failure(Transport *transport) noexcept nogil:
         return NULL
     if link.why != NULL:
         return link.why
+    if link.up:
+        return NULL
+    if not_tls(link) != NULL:
+        return not_tls(link)
     if not link.end.heard:
         return "no TLS handshake"
-    if not link.up:
-        return "the TLS handshake was not finished"
-    return NULL
+    return "the TLS handshake was not finished"
