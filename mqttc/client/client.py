@@ -259,7 +259,9 @@ class Client:
         subscriptions = tuple(
             item
             if isinstance(item, codec.Subscription)
-            else codec.Subscription(item, qos, no_local=no_local, retain_as_published=retain_as_published, retain_handling=retain_handling)
+            else codec.Subscription(
+                item, qos, no_local=no_local, retain_as_published=retain_as_published, retain_handling=retain_handling
+            )
             for item in given
         )
         if not subscriptions:

@@ -33,7 +33,9 @@ class WebSocketLink(StreamLink):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        request = Request(host=self._target.authority, target=self._target.path, subprotocols=[SUBPROTOCOL], extra_headers=self._headers)
+        request = Request(
+            host=self._target.authority, target=self._target.path, subprotocols=[SUBPROTOCOL], extra_headers=self._headers
+        )
         super().write(self._websocket.send(request))
 
     def data_received(self, data: bytes) -> None:
