@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Piece = Callable[["Message", int], bytes]
 """Of a message and the time at which it came, in nanoseconds since 1970."""
 
-_SEQUENCE: Final = re.compile(r"%([-0]*)([0-9]*)(?:\.([0-9]*))?(.)", re.DOTALL)
+_SEQUENCE: Final = re.compile(r"%([-0]*)([0-9]*)(?:\.([0-9]*))?([^-0-9.])", re.DOTALL)
 _ESCAPES: Final = {"\\": "\\", "0": "\0", "a": "\a", "e": "\x1b", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _PADDED: Final = "ACEFIlmpRStxX"
 _ZEROED: Final = "AEFlmSxX"

@@ -13,7 +13,7 @@ from typing import Any
 from mqttc.cli.arguments import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, EXIT_USAGE
 from mqttc.cli.terminal import complain, leave_standard_output, printable
 from mqttc.codec import CodecError
-from mqttc.errors import MqttError
+from mqttc.errors import DisconnectedError, MqttError, NotSupportedError, PublishError, RefusedError, SubscribeError
 
 
 def run(
@@ -73,8 +73,9 @@ async def _limited(work: Coroutine[Any, Any, int], timeout_s: float | None) -> i
 
 
 def exit_code(error: MqttError) -> int:
-    """The broker's reason code, where it has given one."""
-    return int(error.reason_code) if error.reason_code is not None and error.reason_code >= 0x80 else EXIT_FAILURE
+    """The broker's reason code, where it has given one; not the client's own, for a broker that breaks the protocol."""
+    told = isinstance(error, RefusedError | DisconnectedError | PublishError | SubscribeError | NotSupportedError)
+    return int(error.reason_code) if told and error.reason_code is not None and error.reason_code >= 0x80 else EXIT_FAILURE
 
 
 def _failed(options: argparse.Namespace, text: str, code: int) -> int:
