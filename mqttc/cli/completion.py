@@ -59,7 +59,7 @@ def bash(commands: dict[str, str], parsers: dict[str, Parser]) -> str:
             if words := _words(action):
                 values.append(f'                {names}) COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$word")); return ;;')
             elif _is_file(action):
-                values.append(f'                {names}) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;')
+                values.append(f'                {names}) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$word")); return ;;')
             else:
                 free.append(names)
         if free:
