@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -78,6 +77,8 @@ async def _request(
     options: argparse.Namespace, client: Client, found: dict[str, dict[str, Any]], payload: bytes, response_topic: str | None,
     output: Output, printer: Printer,
 ) -> int:  # fmt: skip
+    import asyncio
+
     async with connected(client, found) as client:
         told = dict(found[PUBLISH])
         correlation = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import importlib.util
 import time
@@ -18,6 +17,8 @@ from mqttc.cli.reading import Sieve, filter_options, filters_of, limit_options, 
 from mqttc.cli.terminal import Output, Paint, complain, printable, wants_color
 
 if TYPE_CHECKING:
+    import asyncio
+
     from mqttc.client import Client, Message
 
 MAX_TOPICS: Final = 100_000
@@ -66,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _tap(options: argparse.Namespace, client: Client, topic_filters: list[str], found: dict[str, dict[str, Any]]) -> int:
+    import asyncio
+
     output = Output()
     view = View(options, Paint(wants_color(options.color)))
     rates = Rates(time.monotonic())
@@ -104,6 +107,8 @@ class _Locked(Output):
 
 
 async def _report(every_s: float, rates: Rates, output: Output, lock: asyncio.Lock) -> None:
+    import asyncio
+
     with contextlib.suppress(OSError):  # the writer of messages meets it too, and ends the command
         while True:
             await asyncio.sleep(every_s)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import pytest
 
 from mqttc import SyncClient
 from mqttc.cli.payload import lines
-from mqttc.cli.pub import Sender
+from mqttc.cli.sender import Sender
 from mqttc.client import Message, PublishResult
 from mqttc.codec import ReasonCode
-from tests.cli.conftest import MOSQUITTO_PUB, TIMEOUT_S, Start, mqttc, needs_mosquitto_clients, ok
+from tests.cli.conftest import MOSQUITTO_PUB, TIMEOUT_S, Start, environment, mqttc, needs_mosquitto_clients, ok
 from tests.client.conftest import SCHEMES, Mosquitto, ScriptedServer, client_url, listeners, read_packet, run, settled
 from tests.conftest import BrokerFactory
 
@@ -68,16 +69,14 @@ def test_many_lines_keep_their_order(qos: str, url: str, client: SyncClient, tmp
     (tmp_path / "lines").write_text("".join(f"{number}\n" for number in range(3000)))
     with (tmp_path / "lines").open("rb") as opened:  # a file cannot be waited for
         done = subprocess.run(
-            mqttc_command("pub", "-L", url, "-t", "a", "-l", "-q", qos, "-M", "100"), stdin=opened, timeout=TIMEOUT_S, check=False
+            [sys.executable, "-m", "mqttc.cli", "pub", "-L", url, "-t", "a", "-l", "-q", qos, "-M", "100"],
+            stdin=opened,
+            timeout=TIMEOUT_S,
+            check=False,
+            env=environment(),
         )
     assert done.returncode == 0
     assert payloads(client, 3000) == [b"%d" % number for number in range(3000)]
-
-
-def mqttc_command(*arguments: str) -> list[str]:
-    import sys
-
-    return [sys.executable, "-m", "mqttc.cli", *arguments]
 
 
 def test_lines_arrive_as_they_are_written(url: str, client: SyncClient, start: Start) -> None:
@@ -322,8 +321,6 @@ def test_a_refused_message_gives_the_reason_code(tmp_path: Path, pki: Path) -> N
         for qos in ("1", "2"):
             done = mqttc("pub", "-L", broker.url("mqtt"), "-t", "closed", "-m", "x", "-q", qos)
             assert done.returncode == 0x87 and b"not authorized (0x87)" in done.stderr, done
-        done = mqttc("sub", "-L", broker.url("mqtt"), "-t", "closed", "-C", "1", "-W", "5")
-        assert done.returncode in (0x87, 27)  # mosquitto grants a subscription that its list of readers has not, and sends nothing
     finally:
         broker.stop()
 
