@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from mqttc import SyncClient
+from mqttc import SyncClient, codec
 from mqttc.client import Properties
 from tests.cli.conftest import MOSQUITTO_SUB, TIMEOUT_S, Running, Start, mqttc, needs_mosquitto_clients, ok
 from tests.client.conftest import ScriptedServer, read_packet, run
@@ -198,18 +198,14 @@ def test_shared_subscription(subscribing: Subscribing, url: str) -> None:
         for number in range(20):
             client.publish("s/1", str(number), 1)
     assert alone.rest()[0] == 0
-    parts = [_until_silent(running) for running in both]
-    assert sorted(int(line) for part in parts for line in part.splitlines()) == list(range(20))
-
-
-def _until_silent(running: Running) -> bytes:
-    """What it writes until it writes nothing for a moment, and then to its end."""
-    assert running.process.stdout is not None
-    data = b""
-    while select.select([running.process.stdout], [], [], 0.5)[0]:
-        data += os.read(running.process.stdout.fileno(), 65536)
-    assert running.end() == 0
-    return data
+    found = b""
+    pipes = [running.process.stdout for running in both if running.process.stdout is not None]
+    while found.count(b"\n") < 20:
+        ready, _, _ = select.select(pipes, [], [], TIMEOUT_S)
+        assert ready, found
+        found += b"".join(os.read(pipe.fileno(), 65536) for pipe in ready)
+    assert [running.end() for running in both] == [0, 0]
+    assert sorted(map(int, found.split())) == list(range(20))
 
 
 def test_subscription_identifier(url: str) -> None:
@@ -275,20 +271,38 @@ def test_a_reader_that_leaves_ends_it_quietly(subscribing: Subscribing, url: str
     assert running.process.stderr is not None and running.process.stderr.read() == b""
 
 
-def test_a_reader_that_pauses_holds_nothing_up(start: Start, url: str) -> None:
-    """Its pipe is full: what the broker still sends waits, and the connection is kept alive meanwhile."""
-    running = start("sub", "-L", url, "-t", "a", "-q", "1", "-d", "-k", "1")
-    running.until("subscribed ")
-    with SyncClient(url) as client:
+def test_a_reader_that_pauses_does_not_hold_up_the_connection(start: Start) -> None:
+    """Its pipe is full, and the connection is kept alive."""
+    size = 40 * 65536
+
+    async def flooding(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pinged: asyncio.Event) -> None:
+        await read_packet(reader)
+        writer.write(b"\x20\x03\0\0\0")
+        subscribe = await read_packet(reader)
+        writer.write(b"\x90\x04" + subscribe[2:4] + b"\0\0")
         for _ in range(40):
-            client.publish("a", b"x" * 65536, 1)
-        time.sleep(2.5)  # more than the one and a half keep alive periods after which the broker would end it
-        data = b""
-        assert running.process.stdout is not None
-        while len(data) < 40 * 65537:
-            data += os.read(running.process.stdout.fileno(), 1 << 20)
-        assert running.end() == 0
-    assert not [line for line in running.lines if "again" in line]
+            writer.write(codec.encode(codec.Publish("a", b"x" * 65536), version=5))
+        for _ in range(2):
+            while (await read_packet(reader))[0] != 0xC0:
+                pass
+            writer.write(b"\xd0\0")
+        pinged.set()
+        await reader.read()
+
+    async def pausing() -> None:
+        pinged = asyncio.Event()
+        async with ScriptedServer(lambda reader, writer: flooding(reader, writer, pinged)) as server:
+            running = start("sub", "-L", server.url, "-t", "a", "-k", "1", "-N")
+            await pinged.wait()
+            assert running.process.stdout is not None
+            pipe = running.process.stdout.fileno()
+            read = 0
+            while read < size:
+                read += len(await asyncio.to_thread(os.read, pipe, 1 << 20))
+            assert await asyncio.to_thread(running.end) == 0
+            assert (read, running.lines) == (size, [])
+
+    run(pausing())
 
 
 def test_refused_filters() -> None:
