@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from mqttc.client import SyncClient as SyncClient
     from mqttc.config import Config as Config
     from mqttc.config import ConfigError as ConfigError
+    from mqttc.errors import BrokerError as BrokerError
     from mqttc.errors import MqttError as MqttError
     from mqttc.listen import ListenError as ListenError
     from mqttc.server import Broker as Broker
-    from mqttc.server import BrokerError as BrokerError
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Broker": "mqttc.server",
-    "BrokerError": "mqttc.server",
+    "BrokerError": "mqttc.errors",
     "Client": "mqttc.client",
     "Config": "mqttc.config",
     "ConfigError": "mqttc.config",

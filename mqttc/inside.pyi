@@ -35,7 +35,7 @@ RETAINED: Final[int]
 """``number`` retained messages at most; ``data`` is the filter (``split`` bytes) and the topic behind which to go on, ``cursor``
 65535 or what the answer before said. The answer's last ``split`` bytes are that topic; ``cursor`` 65535: it was the last."""
 CLEAR: Final[int]
-"""Retained messages of the filter ``data`` are deleted, about ``number``; ``cursor`` not 65535: there may be more."""
+"""Retained messages are deleted, about ``number``; all else as in ``RETAINED``."""
 
 CONNECTED: Final[int]
 DISCONNECTED: Final[int]
@@ -77,7 +77,8 @@ class Delivery(Generic[Message]):
     """Bytes of all of them."""
     dropped: Final[int]
     """Messages that this client has lost so far."""
-    messages: Final[list[Message]]
+    @property
+    def messages(self) -> list[Message]: ...
 
 class Answer:
     """Of a request with a ticket."""

@@ -130,7 +130,7 @@ cdef Answer answer_of(const RequestMail *mail):
     return answer
 
 
-cdef RawEvent event_of(const EventMail *mail):
+cdef RawEvent event_of(EventMail *mail):
     cdef RawEvent event = RawEvent.__new__(RawEvent)
     cdef const uint8_t *room = mail.data
     event.kind = mail.event

@@ -32,6 +32,13 @@ cdef struct Rows:
 
 # ---- rows
 
+cdef void rows_init(Rows *rows) noexcept nogil:
+    rows.bytes = NULL
+    rows.count = 0
+    rows.capacity = 0
+    rows.failed = False
+
+
 cdef void put(Rows *rows, const void *value, uint32_t n) noexcept nogil:
     cdef void *grown
     cdef uint32_t capacity
@@ -121,10 +128,7 @@ cdef uint8_t session_list(Worker *worker, RequestMail *request) noexcept nogil:
     cdef Session *session
     cdef uint64_t slots = <uint64_t> worker.session_pages.count * SESSION_PAGE
     cdef uint64_t last = request.cursor + SLOTS_PER_REQUEST
-    rows.bytes = NULL
-    rows.count = 0
-    rows.capacity = 0
-    rows.failed = False
+    rows_init(&rows)
     request.count = 0
     while request.cursor < slots and request.cursor < last and request.count < request.number and rows.count < <uint32_t> RESULT_BYTES:
         session = (<Session **> worker.session_pages.items)[request.cursor // SESSION_PAGE] + (request.cursor % SESSION_PAGE)
@@ -158,10 +162,7 @@ cdef uint8_t session_look(Worker *worker, RequestMail *request) noexcept nogil:
     cdef Rows rows
     if session == NULL:
         return RC_SUCCESS
-    rows.bytes = NULL
-    rows.count = 0
-    rows.capacity = 0
-    rows.failed = False
+    rows_init(&rows)
     put_session(worker, &rows, session, True)
     request.count = 1
     return rows_give(&rows, request)
@@ -193,32 +194,38 @@ cdef uint8_t session_delete(Worker *worker, RequestMail *request) noexcept nogil
 
 # ---- retained messages
 
-cdef bint cursor_at(RetainCursor *cursor, Span filter, Span topic, uint16_t stripe) noexcept nogil:
-    """Behind that topic. stripe RETAIN_END: the one of the topic. False: no memory."""
-    if retain_cursor_init(cursor, filter) != ST_OK:
+cdef bint cursor_of(RetainCursor *cursor, const RequestMail *request) noexcept nogil:
+    """Behind the request's topic, which is in its own stripe or, where an answer said one, in that. False: no memory."""
+    if retain_cursor_init(cursor, span_make(request.data, request.split)) != ST_OK:
         return False
-    if retain_cursor_seek(cursor, topic) != ST_OK:
+    if retain_cursor_seek(cursor, span_make(request.data + request.split, request.data_bytes - request.split)) != ST_OK:
         retain_cursor_free(cursor)
         return False
-    if stripe != RETAIN_END:
-        cursor.stripe = stripe          # as an answer said
+    if request.cursor != RETAIN_END:
+        cursor.stripe = <uint16_t> request.cursor
     return True
 
 
+cdef uint8_t cursor_give(RetainCursor *cursor, Rows *rows, RequestMail *request) noexcept nogil:
+    """Says where to go on, behind the rows."""
+    request.cursor = cursor.stripe
+    request.split = 0
+    if cursor.stripe != RETAIN_END:
+        request.split = cursor.topic_bytes
+        put(rows, cursor.topic, cursor.topic_bytes)
+    retain_cursor_free(cursor)
+    return rows_give(rows, request)
+
+
 cdef uint8_t retained_list(Worker *worker, RequestMail *request) noexcept nogil:
-    cdef Span filter = span_make(request.data, request.split)
-    cdef Span topic = span_make(request.data + request.split, request.data_bytes - request.split)
     cdef RetainCursor cursor
     cdef Rows rows
     cdef Msg *batch[RETAINED_BATCH]
     cdef uint32_t looked = 0
     cdef int room, count, i
-    rows.bytes = NULL
-    rows.count = 0
-    rows.capacity = 0
-    rows.failed = False
+    rows_init(&rows)
     request.count = 0
-    if not cursor_at(&cursor, filter, topic, <uint16_t> request.cursor):
+    if not cursor_of(&cursor, request):
         return RC_QUOTA_EXCEEDED
     while request.count < request.number and rows.count < <uint32_t> RESULT_BYTES and looked < <uint32_t> TOPICS_PER_REQUEST and not retain_done(&cursor):
         room = RETAINED_BATCH if request.number - request.count > RETAINED_BATCH else <int> (request.number - request.count)
@@ -231,13 +238,7 @@ cdef uint8_t retained_list(Worker *worker, RequestMail *request) noexcept nogil:
             put_retained(worker, &rows, batch[i])
             msg_drop(&worker.msgs, batch[i])
         request.count += <uint32_t> count
-    request.cursor = cursor.stripe
-    request.split = 0
-    if cursor.stripe != RETAIN_END:     # where to go on
-        request.split = cursor.topic_bytes
-        put(&rows, cursor.topic, cursor.topic_bytes)
-    retain_cursor_free(&cursor)
-    return rows_give(&rows, request)
+    return cursor_give(&cursor, &rows, request)
 
 
 cdef void put_retained(Worker *worker, Rows *rows, const Msg *msg) noexcept nogil:
@@ -268,30 +269,27 @@ cdef bint retained_clear(Worker *worker, Span topic) noexcept nogil:
 
 
 cdef uint8_t retained_delete(Worker *worker, RequestMail *request) noexcept nogil:
-    """Some of the filter's; count: how many. cursor 0: ask again."""
+    """Some of the filter's; count: how many, and as retained_list where to go on."""
     cdef RetainCursor cursor
+    cdef Rows rows
     cdef Msg *batch[RETAINED_BATCH]
     cdef uint32_t looked = 0
-    cdef uint8_t reason = RC_SUCCESS
-    cdef int count = 0
-    cdef int i
+    cdef int count, i
+    rows_init(&rows)
     request.count = 0
-    if not cursor_at(&cursor, span_make(request.data, request.data_bytes), span_make(NULL, 0), RETAIN_END):
+    if not cursor_of(&cursor, request):
         return RC_QUOTA_EXCEEDED
-    while request.count < request.number and looked < <uint32_t> TOPICS_PER_REQUEST and not retain_done(&cursor) and reason == RC_SUCCESS:
+    while request.count < request.number and looked < <uint32_t> TOPICS_PER_REQUEST and not retain_done(&cursor) and not rows.failed:
         count = retain_step(worker.engine.retain, &cursor, &worker.msgs, worker.reactor.now_ms, batch, RETAINED_BATCH, TOPICS_PER_REQUEST // 4)
-        if count < 0:
-            reason = RC_QUOTA_EXCEEDED
-        looked += TOPICS_PER_REQUEST // 4 if count == 0 else 0
+        rows.failed |= count < 0
+        looked += TOPICS_PER_REQUEST // 4 if count == 0 else <uint32_t> count
         for i in range(count):
-            if reason == RC_SUCCESS and retained_clear(worker, msg_topic(batch[i])):
+            if not rows.failed and retained_clear(worker, msg_topic(batch[i])):
                 request.count += 1
             else:
-                reason = RC_QUOTA_EXCEEDED
+                rows.failed = True
             msg_drop(&worker.msgs, batch[i])
-    request.cursor = cursor.stripe
-    retain_cursor_free(&cursor)
-    return reason
+    return cursor_give(&cursor, &rows, request)
 
 
 cdef uint8_t on_admin(Worker *worker, RequestMail *request) noexcept nogil:

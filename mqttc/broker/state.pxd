@@ -450,7 +450,7 @@ cdef enum RequestVerb:
     REQUEST_DISCONNECT = 9             # options: reason code, data: client id -> count
     REQUEST_END = 10                   # data: client id -> count: its session has ended
     REQUEST_RETAINED = 11              # number: at most, cursor: stripe, split, data: filter and last topic -> count, cursor, result
-    REQUEST_CLEAR = 12                 # number: at most, data: filter -> count
+    REQUEST_CLEAR = 12                 # the same -> count, cursor, split: about number of them are deleted
 
 cdef struct RequestMail:
     Mail mail
