@@ -211,6 +211,14 @@ class EventStream:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    async def get(self) -> Event:
+        """The next event. Raises ``StopAsyncIteration`` after the end."""
+        return await self.__anext__()
+
+    def take(self, most: int) -> list[Event]:
+        """What can be had without waiting, ``most`` events at most."""
+        return [self._events.popleft() for _ in range(min(most, len(self._events)))]
+
     def __aiter__(self) -> Self:
         self._start()
         return self

@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -39,6 +40,7 @@ class Hub:
         self.port = inside.Port(engine, Message)
         self.served = served
         self.config = config
+        self._process = os.getpid()
         self.thread: threading.Thread | None = None
         """The control thread; who waited on it for an answer would wait for ever."""
         self._lock = threading.RLock()
@@ -50,6 +52,11 @@ class Hub:
         self._publisher: Publisher | None = None
         self._closed = False
 
+    def check_process(self) -> None:
+        """Before any lock is taken: in a forked child another thread may have had it, and is not there to let it go."""
+        if os.getpid() != self._process:
+            raise BrokerError("a broker does not survive a fork; make a new one in the child")
+
     # ---- requests
 
     def next_worker(self) -> int:
@@ -58,6 +65,7 @@ class Hub:
 
     def send(self, verb: int, waiter: Waiter | None = None, then: Callable[[Answer | None], None] | None = None, /, **request: Any) -> None:
         """The answer settles ``waiter``, and ``then`` is called with it on the control thread; with None if the broker stops before."""
+        self.check_process()
         with self._lock:
             if self._closed:
                 raise stopped()
@@ -74,6 +82,7 @@ class Hub:
 
     def tell(self, verb: int, **request: Any) -> None:
         """Without an answer; to a broker that has stopped, nothing."""
+        self.check_process()
         with self._lock:
             if not self._closed:
                 try:
@@ -99,6 +108,7 @@ class Hub:
             self._subscriptions.pop(session, None)
 
     def listen(self, listening: Listening) -> None:
+        self.check_process()
         with self._lock:
             if self._closed:
                 raise stopped()
@@ -106,6 +116,8 @@ class Hub:
             self._hear()
 
     def unlisten(self, key: int) -> None:
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if self._listening.pop(key, None) is not None and not self._closed:
                 self._hear()

@@ -41,6 +41,7 @@ class Outlet:
 
     def submit(self, data: bytes, waiter: Waiter | None) -> None:
         """Without a waiter it does not wait for room: ``QueueFullError``."""
+        self._hub.check_process()
         with self._lock:
             if self._closed:
                 raise BrokerError("the publisher is closed")
@@ -55,6 +56,7 @@ class Outlet:
 
     def close(self) -> None:
         """What waits here is refused; what is on its way is published."""
+        self._hub.check_process()
         with self._lock:
             if self._closed:
                 return

@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from mqttc import codec, inside, logs
 from mqttc.codec import Properties, ReasonCode, RetainHandling
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mqttc.embed.hub import Hub
 
 Callback = Callable[[Message], None] | Callable[[Message], Awaitable[None]]
-Delivery = inside.Delivery[Message]
+Delivery: TypeAlias = "inside.Delivery[Message]"
 
 _RETURN_AT: Final = 256
 """Messages dealt with, from which the worker is told although more are at hand: a quarter of its window."""
