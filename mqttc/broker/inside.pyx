@@ -227,12 +227,12 @@ cdef DeliveryItem *delivery_add(Worker *worker, DeliveryMail *delivery, Msg *msg
     return item
 
 
-cdef bint take_handout(Worker *worker, Session *session, DeliveryMail *delivery) noexcept nogil:
+cdef bint take_handout(Worker *worker, Session *session, DeliveryMail *delivery, uint32_t most) noexcept nogil:
     """Some retained messages of the first hand-out. False: none was near, it goes on in the next turn."""
     cdef Handout *handout = <Handout *> vec_at(session.handouts, 0)
     cdef Msg *batch[DELIVERY_ITEMS]
     cdef DeliveryItem *item
-    cdef int room = <int> (DELIVERY_ITEMS - delivery.count)
+    cdef int room = <int> (most - delivery.count)
     cdef int count, i
     count = retain_step(worker.engine.retain, &handout.cursor, &worker.msgs, worker.reactor.now_ms, batch, room, HANDOUT_BUDGET)
     for i in range(count):
@@ -270,16 +270,20 @@ cdef void take_queued(Worker *worker, Session *session, DeliveryMail *delivery) 
 cdef void inside_pump(Worker *worker, Inside *inside) noexcept nogil:
     cdef Session *session = inside.conn.session
     cdef DeliveryMail *delivery
+    cdef uint32_t most
     cdef bint later = False
     while not later and (session.queue.count or session.handouts != NULL) and inside.taken < INSIDE_WINDOW and inside.taken_bytes < INSIDE_WINDOW_BYTES:
         delivery = delivery_build(worker, session)
         if delivery == NULL:
             later = True
             break
-        while not later and delivery.count < DELIVERY_ITEMS and delivery.bytes < DELIVERY_BYTES and (session.queue.count or session.handouts != NULL):
+        most = <uint32_t> INSIDE_WINDOW - inside.taken
+        if most > <uint32_t> DELIVERY_ITEMS:
+            most = DELIVERY_ITEMS
+        while not later and delivery.count < most and delivery.bytes < DELIVERY_BYTES and (session.queue.count or session.handouts != NULL):
             if session.handouts != NULL and (session.queue.count == 0 or session.flags & SESSION_HANDOUT_TURN):
                 session.flags &= ~SESSION_HANDOUT_TURN
-                later = not take_handout(worker, session, delivery)
+                later = not take_handout(worker, session, delivery, most)
             else:
                 session.flags |= SESSION_HANDOUT_TURN
                 take_queued(worker, session, delivery)

@@ -54,18 +54,21 @@ class Outlet:
             else:
                 self._send(data, waiter)
 
-    def close(self) -> None:
-        """What waits here is refused; what is on its way is published."""
+    def close(self, end: bool = True) -> None:
+        """What waits here is refused; what is on its way is published. ``end``: the in-process client ends too."""
         self._hub.check_process()
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            queue, self._queue = self._queue, deque()
-            if self._session is not None:
+            if end and self._session is not None:
                 self._hub.tell(inside.CLOSE, session=self._session)
-        for _, waiter in queue:
-            settle(waiter, BrokerError("the publisher is closed"))
+            self._refuse(BrokerError("the publisher is closed"))
+
+    def _refuse(self, error: BrokerError) -> None:
+        """All that waits here."""
+        while self._queue:
+            settle(self._queue.popleft()[1], error)
 
     def _room(self, size: int) -> bool:
         if self._session is None:
@@ -86,11 +89,10 @@ class Outlet:
                     self._hub.tell(inside.CLOSE, session=answer.session)
                 else:
                     self._go_on()
-                return
-            queue, self._queue = self._queue, deque()
-        error = stopped() if answer is None else BrokerError("there is no room for another session (limits.max_sessions)")
-        for _, waiter in queue:
-            settle(waiter, error)
+            elif answer is None:
+                self._refuse(stopped())
+            else:
+                self._refuse(BrokerError("there is no room for another session (limits.max_sessions)"))
 
     def _send(self, data: bytes, waiter: Waiter | None) -> None:
         size = len(data)
@@ -99,7 +101,9 @@ class Outlet:
             with self._lock:
                 self._unanswered -= 1
                 self._unanswered_bytes -= size
-                if answer is not None:
+                if answer is None:
+                    self._refuse(stopped())
+                else:
                     self._go_on()
 
         self._hub.send(inside.PUBLISH, waiter, answered, session=self._session, data=data)

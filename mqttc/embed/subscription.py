@@ -129,11 +129,16 @@ class Subscription:
             return
         self._hub.remove_subscription(self._session)
         if self._outlet is not None:
-            self._outlet.close()
+            self._outlet.close(end=False)
         self.end()
         pump, self._pump = self._pump, None
         if pump is not None and pump is not asyncio.current_task():
             pump.cancel()
+        try:
+            await self._hub.ask(inside.CLOSE, session=self._session)
+        except BrokerError:
+            pass  # it has stopped, and this has ended with it
+        if pump is not None and pump is not asyncio.current_task():
             await asyncio.wait([pump])
 
     def abandon(self) -> None:
