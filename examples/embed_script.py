@@ -14,13 +14,16 @@ def alarm(message: Message) -> None:
     seen.set()
 
 
-with BrokerThread({"listeners": [{"url": "tcp://127.0.0.1:0"}]}) as broker:
-    with broker.subscribe("alarms/#", callback=alarm), broker.subscribe("numbers") as numbers:
-        broker.publish("alarms/door", "open", qos=1)
-        for number in range(3):
-            broker.publish("numbers", str(number))
-        for message in numbers:
-            print("number:", message.text)
-            if message.text == "2":
-                break
-        seen.wait(10)
+with (
+    BrokerThread({"listeners": [{"url": "tcp://127.0.0.1:0"}]}) as broker,
+    broker.subscribe("alarms/#", callback=alarm),
+    broker.subscribe("numbers") as numbers,
+):
+    broker.publish("alarms/door", "open", qos=1)
+    for number in range(3):
+        broker.publish("numbers", str(number))
+    for message in numbers:
+        print("number:", message.text)
+        if message.text == "2":
+            break
+    seen.wait(10)

@@ -57,9 +57,8 @@ def test_why_it_went(broker: Broker, peer: PeerFactory) -> None:
             stopping = asyncio.create_task(asyncio.to_thread(broker.stop))
             closing = await events.get()
             await stopping
-            found = [
-                (event.client_id, event.reason_code, event.clean) for event in (taken, lost, silent, closing) if isinstance(event, Disconnected)
-            ]
+            got = [event for event in (taken, lost, silent, closing) if isinstance(event, Disconnected)]
+            found = [(event.client_id, event.reason_code, event.clean) for event in got]
             assert found == [("c", 0x8E, False), ("c", 0, False), ("k", 0x8D, False), ("s", 0x8B, False)]
             assert [event async for event in events] == []
 

@@ -18,7 +18,7 @@ from tests.conftest import BrokerFactory
 from tests.rawclient import CONTENT_TYPE, MESSAGE_EXPIRY, USER_PROPERTY
 from tests.store.durable import Place
 
-from .conftest import PeerFactory, run, until
+from .conftest import PeerFactory, eventually, run, until
 
 pytestmark = pytest.mark.matrix
 
@@ -257,8 +257,7 @@ def test_slow_receivers_slow_it(broker_factory: BrokerFactory) -> None:
                     await broker.publish("t", b"%d" % number, 1)
 
             task = asyncio.create_task(publish())
-            while not broker.stats()["publishers_braked"]:
-                await asyncio.sleep(0.002)
+            await eventually(lambda: broker.stats()["publishers_braked"])
             got = [int((await messages.get()).payload) for _ in range(2000)]
             assert got == list(range(2000))
             assert messages.dropped == 0
@@ -294,8 +293,7 @@ def test_stopped_meanwhile(broker_factory: BrokerFactory) -> None:
                 stopping = asyncio.create_task(asyncio.to_thread(broker.stop))
                 assert broker._running is not None
                 engine = broker._running.engine
-                while not engine.stopped:
-                    await asyncio.sleep(0.002)
+                await eventually(lambda: engine.stopped)
             await stopping
             results = await asyncio.gather(*tasks, return_exceptions=True)
         assert any(isinstance(result, BrokerError) for result in results)

@@ -390,4 +390,4 @@ def test_several_loops(broker: Broker) -> None:
         broker.publish_sync("t", b"%d" % number)
     for thread in threads:
         thread.join()
-    assert got == dict.fromkeys(range(3), [b"%d" % number for number in range(100)])
+    assert got == {name: [b"%d" % number for number in range(100)] for name in range(3)}

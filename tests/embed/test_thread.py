@@ -55,11 +55,10 @@ def test_callbacks_run_in_its_thread() -> None:
         except RuntimeError as error:
             failures.append(error)
 
-    with BrokerThread(broker_config()) as broker:
-        with broker.subscribe("t", callback=called):
-            broker.publish("t")
-            broker.publish("t")
-            until(lambda: len(seen) == 2)
+    with BrokerThread(broker_config()) as broker, broker.subscribe("t", callback=called):
+        broker.publish("t")
+        broker.publish("t")
+        until(lambda: len(seen) == 2)
     assert [topic for topic, _ in seen] == ["t", "t"]
     assert len({thread for _, thread in seen}) == 1
     assert seen[0][1] is not threading.main_thread()
