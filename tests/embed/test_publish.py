@@ -125,6 +125,22 @@ def test_order_of_one_publisher(broker_factory: BrokerFactory, peer: PeerFactory
     assert [int(message.payload) for message in client.messages(300)] == list(range(300))
 
 
+def test_a_small_message_does_not_overtake_a_large_one(broker_factory: BrokerFactory) -> None:
+    """That waits for room, which would be enough for the small one."""
+    broker = broker_factory({"limits": {"max_queued_bytes": 10_000}})
+
+    async def work() -> None:
+        async with broker.publisher() as publisher, broker.subscribe("t") as messages:
+            await publisher.publish("t")
+            with control_is_busy(broker):
+                tasks = [asyncio.create_task(publisher.publish("t", bytes(size))) for size in (6000, 6001, 10)]
+                await asyncio.sleep(0)
+            await asyncio.gather(*tasks)
+            assert [len((await messages.get()).payload) for _ in range(4)] == [0, 6000, 6001, 10]
+
+    run(work())
+
+
 def test_a_cancelled_publication_that_waited_is_not_sent(broker_factory: BrokerFactory) -> None:
     broker = broker_factory({"limits": {"receive_maximum": 1}})
 
