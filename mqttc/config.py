@@ -104,7 +104,17 @@ class UnixAddress:
         return f"unix://@{self.path}" if self.abstract else f"unix://{self.path}"
 
 
-Address = InetAddress | UnixAddress
+@dataclass(frozen=True, slots=True)
+class AsgiAddress:
+    """Connections that an ASGI application of the same program hands on (`mqttc.asgi`)."""
+
+    name: str
+
+    def url(self) -> str:
+        return f"asgi://{self.name}"
+
+
+Address = InetAddress | UnixAddress | AsgiAddress
 
 _INET_SCHEMES: Final[Mapping[str, tuple[InetScheme, int]]] = {
     "tcp": ("tcp", 1883),
@@ -131,12 +141,17 @@ def parse_url(url: str) -> tuple[Address, dict[str, str]]:
     if scheme == "unix":
         rest, _, query = url[len("unix://") :].partition("?")
         address: Address = _unix_address(unquote(rest), url)
+    elif scheme == "asgi":
+        name, _, query = url[len("asgi://") :].partition("?")
+        if not re.fullmatch(r"[A-Za-z0-9._-]*", name):
+            raise ValueError(f"{url!r}: write asgi:// or asgi://name, of letters, digits and ._-")
+        address = AsgiAddress(name)
     elif scheme in _INET_SCHEMES:
         parts = urlsplit(url)
         query = parts.query
         address = _inet_address(url, parts)
     else:
-        hint = _suggestion(scheme, (*_INET_SCHEMES, "unix"))
+        hint = _suggestion(scheme, (*_INET_SCHEMES, "unix", "asgi"))
         raise ValueError(f"unknown scheme {scheme!r}{hint}; use tcp://, tls://, ws://, wss://, quic:// or unix://")
     pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     options = dict(pairs)
@@ -276,7 +291,7 @@ _KEY_SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(TLS_KEYS, ("tls", "wss", "quic")),
     # QUIC is TLS 1.3 by another library: one certificate, that library's cipher suites, no pre-shared keys.
     **dict.fromkeys(("certificates", "ciphers", "ciphersuites", "minimum_tls_version", "psk_file", "psk_hint"), ("tls", "wss")),
-    "allowed_origins": ("ws", "wss"),
+    "allowed_origins": ("ws", "wss", "asgi"),
     "proxy_protocol": (*_TCP_SCHEMES, "unix"),
     "trusted_proxies": _TCP_SCHEMES,
     **dict.fromkeys(("early_data", "idle_timeout", "stateless_retry"), ("quic",)),
@@ -312,7 +327,8 @@ class Listener(_Section):
     url: str
     """``tcp://host:port`` (``mqtt://`` is the same), ``tls://host:port`` (``mqtts://``), ``ws://host:port/path``,
     ``wss://host:port/path``, ``quic://host:port``, ``unix:///path`` or ``unix://@name``. Host ``*`` or none: every
-    address, IPv4 and IPv6. Port 0: a free one; no port: 1883, 8883, 80, 443, 14567. No path: ``/mqtt``."""
+    address, IPv4 and IPv6. Port 0: a free one; no port: 1883, 8883, 80, 443, 14567. No path: ``/mqtt``. Inside a program also
+    ``asgi://name``: connections that its web application hands on (``mqttc.asgi``)."""
     name: str = ""
     """What log lines call it; the URL if empty."""
     mode: Mode | None = None
@@ -392,7 +408,7 @@ class Listener(_Section):
             if key in data:
                 raise ValueError(f"{key} stands both in the URL and beside it")
             merged[key] = _value_of_text(text, _is_text(cls, key))
-        if merged.get("mode") is not None and (isinstance(address, InetAddress) or address.abstract):
+        if merged.get("mode") is not None and (not isinstance(address, UnixAddress) or address.abstract):
             raise ValueError("mode is for Unix sockets with a path")
         return merged
 
@@ -427,9 +443,11 @@ class Listener(_Section):
 
     @property
     def scheme(self) -> str:
-        """The URL's scheme by its main name: ``tcp``, ``tls``, ``ws``, ``wss``, ``quic`` or ``unix``."""
+        """The URL's scheme by its main name: ``tcp``, ``tls``, ``ws``, ``wss``, ``quic``, ``unix`` or ``asgi``."""
         address = self.address
-        return address.scheme if isinstance(address, InetAddress) else "unix"
+        if isinstance(address, InetAddress):
+            return address.scheme
+        return "unix" if isinstance(address, UnixAddress) else "asgi"
 
     @property
     def is_tls(self) -> bool:

@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import logging
 import os
+import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,6 +140,36 @@ class Broker(InProcess):
                 raise BrokerError("the broker is not running")
             milliseconds = round(seconds * 1000)
             self._running.engine.advance_clock(milliseconds, milliseconds)
+
+    def listener(self, url: str) -> Listener:
+        """The configuration of the listener with that URL, as `urls` has it. ``KeyError``: there is none."""
+        with self._lock:
+            return self._find(url)[1].listener
+
+    def adopt(self, url: str, peer: str, *, secure: bool = False, remote: bool = True, certificate: bytes | None = None) -> socket.socket:
+        """A new connection whose bytes this program carries: one end of a socket pair, non-blocking, which the caller owns.
+
+        ``url``: which listener's rules hold, one of `urls` of the scheme ``asgi``; ``KeyError`` if there is none such. ``peer``: the
+        client, ``host:port``, for log lines and decisions. ``secure``: whether the client's road to this program is encrypted.
+        ``remote``: whether it is no program of this machine whatever its address says, so that ``anonymous = "loopback"`` does not
+        hold. ``certificate``: the client's, DER, already verified. Raises ``OSError`` where limits allow no further connection.
+        """
+        from mqttc.adapters import Origin
+        from mqttc.adapters.adopt import adopt
+
+        with self._lock:
+            identifier, _ = self._find(url)
+            assert self._running is not None
+            return adopt(self._running.engine, Origin(identifier, peer, secure, certificate, proxied=remote), False)
+
+    def _find(self, url: str) -> tuple[int, Served]:
+        self._check_process()
+        if self._running is None:
+            raise BrokerError("the broker is not running")
+        for identifier, one in self._running.served.items():
+            if one.bound.url == url and one.listener.scheme == "asgi":
+                return identifier, one
+        raise KeyError(url)
 
     def reload(self, config: Config | Mapping[str, Any]) -> Reload:
         """Take over what can change while clients are connected: ``log.*``, ``auth.allow``, ``deny``, ``delay``, and TLS.
@@ -284,7 +315,7 @@ class _Running:
             raise
 
     def _open(self, config: Config, authenticator: Authenticator | None) -> None:
-        served: dict[int, Served] = {}
+        served = self.served = dict[int, Served]()
         self.quic: dict[int, Any] = {}
         for bound, files in zip(self.bound, self.files, strict=True):
             self._add(bound, config, files, served)

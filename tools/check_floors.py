@@ -32,7 +32,7 @@ LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native", "inside"]
 PYTHON = [
     *("errors", "logs", "config", "listen", "certs", "tls", "hooks", "auth"),
-    *("store", "adapters", "web", "roads", "embed", "control", "server", "client", "broker_thread", "bench", "cli"),
+    *("store", "adapters", "web", "roads", "embed", "control", "server", "client", "broker_thread", "asgi", "bench", "cli"),
 ]
 
 FLOORS: dict[str, tuple[int, int]] = {}

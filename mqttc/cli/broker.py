@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from mqttc import __version__, logs
 from mqttc.cli.terminal import printable
-from mqttc.config import Config, ConfigError, schema
+from mqttc.config import Config, ConfigError, Problem, schema
 
 if TYPE_CHECKING:
     from mqttc.server import Broker
@@ -140,7 +140,15 @@ def _load(options: argparse.Namespace) -> Config:
         settings.append("tls.self_signed=true")
     if options.tls_host:
         settings.append(f"tls.hosts={json.dumps(options.tls_host)}")
-    return Config.load(options.config, os.environ, options.listen, settings)
+    config = Config.load(options.config, os.environ, options.listen, settings)
+    problems = [
+        Problem(listener.url, "asgi:// is for a broker inside a web application (docs/embedding.md); this program has none")
+        for listener in config.listeners
+        if listener.scheme == "asgi"
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def _complain(error: ConfigError) -> None:
