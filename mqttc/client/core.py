@@ -124,6 +124,9 @@ class Core:
         self._aliases_in = IncomingAliases(0)
         self._handlers: dict[type[codec.Packet], Callable[[codec.Packet, Events], None]] = {
             codec.Connack: self._on_connack,
+            codec.Publish: self._on_publish,
+            codec.Puback: self._on_ack,
+            codec.Pubcomp: self._on_ack,
             codec.Pubrec: self._on_pubrec,
             codec.Pubrel: self._on_pubrel,
             codec.Suback: self._on_verdicts,
@@ -339,9 +342,9 @@ class Core:
         if aliases.maximum and topic:
             shown, properties = aliases.shorten(topic, properties)
         try:
-            packet = codec.Publish(shown, payload, qos=qos, retain=retain, dup=dup, packet_id=packet_id, properties=properties)
-            data = codec.encode(packet, self.version)
-            self._check_size(data, "PUBLISH")
+            data = codec.publish_bytes(shown, payload, qos, retain, dup, packet_id, properties, self.version)
+            if self.limits.maximum_packet_size is not None:
+                self._check_size(data, "PUBLISH")
         except BaseException:
             if shown:
                 aliases.forget(topic)
@@ -371,47 +374,42 @@ class Core:
         events: Events = []
         stats = self.stats
         stats.bytes_received += len(data)
-        publish, puback, pubcomp, online = codec.Publish, codec.Puback, codec.Pubcomp, Phase.ONLINE
-        add = events.append
-        received = 0
+        acknowledged: list[int] = []
+        decoder = self._decoder
         try:
-            for packet in self._decoder.feed(data):
-                if self.phase is not online:
-                    if self.phase is Phase.LEAVING:
-                        break
-                    if self.phase is Phase.CONNECTING and not isinstance(packet, codec.Connack | codec.Auth):
-                        raise codec.ProtocolViolationError(f"{type(packet).__name__.upper()} before CONNACK")
-                kind = type(packet)
-                if kind is publish:
-                    received += 1
-                    topic, properties = packet.topic, packet.properties  # type: ignore[attr-defined]
-                    if properties or not topic:
-                        topic = self._aliases_in.resolve(topic, properties)
-                    if packet.qos:  # type: ignore[attr-defined]
-                        self._on_owed(topic, packet, events)  # type: ignore[arg-type]
-                    else:
-                        add(Message(topic, packet))  # type: ignore[arg-type]
-                elif kind is puback or kind is pubcomp:
-                    entry = self.outgoing.on_ack(packet)  # type: ignore[arg-type]
-                    if entry is None:
-                        stats.unclaimed += 1
-                    else:
-                        events.append(entry)
+            decoder.feed(data)
+            while self.phase is not Phase.LEAVING:
+                packet: codec.Packet | None
+                if self.phase is Phase.ONLINE:
+                    before = len(events)
+                    try:
+                        packet = decoder.run(events, acknowledged, self._aliases_in.topics, Message)
+                    finally:
+                        stats.received += len(events) - before
+                        if acknowledged:
+                            stats.unclaimed += self.outgoing.on_pubacks(acknowledged, events)
+                            acknowledged.clear()
                 else:
-                    handler = self._handlers.get(kind)
-                    if handler is None:
-                        raise codec.ProtocolViolationError(f"a broker may not send {kind.__name__.upper()}")
-                    handler(packet, events)
+                    packet = next(decoder, None)
+                    if packet is not None and not isinstance(packet, codec.Connack | codec.Auth):
+                        raise codec.ProtocolViolationError(f"{type(packet).__name__.upper()} before CONNACK")
+                if packet is None:
+                    break
+                self._handle(packet, events)
         except codec.CodecError as error:
             self._violated(error, events)
             return events
-        finally:
-            stats.received += received
         if self.phase is Phase.ONLINE:
             if self.incoming.answers:
                 self._answer()
             self._pump(events)
         return events
+
+    def _handle(self, packet: codec.Packet, events: Events) -> None:
+        handler = self._handlers.get(type(packet))
+        if handler is None:
+            raise codec.ProtocolViolationError(f"a broker may not send {type(packet).__name__.upper()}")
+        handler(packet, events)
 
     def violated(self, text: str) -> Events:
         """The same for what whoever drives the core has found."""
@@ -426,14 +424,29 @@ class Core:
         self.phase = Phase.LEAVING
         events.append(Violation(error))
 
-    def _on_owed(self, topic: str, packet: codec.Publish, events: Events) -> None:
-        """A message of QoS 1 or 2, or one of them again."""
+    def _on_publish(self, packet: codec.Packet, events: Events) -> None:
+        assert isinstance(packet, codec.Publish)
+        self.stats.received += 1
+        topic, properties = packet.topic, packet.properties
+        if properties or not topic:
+            topic = self._aliases_in.resolve(topic, properties)
+        if not packet.qos:
+            events.append(Message(topic, packet))
+            return
         receipt = self.incoming.on_publish(packet)
         if receipt is None:
             self.stats.repetitions += 1
         else:
             receipt.acknowledger = self._acknowledger
             events.append(Message(topic, packet, receipt))
+
+    def _on_ack(self, packet: codec.Packet, events: Events) -> None:
+        assert isinstance(packet, codec.Ack)
+        entry = self.outgoing.on_ack(packet)
+        if entry is None:
+            self.stats.unclaimed += 1
+        else:
+            events.append(entry)
 
     def _on_connack(self, packet: codec.Packet, events: Events) -> None:
         assert isinstance(packet, codec.Connack)

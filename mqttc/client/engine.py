@@ -13,6 +13,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Final
 
+from mqttc import codec
 from mqttc.client.connection import Connection
 from mqttc.client.core import Authenticated, Challenge, Connected, Core, Events, Phase
 from mqttc.client.incoming import Receipt
@@ -262,20 +263,18 @@ class Engine:
 
     def dispatch(self, events: Events) -> None:
         progress = False
-        sinks_of, overflow = self.router.sinks, self.pressure.overflow
-        for event in events:
-            kind = type(event)
-            if kind is Message:
-                sinks = sinks_of(event)  # type: ignore[arg-type]
-                if len(sinks) == 1 and not overflow:
-                    sinks[0].put(event)  # type: ignore[arg-type]
-                else:
-                    self._route(event, sinks)  # type: ignore[arg-type]
-            elif kind is Outgoing:
+        at, count = 0, len(events)
+        while at < count:
+            event = events[at]
+            at += 1
+            if isinstance(event, Message):
+                at = self._messages(events, at - 1, event)
+            elif isinstance(event, Outgoing):
                 progress = True
-                tell(event.waiter)  # type: ignore[union-attr]
-            elif kind is Request:
-                self._requested(event)  # type: ignore[arg-type]
+                if event.waiter is not None:
+                    tell(event.waiter)
+            elif isinstance(event, Request):
+                self._requested(event)
             elif isinstance(event, Connected):
                 for entry in event.finished:
                     tell(entry.waiter)
@@ -286,6 +285,20 @@ class Engine:
                 tell(self._reauthenticated)
         if progress and self.idle:
             self.idle.wake()
+
+    def _messages(self, events: Events, at: int, message: Message) -> int:
+        """To whom it goes, with those behind it that go the same way. The index of the next event."""
+        sinks = self.router.sinks(message)
+        if len(sinks) != 1 or self.pressure.overflow:
+            self._route(message, sinks)
+            return at + 1
+        if message.receipt is None and not self.router.identified:
+            end, size = codec.run_end(events, at)
+            if end - at > 1:
+                sinks[0].put_all(events[at:end], size)  # type: ignore[arg-type]
+                return end
+        sinks[0].put(message)
+        return at + 1
 
     def _route(self, message: Message, sinks: tuple[Sink, ...]) -> None:
         """To several, or while a stream that is full loses what may be lost."""

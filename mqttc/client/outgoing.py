@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from mqttc import codec
-from mqttc.client.message import SENT, PublishResult
+from mqttc.client.message import NO_PROPERTIES, RESULTS, SENT, PublishResult
 from mqttc.client.packet_ids import PacketIds
+from mqttc.client.store import MemoryStore
 from mqttc.codec import Properties, ReasonCode
 from mqttc.errors import MqttError, PublishError, QueueFullError, reason_text
 
@@ -86,6 +87,7 @@ class OutgoingMessages:
         self.released: dict[int, Outgoing] = {}
         """In the order in which PUBREC came [MQTT-4.6.0-4]."""
         self._store = store
+        self._remembers = not isinstance(store, MemoryStore)
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._max_inflight = max_inflight
@@ -204,6 +206,27 @@ class OutgoingMessages:
         self._finish(entry, packet)
         return entry
 
+    def on_pubacks(self, acknowledged: list[int], ended: list[Any]) -> int:
+        """PUBACK packets without properties as `codec.Decoder.run` gives them; `ended` gets their messages. How many nobody waited for."""
+        inflight, free, add = self.inflight, self.ids.free, ended.append
+        unclaimed = 0
+        for told in acknowledged:
+            packet_id = told & 0xFFFF
+            entry = inflight.get(packet_id)
+            if entry is None or entry.qos != 1:
+                unclaimed += 1
+                continue
+            del inflight[packet_id]
+            free(packet_id)
+            entry.stage = _DONE
+            if self._remembers:
+                self._store.done(entry)
+            if told > 0xFFFF:
+                self._said(entry, told >> 16, NO_PROPERTIES)
+            add(entry)
+        self._window = min(self._window + len(acknowledged) - unclaimed, self._window_maximum)
+        return unclaimed
+
     def on_pubrec(self, packet: codec.Pubrec) -> tuple[Outgoing | None, bool]:
         """The message that has ended, because it was refused; and whether PUBREL is due with SUCCESS (else the identifier is unknown)."""
         packet_id = packet.packet_id
@@ -272,9 +295,14 @@ class OutgoingMessages:
         self._store.done(entry)
         if packet is None or isinstance(packet, codec.Pubcomp):
             return  # PUBREC has decided; PACKET_IDENTIFIER_NOT_FOUND in PUBCOMP is what a lost PUBCOMP leaves behind (section 3.7.2.1)
-        code = packet.reason_code
+        self._said(entry, packet.reason_code, packet.properties)
+
+    def _said(self, entry: Outgoing, code: int, properties: Properties) -> None:
+        """What PUBACK or PUBREC makes of a message."""
         if code >= 0x80:
-            text = f"the broker refused a message to {entry.topic!r}: {reason_text(code, packet.properties)}"
-            entry.error = PublishError(text, code, packet.properties)
-        elif code or packet.properties:
-            entry.result = PublishResult(ReasonCode(code), packet.properties)
+            text = f"the broker refused a message to {entry.topic!r}: {reason_text(code, properties)}"
+            entry.error = PublishError(text, ReasonCode(code), properties)
+        elif properties:
+            entry.result = PublishResult(ReasonCode(code), properties)
+        else:
+            entry.result = RESULTS[code]
