@@ -8,6 +8,7 @@ be sent gathers in `out`, whole packets in order. Not thread-safe.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ Events = list[Event]
 
 
 class Core:
-    """See above. `acknowledger` is put into messages of QoS 1 and 2."""
+    """See above. `acknowledger` is put into messages of QoS 1 and 2; `clock` (seconds, monotonic) is asked about messages that expire."""
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class Core:
         store: Store = MEMORY,
         stats: Stats | None = None,
         acknowledger: Callable[[Receipt, int], None] | None = None,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.options = options
         self.client_id = client_id
@@ -111,6 +113,7 @@ class Core:
         self._unconfirmed = 0
         """SUBSCRIBE packets of the client's own that have no answer: the session of the broker may lack these filters."""
         self._acknowledger = acknowledger
+        self._clock = clock
         self._clean = True
         ids = PacketIds()
         self.outgoing = OutgoingMessages(ids, store, options.max_queued_messages, options.max_queued_bytes, options.max_inflight)
@@ -263,6 +266,24 @@ class Core:
         if self.phase is Phase.ONLINE:
             self._pump([])
 
+    def expires(self, entry: Outgoing, properties: Properties) -> bool:
+        """Whether it does: then its time begins."""
+        interval_s = properties.message_expiry_interval
+        if interval_s is not None:
+            entry.expires_at = self._clock() + interval_s
+        return interval_s is not None
+
+    def next_expiry_s(self) -> float | None:
+        """After so many seconds `expire` may have something to do."""
+        at = self.outgoing.next_expiry
+        return None if at is None else max(at - self._clock(), 0.0)
+
+    def expire(self) -> Events:
+        """Drops what has waited for too long."""
+        gone = self.outgoing.expire(self._clock())
+        self.stats.expired += len(gone)
+        return list(gone)
+
     def acknowledge(self, receipt: Receipt, reason_code: int = 0) -> None:
         incoming = self.incoming
         incoming.acknowledge(receipt, reason_code)
@@ -289,6 +310,8 @@ class Core:
             else:
                 self._put(data)
         outgoing = self.outgoing
+        if outgoing.next_expiry is not None:
+            events.extend(self.expire())
         while (entry := outgoing.next()) is not None:
             try:
                 self._check(entry)
@@ -329,7 +352,13 @@ class Core:
             raise NotSupportedError(f"{what} has {len(data)} bytes, the broker takes {most}", ReasonCode.PACKET_TOO_LARGE)
 
     def _encode_entry(self, entry: Outgoing, dup: bool) -> bytes:
-        return self._encode_publish(entry.topic, entry.payload, entry.qos, entry.retain, dup, entry.packet_id, entry.properties)
+        properties = entry.properties
+        if entry.expires_at is not None and properties is not None:
+            # what is left [MQTT-3.3.2-6]; not 0, which some brokers take for no expiry
+            left = max(math.ceil(entry.expires_at - self._clock()), 1)
+            if left < (properties.message_expiry_interval or 0):
+                properties = Properties(**{**properties.as_dict(), "message_expiry_interval": left})
+        return self._encode_publish(entry.topic, entry.payload, entry.qos, entry.retain, dup, entry.packet_id, properties)
 
     def _encode_publish(
         self, topic: str, payload: bytes, qos: int, retain: bool, dup: bool, packet_id: int, properties: Properties | None

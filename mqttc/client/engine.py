@@ -10,6 +10,7 @@ import contextlib
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
@@ -30,11 +31,13 @@ from mqttc.client.store import MemoryStore, Store
 from mqttc.client.stream import Stream
 from mqttc.client.subscription import Subscription
 from mqttc.client.supervisor import Supervisor
-from mqttc.client.url import Target
+from mqttc.client.url import WEBSOCKET, Target
 from mqttc.client.waiters import Waiter, Waiters, tell
 from mqttc.codec import Properties, ReasonCode
 from mqttc.errors import ClosedError, ConnectionLostError, MqttError, SubscribeError, reason_text
 
+LONG_S: Final = 86400.0
+"""A timer of asyncio is set for at most so long."""
 OVER: Final = frozenset({State.CLOSING, State.CLOSED})
 NOT_OPEN: Final = frozenset({State.NEW, State.CLOSING, State.CLOSED})
 
@@ -45,6 +48,8 @@ class Engine:
     """See above. ``core`` is there from `start` on."""
 
     def __init__(self, target: Target, options: Options) -> None:
+        if options.http2 and not (target.road == WEBSOCKET and target.secure):
+            raise ValueError("http2: WebSocket over HTTP/2 is for wss only")
         self.target = target
         self.options = options
         self.store: Store = options.store if options.store is not None else MemoryStore()
@@ -65,6 +70,7 @@ class Engine:
         """The supervisor's, those that ask `Authentication.respond`, and one for each callback that is a coroutine function."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
+        self._expiry: asyncio.TimerHandle | None = None
         self._commit_due = False
         self._committed: Waiter | None = None
         self._reauthenticated: Waiter | None = None
@@ -80,13 +86,14 @@ class Engine:
         if not client_id and min(options.version, *options.fallback, 5) < 5:
             client_id = f"mqttc-{secrets.token_hex(6)}"  # 3.1 takes 23 characters at most, and wants one
         try:
-            self.core = Core(options, client_id, self.store, self.stats, self.acknowledge)
+            self.core = Core(options, client_id, self.store, self.stats, self.acknowledge, time.monotonic)
         except MqttError as error:
             self.life.set(State.CLOSED, error)
             self.inbox.end(error)
             raise
         self.life.set(State.CONNECTING, None)
         self.supervisor = Supervisor(self.target, options, self.core, self.store, self)
+        self.watch_expiry()
         self.spawn(self._supervise(self.supervisor))
         try:
             await self.life.wait_for(State.CONNECTED, State.CLOSED)
@@ -120,6 +127,8 @@ class Engine:
         if connection is not None:
             connection.abort()
         self.pressure.stop()
+        if self._expiry is not None:
+            self._expiry.cancel()
         closed = error if error is not None else ClosedError("the client is closed")
         self.responses.fail(closed)
         for subscription in self._subscriptions():
@@ -209,6 +218,25 @@ class Engine:
             self.idle.wake()
             self.flush_soon()
 
+    def watch_expiry(self) -> None:
+        """What is queued and expires is dropped when it does, whether there is a connection or not."""
+        core = self.core
+        if core is None or self.life.state is State.CLOSED:
+            return
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        delay_s = core.next_expiry_s()
+        if delay_s is not None:
+            self._expiry = asyncio.get_running_loop().call_later(min(delay_s, LONG_S), self._expire)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        if self.core is not None:
+            self.dispatch(self.core.expire())
+            self.flush_soon()
+            self.watch_expiry()
+
     async def stored(self) -> None:
         """Until the changes of this turn are in the store's file. Raises ``MqttError``."""
         if self._committed is None:
@@ -278,6 +306,7 @@ class Engine:
             elif isinstance(event, Connected):
                 for entry in event.finished:
                     tell(entry.waiter)
+                self.watch_expiry()
             elif isinstance(event, Challenge):
                 assert self.supervisor is not None
                 self.spawn(self.supervisor.challenged(event.data))

@@ -16,7 +16,7 @@ from mqttc.client.message import NO_PROPERTIES, RESULTS, SENT, PublishResult
 from mqttc.client.packet_ids import PacketIds
 from mqttc.client.store import MemoryStore
 from mqttc.codec import Properties, ReasonCode
-from mqttc.errors import MqttError, PublishError, QueueFullError, reason_text
+from mqttc.errors import ExpiredError, MqttError, PublishError, QueueFullError, reason_text
 
 OVERHEAD_BYTES = 128
 """What a queued message is counted with beside its topic and payload."""
@@ -37,7 +37,20 @@ class Outgoing:
     """One message. When `stage` is DONE, `error` or `result` says how it ended; `waiter` belongs to whoever drives the core."""
 
     __slots__ = (
-        *("error", "number", "packet_id", "payload", "properties", "qos", "result", "retain", "sent_before", "stage", "topic"),
+        *(
+            "error",
+            "expires_at",
+            "number",
+            "packet_id",
+            "payload",
+            "properties",
+            "qos",
+            "result",
+            "retain",
+            "sent_before",
+            "stage",
+            "topic",
+        ),
         "waiter",
     )
 
@@ -51,6 +64,8 @@ class Outgoing:
         self.number = 0
         self.stage: int = 0
         self.sent_before = False
+        self.expires_at: float | None = None
+        """On the core's clock."""
         self.result: PublishResult = SENT
         self.error: MqttError | None = None
         self.waiter: Any = None
@@ -97,6 +112,8 @@ class OutgoingMessages:
         self._window = 0
         self._window_maximum = 0
         self._last_number = 0
+        self.next_expiry: float | None = None
+        """Nothing that is queued expires earlier."""
 
     @property
     def queued(self) -> int:
@@ -125,7 +142,32 @@ class OutgoingMessages:
         self._number(entry)
         self._queue.append(entry)
         self.queued_bytes += entry.cost_bytes
+        self._expires(entry)
         self._store.queued(entry)
+
+    def _expires(self, entry: Outgoing) -> None:
+        at = entry.expires_at
+        if at is not None and (self.next_expiry is None or at < self.next_expiry):
+            self.next_expiry = at
+
+    def expire(self, now: float) -> list[Outgoing]:
+        """Takes out of the queue what is to be sent no more; those have ended."""
+        if self.next_expiry is None or now < self.next_expiry:
+            return []
+        self.next_expiry = None
+        gone: list[Outgoing] = []
+        kept: deque[Outgoing] = deque()
+        for entry in self._queue:
+            if entry.expires_at is None or now < entry.expires_at:
+                kept.append(entry)
+                self._expires(entry)
+                continue
+            self.queued_bytes -= entry.cost_bytes
+            entry.error = ExpiredError(f"a message to {entry.topic!r} was not sent before its message_expiry_interval ended")
+            self._finish(entry)
+            gone.append(entry)
+        self._queue = kept
+        return gone
 
     def start(self, entry: Outgoing) -> None:
         """A new message of QoS 1 or 2 that is sent at once; only where `idle_window`."""
@@ -182,6 +224,7 @@ class OutgoingMessages:
             self.ids.free(entry.packet_id)
             entry.packet_id, entry.stage, entry.sent_before = 0, Stage.QUEUED, False
             self._queue.appendleft(entry)
+            self._expires(entry)
             self.queued_bytes += entry.cost_bytes
             self._store.staged(entry)
         self.inflight.clear()
@@ -268,6 +311,7 @@ class OutgoingMessages:
         self._last_number = max(self._last_number, entry.number)
         if entry.stage == Stage.QUEUED:
             self._queue.append(entry)
+            self._expires(entry)
             self.queued_bytes += entry.cost_bytes
             return
         self.ids.claim(entry.packet_id)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import pytest
 from mqttc import Client, codec
 from mqttc.client import Reconnect, SqliteStore
 from mqttc.client.state import State
-from mqttc.errors import ClosedError, ConnectError, ConnectionLostError, MqttError, QueueFullError, SubscribeError
+from mqttc.codec import Properties
+from mqttc.errors import ClosedError, ConnectError, ConnectionLostError, ExpiredError, MqttError, QueueFullError, SubscribeError
 from tests.client.conftest import FaultProxy, Mosquitto, ScriptedServer, client_url, free_port, read_packet, run, settled
 from tests.conformance.statements import each_version
 from tests.conftest import BrokerFactory, tcp_address
@@ -346,3 +348,53 @@ def test_a_session_is_resumed_by_another_client(url: str) -> None:
             assert not client.connack.session_present
 
     run(work())
+
+
+def test_a_queued_message_that_expires_is_told(url: str) -> None:
+    """Whoever waits for it hears so when it happens, not when there is a connection again."""
+
+    async def work() -> None:
+        async with FaultProxy(*tcp_address(url)) as proxy, Client(url) as watcher:
+            await watcher.subscribe("e", 2)
+            client = Client(proxy.url, reconnect=Reconnect(first_s=3600, most_s=3600))
+            await client.connect()
+            proxy.cut()
+            await client.wait_for(State.RECONNECTING)
+            lasting = asyncio.create_task(client.publish("e", b"", 1, properties=Properties(message_expiry_interval=3600)))
+            await asyncio.sleep(0)
+            for qos in (0, 1, 2):
+                with pytest.raises(ExpiredError, match="message_expiry_interval"):
+                    await client.publish("e", b"", qos, properties=Properties(message_expiry_interval=0))
+            waiting = client.publish("e", b"", 1, properties=Properties(message_expiry_interval=1))
+            client._engine.require_core()._clock = lambda: time.monotonic() + 0.99  # as if most of it were over
+            with pytest.raises(ExpiredError):
+                await waiting
+            assert client.stats.expired == 4 and client.queued == 1
+            await client.close()
+            with pytest.raises(ClosedError):
+                await lasting
+
+    run(work())
+
+
+def test_the_broker_gets_what_is_left(broker_factory: BrokerFactory) -> None:
+    port = free_port()
+
+    async def work() -> None:
+        client = Client(f"mqtt://127.0.0.1:{port}", retry_first=True, reconnect=AT_ONCE)
+        connecting = asyncio.create_task(client.connect())
+        await settled(lambda: client.stats.connect_failures > 0)
+        for interval in (2, 100):
+            await client.publish("e", b"%d" % interval, 1, properties=Properties(message_expiry_interval=interval), wait=False)
+        subscribing = asyncio.create_task(client.subscribe("e", 1))
+        await asyncio.sleep(0)
+        client._engine.require_core()._clock = lambda: time.monotonic() + 50
+        await asyncio.to_thread(broker_factory, {"listeners": [{"url": f"tcp://127.0.0.1:{port}"}]})
+        await connecting
+        await subscribing
+        message = await client.get()
+        left = message.properties.message_expiry_interval
+        assert message.payload == b"100" and left is not None and 40 <= left <= 50
+        await client.close()
+
+    run(work(), count_sockets=False)
