@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mqttc import codec
 from mqttc.codec import Properties
 
@@ -45,7 +47,8 @@ class OutgoingAliases:
 
 def merged(properties: Properties, number: int | None) -> Properties:
     """The same with an alias."""
-    return Properties(**{**properties.as_dict(), "topic_alias": number})
+    told: dict[str, Any] = {**properties.as_dict(), "topic_alias": number}
+    return Properties(**told)
 
 
 class IncomingAliases:

@@ -11,6 +11,7 @@ import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mqttc import codec
 from mqttc.client.aliases import IncomingAliases, OutgoingAliases
@@ -357,7 +358,8 @@ class Core:
             # what is left [MQTT-3.3.2-6]; not 0, which some brokers take for no expiry
             left = max(math.ceil(entry.expires_at - self._clock()), 1)
             if left < (properties.message_expiry_interval or 0):
-                properties = Properties(**{**properties.as_dict(), "message_expiry_interval": left})
+                told: dict[str, Any] = {**properties.as_dict(), "message_expiry_interval": left}
+                properties = Properties(**told)
         return self._encode_publish(entry.topic, entry.payload, entry.qos, entry.retain, dup, entry.packet_id, properties)
 
     def _encode_publish(
