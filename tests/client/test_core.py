@@ -1052,3 +1052,25 @@ def test_the_store_keeps_when_they_expire(tmp_path: Path) -> None:
     third = Wire(store=(held := store(1e9, 0)), session_expiry=60)
     assert [(entry.payload, entry.expires_at) for entry in third.core.outgoing.entries()] == [(b"a", None), (b"b", None)]
     held.close()
+
+
+def test_an_acknowledgement_of_nothing_opens_no_window() -> None:
+    wire = Wire(max_inflight=1)
+    wire.connect()
+    first, second = wire.publish(), wire.publish()
+    wire.sent()
+    wire.give(codec.Puback(77), codec.Puback(second.packet_id or 78))
+    assert wire.core.stats.unclaimed == 2 and not wire.sent()
+    wire.give(codec.Puback(first.packet_id))
+    assert len(wire.sent()) == 1
+
+
+def test_topics_behind_one_alias_are_one_object() -> None:
+    """So that they are handed out together."""
+    wire = Wire()
+    wire.connect()
+    told = Properties(topic_alias=1)
+    again = [codec.Publish("", b"%d" % number, properties=told) for number in (1, 2)]
+    received = messages(wire.give(publish("long/topic", b"0", 0, topic_alias=1), *again))
+    assert [message.topic for message in received] == ["long/topic"] * 3
+    assert codec.run_end(received, 1) == (3, 2)

@@ -198,14 +198,31 @@ def test_windows_hold_the_publisher_up(pki: Path) -> None:
                 while not publishing.done():
                     server.release(10_000)
                     await asyncio.sleep(0)
-                waiting: Any = connection.link
-                assert waiting._waiting
+                for _ in range(10):
+                    await client.publish("t", b"x" * 2000)
+                link: Any = connection.link
+                connection.flush()
+                assert len(link._waiting) > 15_000
                 closing = asyncio.create_task(client.close())
                 while not closing.done():
-                    server.release(10_000)
+                    server.release(1000)
                     await asyncio.sleep(0)
             await settled(lambda: server.received.endswith(bytes.fromhex("e0 00")))
-            assert server.received.count(b"x" * 2000) == 100
+            assert server.received.count(b"x" * 2000) == 110
+
+    run(work())
+
+
+def test_a_full_transport_holds_the_publisher_up_too(pki: Path) -> None:
+    async def work() -> None:
+        async with Http2Server(pki) as server, Client(server.url, http2=True, tls=server.tls) as client:
+            connection = client._engine.connection
+            assert connection is not None and connection.writable
+            link: Any = connection.link
+            link.pause_writing()
+            assert not connection.writable
+            link.resume_writing()
+            assert connection.writable
 
     run(work())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,8 @@ class SocksProxy(ScriptedServer):
         assert (version, command) == (5, 1)
         if kind == 1:
             host = ".".join(str(part) for part in await reader.readexactly(4))
+        elif kind == 4:
+            host = socket.inet_ntop(socket.AF_INET6, await reader.readexactly(16))
         else:
             assert kind == 3
             host = (await reader.readexactly((await reader.readexactly(1))[0])).decode()
@@ -176,7 +179,10 @@ def test_who_looks_the_name_up(url: str) -> None:
                 pass
             async with Client(f"mqtt://127.0.0.1:{port}", proxy=f"socks5://127.0.0.1:{proxy.port}"):
                 pass
-            assert proxy.asked == [("only-the-proxy-knows.example", port), ("127.0.0.1", port)]
+            async with Client(f"mqtt://localhost:{port}", proxy=f"socks5://127.0.0.1:{proxy.port}"):
+                pass
+            assert [host for host, _ in proxy.asked[:2]] == ["only-the-proxy-knows.example", "127.0.0.1"]
+            assert proxy.asked[2][0] in ("127.0.0.1", "::1")
 
     run(work())
 
