@@ -7,9 +7,6 @@ import base64
 import socket
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
-
-import h11
 
 from mqttc.client.dial import connect_tcp, resolve
 from mqttc.errors import ConnectError
@@ -40,6 +37,8 @@ def proxy_for(proxy: str | None, host: str, secure: bool) -> str | None:
     """The URL of the proxy to use; with "environment" what http_proxy or https_proxy, else all_proxy, and no_proxy say, in either case."""
     if proxy != ENVIRONMENT:
         return proxy
+    from urllib.request import getproxies, proxy_bypass  # late: it takes a while to import, and few have a proxy
+
     if proxy_bypass(host):
         return None
     said = getproxies()
@@ -82,6 +81,8 @@ async def _socks(proxy: tuple[str, int], to: tuple[str, int], username: str | No
 
 
 async def _tunnel(made: socket.socket, host: str, port: int, username: str | None, password: str) -> None:
+    import h11  # late: the same
+
     loop = asyncio.get_running_loop()
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     headers = [("Host", where)]
