@@ -196,9 +196,7 @@ class Client:
         While there is a connection, a full queue makes both wait. Cancelled before it was sent, it is not sent.
 
         With a message_expiry_interval it waits here no longer than that, and is sent with what is left of it.
-
-        Raises ``PublishError`` (the broker refused it), ``ExpiredError``, ``NotSupportedError``, ``QueueFullError`` (no connection
-        and no room), ``ClosedError``, and ``codec.EncodeError``.
+        Raises ``PublishError``, ``ExpiredError``, ``NotSupportedError``, ``QueueFullError``, ``ClosedError``, ``codec.EncodeError``.
         """
         if type(payload) is not bytes:
             payload = payload.encode() if isinstance(payload, str) else bytes(payload)
