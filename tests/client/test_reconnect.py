@@ -61,7 +61,16 @@ class Numbered:
 
 
 async def through_faults(
-    host: str, port: int, version: int, reconnects: int, seed: int, *, url: str = "mqtt://127.0.0.1:{}", most_bytes: int = 1500, doubles: bool = True, **more: Any
+    host: str,
+    port: int,
+    version: int,
+    reconnects: int,
+    seed: int,
+    *,
+    url: str = "mqtt://127.0.0.1:{}",
+    most_bytes: int = 1500,
+    doubles: bool = True,
+    **more: Any,
 ) -> None:
     """A publisher and a subscriber, each behind a proxy of its own that cuts after a number of bytes, in the middle of packets."""
     chance = random.Random(seed)
