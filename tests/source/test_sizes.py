@@ -28,7 +28,7 @@ LONG_FILES = {
     "mqttc/broker/recover.pyx": "one reading of the file, table by table, into the structures of every room",
     "mqttc/broker/worker.pyx": "one thread's turn: mail, timers, what it waits for; the engine starts and stops all of them",
     "mqttc/loadgen/actor.pyx": "one state machine per generated client, and the crew of threads that drives it",
-    "mqttc/codec.pyx": "one class per packet type, each with its construction, fields and representation; nothing else",
+    "mqttc/codec.pyx": "one class per packet type, each with its construction, fields and representation, and the same for many at once",
     "mqttc/adapters/http2.py": "one HTTP/2 connection: its streams share its windows, its budget and its state machine",
     "mqttc/native.pyx": "the border of one engine: its settings, listeners, questions and answers, and nothing else",
     "mqttc/config.py": "the models and the three sources, which need the models to say where an error stands",
