@@ -562,6 +562,8 @@ class Limits(_Section):
     """QUIC connections at the same time, all listeners together."""
     max_quic_streams: Annotated[int, Field(ge=1, le=10_000)] = 100
     """MQTT connections, each a bidirectional stream, at the same time on one QUIC connection."""
+    verdict_cache_entries: Annotated[int, Field(ge=0, le=2**24)] = 65_536
+    """Decisions about clients that each worker remembers, 48 bytes each once there is one; 0: every client is asked about."""
     http_timeout: Seconds = 30.0
     """Seconds that an HTTP connection may stay without a request or a stream."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from cython_tree import ROOT, Finding, Import, imports, module_name, parse, sources, walk
 
 # Lowest first. A name is a module below mqttc or a package, which then stands for all that is in it.
-BASE = ["types", "alloc", "vec", "map", "ring", "msg", "timer", "inbox", "logring"]
+BASE = ["types", "alloc", "vec", "map", "ring", "msg", "timer", "inbox", "logring", "siphash"]
 PROTO = ["wire", "packet", "dialect", "props", "topic", "decode", "encode", "wsframe"]
 NET = [
     *("transport", "tcp", "openssl", "tls_out", "tls_context", "tls_client", "tls", "vouched", "proxy", "ws"),
@@ -25,7 +25,7 @@ NET = [
 ]
 BROKER = [
     *("handle", "stats", "acl", "sqlite", "journal", "trie", "routes", "retain", "state", "report", "mail", "durable", "reply"),
-    *("session", "group", "deliver", "presence", "will", "gate"),
+    *("session", "group", "deliver", "presence", "will", "gate", "verdicts"),
     *("on_connect", "on_head", "on_publish", "on_subscribe", "conn", "worker", "recover"),
 ]
 LOADGEN = ["hist", "actor"]

@@ -39,6 +39,7 @@ from mqttc.broker.state cimport (
     BodiesMail, BrakeMail, CommittedMail, Conn, Engine, Group, GroupMail, HeadMail, LinkMail, Listener, PlainMail, PublishMail, Session, Settings, Wait, Worker,
 )
 from mqttc.broker.trie cimport trie_build, trie_free
+from mqttc.broker.verdicts cimport verdicts_free, verdicts_init
 from mqttc.net.outq cimport chunk_drop
 from mqttc.net.proxy cimport proxy_accept
 from mqttc.net.reactor cimport (
@@ -336,6 +337,7 @@ cdef void on_mail(void *context, Mail *chain) noexcept nogil:
         elif mail.kind == MAIL_ANSWER:
             on_answer(worker, <AnswerMail *> mail)
             mem_free((<AnswerMail *> mail).auth_data)
+            mem_free((<AnswerMail *> mail).user)
         elif mail.kind == MAIL_COMMITTED:
             on_committed(worker, (<CommittedMail *> mail).sequence)
         elif mail.kind == MAIL_BODIES:
@@ -494,6 +496,7 @@ cdef void worker_empty(Worker *worker) noexcept nogil:
     vec_free(&worker.session_pages)
     vec_free(&worker.session_free)
     vec_free(&worker.braked)
+    verdicts_free(&worker.verdicts)
     routes_free(&worker.routes)
     reactor_free(worker.reactor)
 
@@ -510,7 +513,7 @@ cdef Engine *engine_build(const Settings *settings) noexcept nogil:
     engine.log = logring_build(LOG_RECORDS)
     engine.trie = trie_build(settings.max_topic_levels)
     engine.retain = retain_build(settings.max_retained_messages, settings.max_retained_bytes)
-    if engine.log == NULL or engine.trie == NULL or engine.retain == NULL:
+    if engine.log == NULL or engine.trie == NULL or engine.retain == NULL or verdicts_init(&engine.verdict_rules) != ST_OK:
         engine_free(engine)
         return NULL
     for i in range(settings.workers):
