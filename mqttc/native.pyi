@@ -40,6 +40,8 @@ class Question:
     client_id: Final[str]
     protocol: Final[int]
     """Protocol level of the CONNECT: 3, 4 or 5."""
+    reason: Final[int]
+    """Of an AUTH: 0x18 goes on with an exchange, 0x19 begins one."""
     username: Final[str | None]
     """Of an AUTH: what the answer before it named, if it was an admission."""
     password: Final[bytes | None]

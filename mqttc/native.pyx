@@ -110,6 +110,7 @@ cdef class Question:
     cdef readonly str peer
     cdef readonly str client_id
     cdef readonly int protocol
+    cdef readonly int reason
     cdef readonly object username
     cdef readonly object password
     cdef readonly object auth_method
@@ -146,6 +147,7 @@ cdef Question question(const NativeQuestion *native):
     made.peer = text_of(native.peer, native.peer_bytes)
     made.client_id = span_text(native.client_id)
     made.protocol = native.level
+    made.reason = native.reason
     made.username = span_text(native.username) if native.has_username else None
     made.password = span_bytes(native.password) if native.has_password else None
     made.auth_method = span_text(native.auth_method) if native.auth_method.p != NULL else None

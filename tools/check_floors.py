@@ -31,7 +31,7 @@ BROKER = [
 LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native"]
 PYTHON = [
-    *("errors", "logs", "config", "listen", "certs", "tls", "hooks", "auth"),
+    *("errors", "logs", "sections", "config_auth", "config", "listen", "certs", "tls", "hooks", "auth"),
     *("store", "adapters", "web", "roads", "control", "server", "client", "bench", "cli"),
 ]
 

@@ -28,7 +28,7 @@ from mqttc.proto.dialect cimport dialect_for
 from mqttc.proto.packet cimport (
     AUTH, CONNACK, HAS_ASSIGNED_CLIENT_ID, HAS_AUTH_DATA, HAS_AUTH_METHOD, HAS_MAXIMUM_PACKET_SIZE, HAS_MAXIMUM_QOS, HAS_MESSAGE_EXPIRY, HAS_PAYLOAD_FORMAT,
     HAS_RECEIVE_MAXIMUM, HAS_RESPONSE_INFO, HAS_RETAIN_AVAILABLE, HAS_SERVER_KEEP_ALIVE, HAS_SESSION_EXPIRY, HAS_SHARED_AVAILABLE, HAS_SUBSCRIPTION_ID_AVAILABLE,
-    HAS_TOPIC_ALIAS_MAXIMUM, HAS_WILDCARD_AVAILABLE, RC_BAD_AUTHENTICATION_METHOD, RC_CLIENT_IDENTIFIER_NOT_VALID, RC_CONTINUE_AUTHENTICATION, RC_NOT_AUTHORIZED,
+    HAS_TOPIC_ALIAS_MAXIMUM, HAS_WILDCARD_AVAILABLE, RC_BAD_AUTHENTICATION_METHOD, RC_BAD_USER_NAME_OR_PASSWORD, RC_CLIENT_IDENTIFIER_NOT_VALID, RC_CONTINUE_AUTHENTICATION, RC_NOT_AUTHORIZED,
     RC_PAYLOAD_FORMAT_INVALID, RC_PROTOCOL_ERROR, RC_QOS_NOT_SUPPORTED, RC_QUOTA_EXCEEDED, RC_REAUTHENTICATE, RC_RETAIN_NOT_SUPPORTED, RC_SERVER_BUSY,
     RC_SERVER_UNAVAILABLE, RC_SESSION_TAKEN_OVER, RC_SUCCESS, RC_TOPIC_NAME_INVALID, RC_UNSUPPORTED_PROTOCOL_VERSION, RC_USE_ANOTHER_SERVER, Frame, Packet,
 )
@@ -244,7 +244,11 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
                 conn.flags &= ~CONN_ASKED_AGAIN
                 answer_take(worker, conn, mail)
                 wheel_add(worker.reactor.wheel, &conn.link.timer, worker.reactor.now_ms + 1)     # its deadline is worked out anew
-        else:                                                   # [MQTT-4.12.1-2]
+        else:                                                   # [MQTT-4.12.1-2]; DISCONNECT has not all of CONNACK's codes
+            if mail.reason == RC_BAD_USER_NAME_OR_PASSWORD:
+                mail.reason = RC_NOT_AUTHORIZED
+            elif mail.reason == RC_SERVER_UNAVAILABLE:
+                mail.reason = RC_SERVER_BUSY
             conn_fail(worker, conn, mail.reason, text("re-authentication failed"))
         return
     if conn.phase != CONN_ASKED:
