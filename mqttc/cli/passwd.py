@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.batch == (options.user is not None):
         parser.error("--batch takes no USER" if options.batch else "USER is missing")
     if options.file == "-" and (options.delete or options.verify):
