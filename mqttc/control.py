@@ -106,7 +106,8 @@ class Control:
         if chain is not None:
             self._engine.verdicts(on=True, client_id=chain.depends_on_client_id, address=chain.depends_on_address)
         else:
-            self._engine.verdicts(on=isinstance(self._authenticator, StaticAuthenticator), client_id=False, address=False)
+            every = not isinstance(self._authenticator, StaticAuthenticator)  # a program's own may look at whatever it is told
+            self._engine.verdicts(on=True, client_id=every, address=every)
 
     def stats(self) -> dict[str, int]:
         """Of authentication, HTTP and QUIC. Any thread."""

@@ -137,8 +137,8 @@ class Verdict:
     lasts: float | None = None
     """Seconds after which the connection ends (5.0: 0xA0); None: it does not."""
     keep: float = 0.0
-    """Seconds for which worker threads may give the same verdict about the same CONNECT without asking; only for one without
-    ``grant``."""
+    """Seconds for which worker threads may give the same verdict about the same CONNECT (same client id, user name, password,
+    address, certificate, listener and version) without asking. Not heeded with a ``grant``."""
 
 
 class Authenticator(Protocol):

@@ -90,7 +90,9 @@ def test_a_bad_file_leaves_the_old_one(make: Make, tmp_path: Path) -> None:
     told = bench.events.wait("auth_refused")
     assert "users:1" in told["problem"] and "plain text" not in told["problem"]
     with pytest.raises(ConfigError):
-        bench.native.reload({**bench.native.config.model_dump(), "log": {"level": "warning"}, "auth": {"password_file": str(path), "delay": 0.5}})
+        bench.native.reload(
+            {**bench.native.config.model_dump(), "log": {"level": "warning"}, "auth": {"password_file": str(path), "delay": 0.5}}
+        )
     path.unlink()
     assert attempt(bench, "alice", ALICE).reason == 0
 
@@ -257,7 +259,14 @@ def test_passwd_at_the_same_time(tmp_path: Path) -> None:
     path = tmp_path / "users"
     commands = [
         subprocess.Popen(
-            [sys.executable, "-c", "import sys; from mqttc.cli.broker import main; sys.exit(main(sys.argv[1:]))", "passwd", str(path), f"u{i}"],
+            [
+                sys.executable,
+                "-c",
+                "import sys; from mqttc.cli.broker import main; sys.exit(main(sys.argv[1:]))",
+                "passwd",
+                str(path),
+                f"u{i}",
+            ],
             stdin=subprocess.PIPE,
         )
         for i in range(4)
@@ -273,7 +282,11 @@ def test_many_at_once_stay_within_their_memory(make: Make, users: Path) -> None:
     from mqttc.auth.hashing import ARGON2_MEMORY_KIB
 
     bench = make(
-        {"password_file": str(users), "hashing": {"threads": 8, "memory": 2 * ARGON2_MEMORY_KIB * 1024}, "failures": {"per_address": 0, "per_user": 0}}
+        {
+            "password_file": str(users),
+            "hashing": {"threads": 8, "memory": 2 * ARGON2_MEMORY_KIB * 1024},
+            "failures": {"per_address": 0, "per_user": 0},
+        }
     )
     reasons: list[int] = []
 
