@@ -292,7 +292,7 @@ class Ldap(Section):
     max_waiting: PositiveCount = 10_000
     """Clients that may wait for a thread; more are told that the directory is not available."""
     timeout: Seconds = 5.0
-    """Seconds for each answer of the directory."""
+    """Seconds for each answer of the directory, rounded up to whole ones."""
     on_failure: OnFailure = "next"
     """When the directory cannot be asked: ``"deny"`` ends the chain, ``"next"`` lets another authenticator admit the client."""
 

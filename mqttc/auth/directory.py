@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import ssl
 import threading
@@ -41,16 +42,8 @@ class LdapSource(Source):
             raise missing_extra(_WHERE, "auth-ldap", error) from None
         self._password = secret_text(_WHERE, section.bind_password_file, section.bind_password)
         tls_context(_WHERE, section.ca)  # so that the file is looked at now
-        parts = urlsplit(section.url)
         try:
-            self._server = ldap3.Server(
-                parts.hostname,
-                port=parts.port or (636 if parts.scheme == "ldaps" else 389),
-                use_ssl=parts.scheme == "ldaps",
-                tls=ldap3.Tls(validate=ssl.CERT_REQUIRED, version=ssl.PROTOCOL_TLS_CLIENT, ca_certs_file=section.ca or None),
-                get_info=ldap3.NONE,
-                connect_timeout=section.timeout,
-            )
+            self._server()
         except (ldap3.core.exceptions.LDAPException, ValueError) as error:
             raise problem(_WHERE, f"url: {error}") from None
         self._own = threading.local()
@@ -58,6 +51,24 @@ class LdapSource(Source):
         self._pool: Pool | None = None
         self._binds = 0
         self._failures = 0
+
+    def _server(self) -> ldap3.Server:
+        """A new one for each connection: the library notes in it for minutes which addresses did not answer, and locks nothing."""
+        import ldap3
+
+        section = self._section
+        parts = urlsplit(section.url)
+        tls = ldap3.Tls(
+            validate=ssl.CERT_REQUIRED, version=ssl.PROTOCOL_TLS_CLIENT, ca_certs_file=section.ca or None, sni=parts.hostname
+        )
+        return ldap3.Server(
+            parts.hostname,
+            port=parts.port or (636 if parts.scheme == "ldaps" else 389),
+            use_ssl=parts.scheme == "ldaps",
+            tls=tls,
+            get_info=ldap3.NONE,
+            connect_timeout=section.timeout,
+        )
 
     async def start(self) -> None:
         self._pool = Pool(self._section.pool_size, self._section.max_waiting, 0, "mqttc-ldap")
@@ -91,8 +102,6 @@ class LdapSource(Source):
     # ------------------------------------------------------------------------------------ on the pool's threads
 
     def _check(self, username: str, password: str) -> Outcome:
-        from ldap3.core.exceptions import LDAPException
-
         try:
             if self._section.user_dn:
                 return ALLOW if self._bind(self._user_dn(username), password) else DENY
@@ -101,7 +110,9 @@ class LdapSource(Source):
                 return ALLOW if self._bind(name, password) else DENY
             self._bind(f"cn={os.urandom(8).hex()},{self._section.base}", password)  # as long as for a user who is there
             return IGNORE
-        except (LDAPException, OSError) as error:
+        except _Unavailable:
+            raise
+        except Exception as error:  # the library hands on whatever sockets, TLS and ASN.1 have raised
             raise _Unavailable(f"{type(error).__name__}: {error}") from error
 
     def _user_dn(self, username: str) -> str:
@@ -113,11 +124,11 @@ class LdapSource(Source):
         import ldap3
 
         connection = ldap3.Connection(
-            self._server,
+            self._server(),
             user,
             password,
             auto_bind=ldap3.AUTO_BIND_NONE,
-            receive_timeout=self._section.timeout,
+            receive_timeout=math.ceil(self._section.timeout),
             read_only=True,
             auto_referrals=False,
             raise_exceptions=False,
@@ -144,12 +155,10 @@ class LdapSource(Source):
 
     def _search(self, username: str) -> str | None:
         """The name of the one entry; None: there is none, or more than one. A connection that has broken is made once more."""
-        from ldap3.core.exceptions import LDAPException
-
         if getattr(self._own, "connection", None) is not None:
             try:
                 return self._search_by(self._own.connection, username)
-            except (LDAPException, OSError, _Unavailable):
+            except Exception:  # see _check
                 self._drop()
         connection = self._connection(self._section.bind_dn or None, self._password or None)
         if not connection.bind():
