@@ -23,8 +23,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from mqttc.config_auth import SOURCES, Cache, Chain, ClientCertificate, Failures, Hashing, Jwt, Ldap, Scram, Sql, chain_names
-from mqttc.config_auth import Http as AuthHttp
+from mqttc.config_auth import SOURCES, Cache, Chain, ClientCertificate, Failures, Hashing, Jwt, Ldap, Scram, Sql, WebService, chain_names
 from mqttc.sections import Bytes, Count, PositiveCount, Seconds
 from mqttc.sections import Section as _Section
 
@@ -583,7 +582,7 @@ class Auth(_Section):
     sql: Sql | None = None
     jwt: Jwt | None = None
     certificate: ClientCertificate | None = None
-    http: AuthHttp | None = None
+    http: WebService | None = None
     scram: Scram | None = None
     ldap: Ldap | None = None
     chain: Chain | None = None

@@ -221,7 +221,7 @@ class ClientCertificate(Section):
         return self
 
 
-class Http(Section):
+class WebService(Section):
     """``[auth.http]``: a web service decides. Needs the extra ``auth-http``."""
 
     url: str
@@ -248,7 +248,7 @@ class Http(Section):
     """When there is no usable answer: ``"deny"`` ends the chain, ``"next"`` lets another authenticator admit the client."""
 
     @model_validator(mode="after")
-    def _check(self) -> Http:
+    def _check(self) -> WebService:
         _check_web_url("url", self.url, self.allow_plain)
         _check_one(self, "token", "token_file")
         if self.key and not self.certificate:

@@ -25,7 +25,7 @@ from mqttc.auth.claims import grant_of
 from mqttc.auth.grant import Grant
 from mqttc.auth.source import BUSY, FAILED, IGNORE, UNAVAILABLE, Answer, Outcome, Source, missing_extra, secret_text
 from mqttc.auth.web import read_bounded, tls_context, web_client
-from mqttc.config_auth import Http
+from mqttc.config_auth import WebService
 
 if TYPE_CHECKING:
     import httpx
@@ -42,7 +42,7 @@ class HttpSource(Source):
     depends = frozenset({"client_id", "address"})
     takes_passwords = True
 
-    def __init__(self, section: Http) -> None:
+    def __init__(self, section: WebService) -> None:
         self._section = section
         try:
             import httpx  # noqa: F401

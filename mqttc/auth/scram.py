@@ -88,7 +88,7 @@ class ScramSource(Source):
         if [name for name, _ in fields[:2]] != ["n", "r"] or not fields[1][1]:
             raise _Malformed
         username = _prepared(_unescaped(fields[0][1]))
-        if request.username is not None and not request.is_auth and request.username != username:
+        if request.username is not None and not request.is_reauthentication and request.username != username:
             return DENY
         verifier, known = await self._verifier(username)
         nonce = fields[1][1] + base64.b64encode(os.urandom(_NONCE_BYTES)).decode("ascii")

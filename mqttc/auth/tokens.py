@@ -239,7 +239,7 @@ class TokenSource(Source):
         user = _claim(claims, section.user_claim)
         if not isinstance(user, str) or not user or "\0" in user or len(user.encode("utf-8", "replace")) > 65535:
             return DENY
-        if section.match_username and request.username is not None and not request.is_auth and request.username != user:
+        if section.match_username and request.username not in (None, user) and not request.is_reauthentication:
             return Outcome(Answer.DENY, username=user)
         if section.client_id_claim and _claim(claims, section.client_id_claim) != request.client_id:
             return Outcome(Answer.DENY, username=user)

@@ -17,7 +17,7 @@ from mqttc.auth.callback import HttpSource
 from mqttc.auth.claims import grant_of
 from mqttc.auth.grant import Grant, Rule
 from mqttc.auth.source import Answer
-from mqttc.config_auth import Http
+from mqttc.config_auth import WebService
 from tests.auth.conftest import ask, attempt
 from tests.auth.web import WebServer
 from tests.conftest import WORKERS
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def decide(section: Http, request: Any = None) -> Any:
+def decide(section: WebService, request: Any = None) -> Any:
     async def run() -> Any:
         source = HttpSource(section)
         await source.start()
@@ -66,7 +66,7 @@ def decide(section: Http, request: Any = None) -> Any:
 def test_what_it_is_told(serve: Start, tmp_path: Path) -> None:
     server = serve(answer={"result": "ignore"})
     (tmp_path / "token").write_text("abc\n")
-    section = Http(url=server.url, token_file=str(tmp_path / "token"))
+    section = WebService(url=server.url, token_file=str(tmp_path / "token"))
     decide(section, ask("al", "pä".encode(), peer="[2001:db8::1]:7", listener="l", transport="tls"))
     headers, body = server.requests[0]
     assert headers["authorization"] == "Bearer abc" and headers["content-type"] == "application/json"
@@ -99,7 +99,7 @@ def test_what_it_is_told(serve: Start, tmp_path: Path) -> None:
     ],
 )
 def test_answers(serve: Start, answer: Any, result: tuple[Any, ...]) -> None:
-    outcome = decide(Http(url=serve(answer=answer).url))
+    outcome = decide(WebService(url=serve(answer=answer).url))
     assert (outcome.answer, outcome.username, outcome.grant, outcome.keep) == (*result, 0.0)
 
 
@@ -107,8 +107,10 @@ def test_answers(serve: Start, answer: Any, result: tuple[Any, ...]) -> None:
     ("status", "answer"),
     [
         (200, {"result": "yes"}), (200, {}), (200, []), (200, b"{"), (200, b""), (200, {"result": "allow", "usrname": "x"}),
-        (200, {"result": "allow", "username": 1}), (200, {"result": "allow", "expires_in": 0}), (200, {"result": "allow", "expires_in": True}),
-        (200, {"result": "allow", "acl": "x"}), (200, {"result": "allow", "acl": [{"topics": []}]}), (200, {"result": "allow", "superuser": 1}),
+        (200, {"result": "allow", "username": 1}), (200, {"result": "allow", "expires_in": 0}),
+        (200, {"result": "allow", "expires_in": True}),
+        (200, {"result": "allow", "acl": "x"}), (200, {"result": "allow", "acl": [{"topics": []}]}),
+        (200, {"result": "allow", "superuser": 1}),
         (200, {"result": "allow", "expires_in": float("nan")}),
         (204, b""), (201, {"result": "allow"}), (401, {"result": "allow"}), (403, b""), (500, {"result": "allow"}),
         (200, b'{"result": "allow", "username": "' + b"x" * 2_000_000 + b'"}'),
@@ -116,25 +118,25 @@ def test_answers(serve: Start, answer: Any, result: tuple[Any, ...]) -> None:
 )  # fmt: skip
 def test_everything_else_is_a_failure(serve: Start, status: int, answer: Any) -> None:
     url = serve(status, answer).url
-    assert decide(Http(url=url)).answer is Answer.FAILED
-    assert decide(Http(url=url, on_failure="next")).answer is Answer.UNAVAILABLE
+    assert decide(WebService(url=url)).answer is Answer.FAILED
+    assert decide(WebService(url=url, on_failure="next")).answer is Answer.UNAVAILABLE
 
 
 def test_redirections_are_not_followed(serve: Start) -> None:
     other = serve(answer={"result": "allow"})
     for status in (301, 302, 307, 308):
-        assert decide(Http(url=serve(status, b"", {"location": other.url}).url)).answer is Answer.FAILED
+        assert decide(WebService(url=serve(status, b"", {"location": other.url}).url)).answer is Answer.FAILED
     assert other.requests == []
 
 
 def test_nobody_there() -> None:
-    assert decide(Http(url="http://127.0.0.1:1/")).answer is Answer.FAILED
+    assert decide(WebService(url="http://127.0.0.1:1/")).answer is Answer.FAILED
 
 
 def test_no_answer_in_time(serve: Start) -> None:
     go = threading.Event()
     server = serve(call=lambda *_: (200, {}, b"") if go.wait(10) else (500, {}, b""))
-    assert decide(Http(url=server.url, timeout=0.05)).answer is Answer.FAILED
+    assert decide(WebService(url=server.url, timeout=0.05)).answer is Answer.FAILED
     go.set()
 
 
@@ -153,7 +155,7 @@ def test_requests_at_a_time_are_bounded(serve: Start) -> None:
         return 200, {}, b'{"result": "allow"}'
 
     async def run() -> list[Answer]:
-        source = HttpSource(Http(url=serve(call=call).url, max_concurrent=3, max_waiting=10))
+        source = HttpSource(WebService(url=serve(call=call).url, max_concurrent=3, max_waiting=10))
         await source.start()
         outcomes = await asyncio.gather(*(source.decide(ask(), {}) for _ in range(13)))
         await source.close()
@@ -167,27 +169,30 @@ def test_requests_at_a_time_are_bounded(serve: Start) -> None:
 @pytest.mark.parametrize(
     ("header", "keep"),
     [
-        ("max-age=60", 60.0), ("private, max-age=5", 5.0), ('max-age="7"', 7.0), ("no-store, max-age=9", 0.0), ("s-maxage=9", 0.0), ("", 0.0),
+        ("max-age=60", 60.0), ("private, max-age=5", 5.0), ('max-age="7"', 7.0), ("no-store, max-age=9", 0.0), ("s-maxage=9", 0.0),
+        ("", 0.0),
         ("Max-Age=3", 3.0), ("max-age=x", 0.0),
     ],
 )  # fmt: skip
 def test_max_age(serve: Start, header: str, keep: float) -> None:
-    assert decide(Http(url=serve(answer={"result": "deny"}, headers={"cache-control": header}).url)).keep == keep
+    assert decide(WebService(url=serve(answer={"result": "deny"}, headers={"cache-control": header}).url)).keep == keep
 
 
 def test_the_servers_certificate_is_checked(serve: Start, folder: Path) -> None:
     server = serve(answer={"result": "allow"}, certificate=(folder / "server.pem", folder / "server.key"))
-    assert decide(Http(url=server.url)).answer is Answer.FAILED  # another CA
-    assert decide(Http(url=server.url, ca=str(folder / "ca.pem"))).answer is Answer.ALLOW
-    assert decide(Http(url=server.url.replace("localhost", "127.0.0.1"), ca=str(folder / "ca.pem"))).answer is Answer.FAILED  # another name
+    assert decide(WebService(url=server.url)).answer is Answer.FAILED  # another CA
+    assert decide(WebService(url=server.url, ca=str(folder / "ca.pem"))).answer is Answer.ALLOW
+    assert (
+        decide(WebService(url=server.url.replace("localhost", "127.0.0.1"), ca=str(folder / "ca.pem"))).answer is Answer.FAILED
+    )  # another name
 
 
 def test_the_broker_shows_its_certificate(serve: Start, folder: Path) -> None:
     ca = folder / "ca.pem"
     server = serve(answer={"result": "allow"}, certificate=(folder / "server.pem", folder / "server.key"), client_ca=ca)
-    assert decide(Http(url=server.url, ca=str(ca))).answer is Answer.FAILED
+    assert decide(WebService(url=server.url, ca=str(ca))).answer is Answer.FAILED
     own = {"certificate": str(folder / "broker.pem"), "key": str(folder / "broker.key")}
-    assert decide(Http(url=server.url, ca=str(ca), **own)).answer is Answer.ALLOW
+    assert decide(WebService(url=server.url, ca=str(ca), **own)).answer is Answer.ALLOW
 
 
 def test_a_broker_with_it(serve: Start, make: Make) -> None:
@@ -222,7 +227,9 @@ def test_expires_in(serve: Start, make: Make) -> None:
     assert [one.reason for one in peer.expect_close()] == [0xA0]
 
 
-@pytest.mark.parametrize("wrong", [1, "x", [1], [{}], [{"topics": "a"}], [{"topics": ["a"], "actions": ["fly"]}], {"fly": ["a"]}, {"publish": "a"}])
+@pytest.mark.parametrize(
+    "wrong", [1, "x", [1], [{}], [{"topics": "a"}], [{"topics": ["a"], "actions": ["fly"]}], {"fly": ["a"]}, {"publish": "a"}]
+)
 def test_rules_that_are_none(wrong: Any) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         grant_of(wrong)

@@ -33,7 +33,9 @@ KEYS: dict[str, Any] = {
 }
 
 
-def token(algorithm: str = "HS256", key: Any = SECRET, headers: dict[str, Any] | None = None, lasts: float | None = 60, **claims: Any) -> bytes:
+def token(
+    algorithm: str = "HS256", key: Any = SECRET, headers: dict[str, Any] | None = None, lasts: float | None = 60, **claims: Any
+) -> bytes:
     full = {"sub": "alice", **({} if lasts is None else {"exp": time.time() + lasts}), **claims}
     return jwt.encode({name: value for name, value in full.items() if value is not None}, key, algorithm, headers).encode()
 
@@ -112,13 +114,16 @@ def test_a_certificate_has_its_key(tmp_path: Path) -> None:
     [
         ({}, {"lasts": -1}, False), ({"leeway": 5.0}, {"lasts": -1}, True), ({}, {"lasts": None}, False),
         ({"require_expiry": False}, {"lasts": None}, True), ({}, {"nbf": time.time() + 100}, False), ({}, {"exp": "soon"}, False),
-        ({"issuer": ["me"]}, {"iss": "me"}, True), ({"issuer": ["me", "you"]}, {"iss": "you"}, True), ({"issuer": ["me"]}, {"iss": "you"}, False),
-        ({"issuer": ["me"]}, {}, False), ({"audience": ["mqtt"]}, {"aud": "mqtt"}, True), ({"audience": ["mqtt"]}, {"aud": ["x", "mqtt"]}, True),
+        ({"issuer": ["me"]}, {"iss": "me"}, True), ({"issuer": ["me", "you"]}, {"iss": "you"}, True),
+        ({"issuer": ["me"]}, {"iss": "you"}, False),
+        ({"issuer": ["me"]}, {}, False), ({"audience": ["mqtt"]}, {"aud": "mqtt"}, True),
+        ({"audience": ["mqtt"]}, {"aud": ["x", "mqtt"]}, True),
         ({"audience": ["mqtt"]}, {"aud": "x"}, False), ({"audience": ["mqtt"]}, {}, False), ({}, {"aud": "x"}, False),
         ({}, {"sub": None}, False), ({}, {"sub": ""}, False), ({}, {"sub": "a\0"}, False),
         ({"user_claim": "user.name"}, {"user": {"name": "x"}}, True), ({"user_claim": "user.name"}, {"user.name": "x"}, True),
         ({"user_claim": "user.name"}, {"user": "x"}, False), ({"user_claim": "id"}, {"id": 5}, False),
-        ({"client_id_claim": "cid"}, {"cid": "c"}, True), ({"client_id_claim": "cid"}, {"cid": "d"}, False), ({"client_id_claim": "cid"}, {}, False),
+        ({"client_id_claim": "cid"}, {"cid": "c"}, True), ({"client_id_claim": "cid"}, {"cid": "d"}, False),
+        ({"client_id_claim": "cid"}, {}, False),
         ({"match_username": True}, {"sub": "u"}, True), ({"match_username": True}, {"sub": "v"}, False),
     ],
 )  # fmt: skip

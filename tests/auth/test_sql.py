@@ -39,7 +39,8 @@ def decide(section: Sql, *asked: tuple[str, bytes | None], **keys: Any) -> list[
 
 
 EVERYONE: list[tuple[str, bytes | None]] = [
-    ("alice", ALICE), ("alice", BOB), ("bob", BOB), ("bob", ALICE), ("carol", ALICE), ("broken", b"plain text"), ("none", b""), ("drop'--", b"x"),
+    ("alice", ALICE), ("alice", BOB), ("bob", BOB), ("bob", ALICE), ("carol", ALICE), ("broken", b"plain text"), ("none", b""),
+    ("drop'--", b"x"),
     ("' OR 1=1 --", b"x"), ("alice", None),
 ]  # fmt: skip
 ANSWERS = [
@@ -115,7 +116,9 @@ def test_urls_that_name_nothing(url: str) -> None:
 def test_a_broker_with_it(make: Make, tmp_path: Path) -> None:
     bench = make({"sql": {"url": f"sqlite:///{simple(tmp_path)}"}, "cache": {"ttl": 0.0, "negative_ttl": 0.0}})
     for version, codes in ((5, (0, 0x86, 0x86)), (4, (0, 4, 4)), (3, (0, 4, 4))):
-        got = [attempt(bench, username, password, version).reason for username, password in (("alice", ALICE), ("alice", BOB), ("eve", BOB))]
+        got = [
+            attempt(bench, username, password, version).reason for username, password in (("alice", ALICE), ("alice", BOB), ("eve", BOB))
+        ]
         assert tuple(got) == codes
     (tmp_path / "users.db").rename(tmp_path / "gone")
     broken = make({"sql": {"url": f"sqlite:///{tmp_path}/users.db"}})
@@ -202,7 +205,9 @@ def test_postgresql_that_comes_back(postgres: str, make: Make) -> None:
 
     async def cut() -> None:
         connection = await asyncpg.connect(user="mqttc", database="postgres", host=postgres.partition("host=")[2])
-        await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = 'mqttc'")
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = 'mqttc'"
+        )
         await connection.close()
 
     asyncio.run(cut())

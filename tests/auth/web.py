@@ -14,7 +14,9 @@ Answer = tuple[int, dict[str, str], bytes]
 class WebServer:
     """`answer(method, body)` gives status, headers, body; it may wait."""
 
-    def __init__(self, answer: Callable[[str, bytes], Answer], certificate: tuple[Path, Path] | None = None, client_ca: Path | None = None) -> None:
+    def __init__(
+        self, answer: Callable[[str, bytes], Answer], certificate: tuple[Path, Path] | None = None, client_ca: Path | None = None
+    ) -> None:
         self.requests: list[tuple[dict[str, str], bytes]] = []
         server = self
 
