@@ -20,7 +20,7 @@ from cython_tree import ROOT, Finding, Import, imports, module_name, parse, sour
 BASE = ["types", "alloc", "vec", "map", "ring", "msg", "timer", "inbox", "logring", "siphash"]
 PROTO = ["wire", "packet", "dialect", "props", "topic", "decode", "encode", "wsframe"]
 NET = [
-    *("transport", "tcp", "openssl", "tls_out", "tls_context", "tls_client", "tls", "vouched", "proxy", "ws"),
+    *("transport", "tcp", "openssl", "tls_socket", "tls_context", "tls_client", "tls", "vouched", "proxy", "ws"),
     *("outq", "listener", "poller", "poller_epoll", "poller_kqueue", "reactor"),
 ]
 BROKER = [

@@ -7,7 +7,8 @@ cached     they show a user name and password, whose verdict the worker remember
 asked      the same, but the worker remembers nothing: the control thread does, and is asked each time
 quiet      nobody comes: the steady messages alone
 
-Told are connects a second, the broker's CPU for each, and the time that the steady messages take, which is what a connecting client costs others.
+Told are connects a second, the broker's CPU for each, and the time that the steady messages take, which is what a connecting client costs
+others.
 Exit codes: 0, 1 a run failed or the verdicts were not decided where they should be, 2 wrong usage.
 """
 
