@@ -129,6 +129,8 @@ class Control:
         self._last_stats = self.stats()
         self._roads = None
         self._files = ()  # what it was given is free when the broker has stopped, not when cycles are collected
+        self._watching = None
+        self._chain = None
         self._status = dict
 
     def _run(self) -> None:
