@@ -24,15 +24,15 @@ NET = [
     *("outq", "listener", "poller", "poller_epoll", "poller_kqueue", "reactor"),
 ]
 BROKER = [
-    *("handle", "stats", "acl", "sqlite", "journal", "trie", "routes", "retain", "state", "report", "mail", "durable", "reply"),
+    *("handle", "stats", "acl", "sqlite", "journal", "trie", "routes", "retain", "state", "port", "report", "mail", "durable", "reply"),
     *("session", "group", "deliver", "presence", "will", "gate", "verdicts"),
-    *("on_connect", "on_head", "on_publish", "on_subscribe", "conn", "worker", "recover"),
+    *("on_connect", "on_head", "on_publish", "on_subscribe", "conn", "admin", "inside", "worker", "recover"),
 ]
 LOADGEN = ["hist", "actor"]
-NATIVE = ["codec", "load", "native"]
+NATIVE = ["codec", "load", "native", "inside"]
 PYTHON = [
     *("errors", "logs", "sections", "config_auth", "config", "listen", "certs", "tls", "hooks", "auth"),
-    *("store", "adapters", "web", "roads", "control", "server", "client", "bench", "cli"),
+    *("store", "adapters", "web", "roads", "embed", "control", "server", "client", "broker_thread", "bench", "cli"),
 ]
 
 FLOORS: dict[str, tuple[int, int]] = {}
@@ -59,6 +59,9 @@ FORBIDDEN = [
     ("mqttc.native", "mqttc.loadgen"),
     ("mqttc.native", "mqttc.codec"),
     ("mqttc.native", "mqttc.load"),
+    ("mqttc.inside", "mqttc.loadgen"),
+    ("mqttc.inside", "mqttc.codec"),
+    ("mqttc.inside", "mqttc.load"),
 ]
 # Packages and entry points that may see everything: they are above the highest floor.
 TOP = {"mqttc", "mqttc.__main__"}

@@ -247,3 +247,5 @@ cdef void conn_release(Conn *conn) noexcept nogil:
     conn.auth_method = NULL
     mem_free(conn.user)
     conn.user = NULL
+    mem_free(conn.username)
+    conn.username = NULL

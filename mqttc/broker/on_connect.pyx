@@ -15,7 +15,7 @@ from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle
 from mqttc.broker.state cimport (
-    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
+    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_INSIDE, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
     AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, VerdictEntry, Will, Worker,
 )
 from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, C_VERDICTS_REUSED, stat
@@ -33,10 +33,6 @@ from mqttc.proto.packet cimport (
     RC_SERVER_UNAVAILABLE, RC_SESSION_TAKEN_OVER, RC_SUCCESS, RC_TOPIC_NAME_INVALID, RC_UNSUPPORTED_PROTOCOL_VERSION, RC_USE_ANOTHER_SERVER, Frame, Packet,
 )
 from mqttc.proto.topic cimport level_count, topic_check, utf8_check
-
-cdef enum:
-    ASSIGNED_BYTES = 28                # "mqttc-" and 22 letters and digits, 131 bits
-
 
 cdef Span nothing() noexcept nogil:
     return span_make(NULL, 0)
@@ -518,6 +514,17 @@ cdef void connack_properties(Worker *worker, Conn *conn, const Packet *packet, P
         connack.props.auth_method = span_make(conn.auth_method, conn.auth_method_bytes)
 
 
+cdef void username_keep(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
+    """For those who ask who is connected; without memory they are not told."""
+    conn.connected_wall_ms = worker.reactor.wall_ms
+    if not packet.has_username or packet.username.n == 0:
+        return
+    conn.username = <uint8_t *> mem_alloc(packet.username.n)
+    if conn.username != NULL:
+        memcpy(conn.username, packet.username.p, packet.username.n)
+        conn.username_bytes = <uint16_t> packet.username.n
+
+
 cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span client_id, uint32_t hash, Span auth_data) noexcept nogil:
     cdef Settings *settings = &worker.engine.settings
     cdef Session *session
@@ -525,6 +532,10 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     cdef Packet connack
     cdef bint present = False
     cdef bint discarded = False
+    session = session_find(worker, client_id, hash)
+    if session != NULL and session.conn != NULL and session.conn.phase == CONN_INSIDE:     # nobody takes the program's own clients over
+        refuse_connect(worker, conn, conn.dialect.level, RC_CLIENT_IDENTIFIER_NOT_VALID, nothing(), nothing())
+        return
     session = session_claim(worker, packet, client_id, hash, &present, &discarded)
     if session == NULL:
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no room for another session"))
@@ -559,6 +570,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no memory"))
         return
     session_online(worker, session, conn)
+    username_keep(worker, conn, packet)
     session.will = will
     note_will(worker, session, will)
     keep_alive_start(worker, conn, packet, &connack)
