@@ -477,6 +477,8 @@ cdef void keep_alive_start(Worker *worker, Conn *conn, const Packet *packet, Pac
     else:
         wheel_cancel(worker.reactor.wheel, &conn.link.timer)
         tcp_keep_alive(conn.link.transport.fd, listener.keepalive_idle_s, listener.tcp_user_timeout_ms)
+    if conn.ends_ms and (conn.keep_alive_ms == 0 or conn.ends_ms < conn.last_packet_ms + conn.keep_alive_ms):
+        wheel_add(worker.reactor.wheel, &conn.link.timer, conn.ends_ms)
 
 
 cdef void connack_properties(Worker *worker, Conn *conn, const Packet *packet, Packet *connack) noexcept nogil:
@@ -574,8 +576,6 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     session.will = will
     note_will(worker, session, will)
     keep_alive_start(worker, conn, packet, &connack)
-    if conn.ends_ms and (conn.keep_alive_ms == 0 or conn.ends_ms < conn.last_packet_ms + conn.keep_alive_ms):
-        wheel_add(worker.reactor.wheel, &conn.link.timer, conn.ends_ms)
     if conn.dialect.properties:
         if packet.client_id.n == 0:                             # [MQTT-3.2.2-16]
             connack.props.present |= HAS_ASSIGNED_CLIENT_ID
