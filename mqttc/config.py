@@ -17,10 +17,15 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from mqttc.config_auth import SOURCES, Cache, Chain, ClientCertificate, Failures, Hashing, Jwt, Ldap, Scram, Sql, WebService, chain_names
+from mqttc.sections import Bytes, Count, PositiveCount, Seconds
+from mqttc.sections import Section as _Section
 
 ENVIRONMENT_PREFIX = "MQTTC_"
 DEFAULT_URL = "tcp://127.0.0.1:1883"
@@ -269,11 +274,6 @@ Mode = Annotated[str, BeforeValidator(_check_mode)]
 Network = Annotated[str, AfterValidator(_network)]
 TopicFilter = Annotated[str, AfterValidator(_topic_filter)]
 Origin = Annotated[str, Field(max_length=300), AfterValidator(_origin)]
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-PositiveCount = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Bytes = Annotated[int, Field(ge=1, le=2**40)]
-Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
-
 QUEUE_POLICIES = ("drop_oldest", "drop_newest", "drop_qos0_first", "disconnect")
 GROUP_STRATEGIES = ("round_robin", "least_in_flight")
 DURABILITY_MODES = ("off", "written", "synced")
@@ -304,10 +304,6 @@ _PROTOCOLS: Final[Mapping[str, tuple[str, ...]]] = {
     "quic": ("mqtt", "mqtt-quic"),
 }
 """ALPN protocol names of a listener without ``alpn``, the preferred one first."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class Certificate(_Section):
@@ -580,22 +576,53 @@ class Limits(_Section):
     """QUIC connections at the same time, all listeners together."""
     max_quic_streams: Annotated[int, Field(ge=1, le=10_000)] = 100
     """MQTT connections, each a bidirectional stream, at the same time on one QUIC connection."""
+    verdict_cache_entries: Annotated[int, Field(ge=0, le=2**24)] = 65_536
+    """Decisions about clients that each worker remembers, 48 bytes each once there is one; 0: every client is asked about."""
     http_timeout: Seconds = 30.0
     """Seconds that an HTTP connection may stay without a request or a stream."""
 
 
 class Auth(_Section):
-    """``[auth]``: who may connect. Passwords are not checked in this version: a name is only a claim."""
+    """``[auth]``: who may connect. Without any authenticator passwords are not checked: a name is only a claim then."""
 
     anonymous: Anonymous = "loopback"
     """Clients that no other rule decides about: false refuses them, true admits them, ``"loopback"``
     admits those of this machine (Unix sockets, 127.0.0.0/8, ::1)."""
     allow: list[str] = []
-    """User names to admit, shell patterns (``sensor-*``). If there are any, other names are refused."""
+    """User names to admit, shell patterns (``sensor-*``). If there are any, other names are refused. Where there are
+    authenticators, names on the list still have to prove who they are."""
     deny: list[str] = []
     """User names to refuse, shell patterns; they win over ``allow``."""
     delay: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.0
     """Seconds before a client with a user name is told the decision; slows down guessing."""
+    password_file: str = ""
+    """File of users and password hashes; empty: none. ``mqttc-broker passwd`` makes it."""
+    sql: Sql | None = None
+    jwt: Jwt | None = None
+    certificate: ClientCertificate | None = None
+    http: WebService | None = None
+    scram: Scram | None = None
+    ldap: Ldap | None = None
+    chain: Chain | None = None
+    """How the authenticators work together: the name of one, ``{ any = […] }`` or ``{ all = […] }`` of names and further such
+    tables; default: any of those that there are, in the order in which they are listed here."""
+    cache: Cache = Cache()
+    failures: Failures = Failures()
+    hashing: Hashing = Hashing()
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Auth:
+        if self.scram is not None and not getattr(self, self.scram.users):
+            raise ValueError(f"auth.scram needs auth.{self.scram.users}, whose users it admits")
+        named = set(self.sources if self.chain is None else chain_names(self.chain))
+        for name in named - set(self.sources):
+            raise ValueError(f"auth.chain names {name}, but there is no auth.{name}")
+        return self
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The authenticators that there are."""
+        return tuple(name for name in SOURCES if getattr(self, name))
 
 
 class DurableFilter(_Section):
@@ -751,7 +778,6 @@ _CONTROL_LIMITS = ("max_http_connections", "max_http_streams", "max_quic_connect
 
 _NOT_BUILT_KEYS = frozenset(
     {
-        ("auth", "password_file"),
         ("auth", "acl_file"),
     }
 )
@@ -812,7 +838,7 @@ class _Sources:
                 self.origins["listeners", index] = f"--listen {url}"
         for setting in settings:
             key, separator, value = setting.partition("=")
-            where = f"--set {setting}"
+            where = f"--set {key}=…" if _is_secret(key.strip().rpartition(".")[2]) else f"--set {setting}"
             if not separator or not key.strip():
                 self.problems.append(Problem(where, "write --set section.key=value"))
                 continue
@@ -849,8 +875,7 @@ class _Sources:
                 self.origins[path] = where
             node = node[key]
             field = model.model_fields.get(key) if model is not None else None
-            annotation = field.annotation if field is not None else None
-            model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+            model = _model_of(field.annotation) if field is not None else None
 
     def build(self) -> Config:
         refused = list(self._not_built())
@@ -903,9 +928,21 @@ class _Sources:
         if kind == "missing":
             return Problem(self._where(path), f"{name} is missing")
         value = detail["input"]
-        got = "" if kind == "value_error" and isinstance(value, Mapping) else f" (got {_shown(value)})"
+        hidden = (kind == "value_error" and isinstance(value, Mapping)) or any(_is_secret(str(part)) for part in path)
+        got = "" if hidden else f" (got {_shown(value)})"
         where = self._where(path)
         return Problem(where, message if where.startswith("--listen ") else f"{name}: {message}{got}")
+
+
+def _is_secret(key: str) -> bool:
+    """Whether a key's value must not be shown."""
+    return key in ("password", "bind_password", "key_password", "secret", "token")
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key's type is, or is beside None."""
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType] or [annotation]
+    return kinds[0] if isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel) else None
 
 
 def _shown(value: object) -> str:

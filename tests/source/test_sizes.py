@@ -26,6 +26,7 @@ LONG_FILES = {
     "mqttc/broker/session.pyx": "one noun: a session's whole life, and its window, queue and packet ids",
     "mqttc/broker/journal.pyx": "one thread and one transaction: rows, what is known of the file, and taking both back",
     "mqttc/broker/recover.pyx": "one reading of the file, table by table, into the structures of every room",
+    "mqttc/broker/on_connect.pyx": "one verb: from the first packet over questions and answers to CONNACK, on two workers",
     "mqttc/broker/worker.pyx": "one thread's turn: mail, timers, what it waits for; the engine starts and stops all of them",
     "mqttc/loadgen/actor.pyx": "one state machine per generated client, and the crew of threads that drives it",
     "mqttc/codec.pyx": "one class per packet type, each with its construction, fields and representation, and the same for many at once",
