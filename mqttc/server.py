@@ -27,6 +27,8 @@ from mqttc.control import Control
 from mqttc.embed.api import InProcess
 from mqttc.embed.hub import Hub
 from mqttc.errors import BrokerError
+from mqttc.hook_runner import HookRunner
+from mqttc.hooks import Hooks
 from mqttc.listen import BoundListener, Served, bind_all
 from mqttc.store import StoreError, open_store
 from mqttc.tls import ListenerFiles, ListenerTls
@@ -58,14 +60,17 @@ class Broker(InProcess):
     ``config`` is a ``Config``, a mapping of the same shape as the configuration file, or None for a listener
     on the loopback, port 1883. Files and the environment are not read (``Config.load`` does that), and
     nothing is written. An invalid mapping raises ``ConfigError``. ``authenticator`` decides about clients
-    with credentials instead of the lists of ``[auth]``.
+    with credentials instead of the lists of ``[auth]``. ``hooks``: what this program wants to have a say about, see docs/hooks.md.
 
     Start and stop it with ``start()`` and ``stop()``, ``with`` or ``async with``; afterwards it may be
     started again, empty. Methods may be called from any thread; in a forked child every call raises.
     """
 
-    def __init__(self, config: Config | Mapping[str, Any] | None = None, *, authenticator: Authenticator | None = None) -> None:
+    def __init__(
+        self, config: Config | Mapping[str, Any] | None = None, *, authenticator: Authenticator | None = None, hooks: Hooks | None = None
+    ) -> None:
         self._config = Config.of(config)
+        self._hooks = hooks
         self._own_authenticator = authenticator
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -91,13 +96,21 @@ class Broker(InProcess):
     def start(self) -> None:
         """Bring back what the store holds, bind all listeners and serve.
 
-        Raises ``ListenError``, ``mqttc.store.StoreError`` or another ``OSError``, and then nothing runs.
+        Raises ``ListenError``, ``mqttc.store.StoreError`` or another ``OSError``, and then nothing runs. Hooks that are coroutine
+        functions run on the loop that runs here, if they were not given another; without one, ``BrokerError``.
         """
+        try:
+            loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        self._start(loop)
+
+    def _start(self, loop: asyncio.AbstractEventLoop | None) -> None:
         self._check_process()
         with self._lock:
             if self._running is not None:
                 raise BrokerError("the broker is running already")
-            self._running = _Running(self._config, self._own_authenticator)
+            self._running = _Running(self._config, self._own_authenticator, self._hooks, loop)
             _running_brokers.add(self)
 
     def stop(self, timeout: float | None = None) -> bool:
@@ -222,7 +235,7 @@ class Broker(InProcess):
         self.stop()
 
     async def __aenter__(self) -> Self:
-        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
+        starting = asyncio.ensure_future(asyncio.to_thread(self._start, asyncio.get_running_loop()))
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -320,10 +333,13 @@ def _files_of(config: Config, listener: Listener) -> ListenerFiles | None:
 class _Running:
     """Everything that exists from start to stop."""
 
-    def __init__(self, config: Config, authenticator: Authenticator | None) -> None:
+    def __init__(
+        self, config: Config, authenticator: Authenticator | None, hooks: Hooks | None, loop: asyncio.AbstractEventLoop | None
+    ) -> None:
         self.last_stats: dict[str, int] = {}
         self.level = logs.LEVELS[config.log.level]
-        self.asks_gate = authenticator is not None or asks_gate(config)
+        self.asks_always = hooks is not None and hooks.asks_at_connect
+        self.asks_gate = self.asks_always or authenticator is not None or asks_gate(config)
         self.chain = ChainAuthenticator(config) if authenticator is None and config.auth.sources else None
         self.files = [_files_of(config, listener) for listener in config.listeners]
         self.bound: list[BoundListener] = []
@@ -333,7 +349,7 @@ class _Running:
             try:
                 self._recover(config)
                 self.bound = bind_all(config.listeners)
-                self._open(config, authenticator)
+                self._open(config, authenticator, hooks, loop)
             except BaseException:
                 self.engine.close()
                 raise
@@ -341,14 +357,23 @@ class _Running:
             self._let_go()
             raise
 
-    def _open(self, config: Config, authenticator: Authenticator | None) -> None:
+    def _open(
+        self, config: Config, authenticator: Authenticator | None, hooks: Hooks | None, loop: asyncio.AbstractEventLoop | None
+    ) -> None:
         served = self.served = dict[int, Served]()
         self.quic: dict[int, Any] = {}
         for bound, files in zip(self.bound, self.files, strict=True):
             self._add(bound, config, files, served)
         warn_of_plain_passwords(config)
         self.hub = Hub(self.engine, served, config)
-        self.control = Control(self.engine, self.hub, served, self.watched, self.quic, config, authenticator or self.chain, self.stats)
+        asked = authenticator or self.chain
+        runner = None if hooks is None else HookRunner(hooks, self.engine, self.hub, config, loop)
+        try:
+            self.control = Control(self.engine, self.hub, served, self.watched, self.quic, config, asked, self.stats, runner)
+        except BaseException:
+            if runner is not None:
+                runner.abandon()
+            raise
         try:
             self.engine.start()
         except BaseException:
@@ -409,7 +434,7 @@ class _Running:
                 maximum_qos=listener.maximum_qos,
                 max_connections=listener.max_connections,
                 anonymous=_ANONYMOUS[anonymous],
-                auth=int(self.asks_gate),
+                auth=2 if self.asks_always else int(self.asks_gate),
                 tcp_user_timeout_ms=round(listener.tcp_user_timeout * 1000),
                 keepalive_idle_s=listener.tcp_keepalive_idle,
                 server_reference=listener.server_reference,

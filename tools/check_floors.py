@@ -31,8 +31,8 @@ BROKER = [
 LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native", "inside"]
 PYTHON = [
-    *("errors", "logs", "sections", "config_auth", "config", "listen", "certs", "tls", "hooks", "auth"),
-    *("store", "adapters", "web", "roads", "embed", "control", "server", "client", "broker_thread", "asgi", "bench", "cli"),
+    *("errors", "logs", "sections", "config_auth", "config", "listen", "certs", "tls", "auth", "hooks"),
+    *("store", "adapters", "web", "roads", "embed", "hook_runner", "control", "server", "client", "broker_thread", "asgi", "bench", "cli"),
 ]
 
 FLOORS: dict[str, tuple[int, int]] = {}

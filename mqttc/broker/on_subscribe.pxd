@@ -3,10 +3,11 @@
 from libc.stdint cimport uint8_t, uint32_t
 
 from mqttc.base.types cimport Span
-from mqttc.broker.state cimport Conn, Session, Subscription, Worker
-from mqttc.proto.packet cimport Filter, Packet
+from mqttc.broker.state cimport Conn, HookMail, Session, Subscription, Worker
+from mqttc.proto.packet cimport Filter, Frame, Packet
 
-cdef void on_subscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogil
+cdef void on_subscribe(Worker *worker, Conn *conn, const Frame *frame, Packet *packet) noexcept nogil
+cdef void subscribe_answered(Worker *worker, Conn *conn, const Frame *frame, const HookMail *mail) noexcept nogil     # what hooks say of one that was set aside
 cdef void on_unsubscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogil
 cdef int handout_add(Session *session, const Subscription *subscription, Span filter) noexcept nogil   # retained messages are due; RC_SUCCESS or RC_QUOTA_EXCEEDED
 # One filter; the reason code of SUBACK or UNSUBACK. Retained messages are due then, and not sent yet.

@@ -50,10 +50,13 @@ cdef enum Counter:
     C_HTTP_REFUSED                     # requests that are none, too long, or answered with an error
     C_HTTP_SPLICED                     # connections handed through to the control plane
     C_EVENTS_LOST                      # that the program around the broker wanted to hear of
+    C_HOOK_QUESTIONS                   # PUBLISH and SUBSCRIBE that hooks were asked about
+    C_HOOKS_UNASKED                    # the same, but too many questions were open
+    C_HOOKS_ABANDONED                  # the same, but their connection ended before the answer
     C_COUNT
 
 cdef struct Stats:
-    uint64_t v[80]
+    uint64_t v[96]
 
 cdef inline void stat(Stats *stats, int counter) noexcept nogil:
     counter_add(&stats.v[counter], 1)

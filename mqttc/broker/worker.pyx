@@ -21,11 +21,12 @@ from mqttc.broker.gate cimport gate_free, gate_init
 from mqttc.broker.group cimport group_free
 from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.journal cimport DURABILITY_SYNCED, Body, JournalHooks, journal_free, journal_start, journal_stop
-from mqttc.broker.inside cimport inside_free, inside_pump_all, on_request
+from mqttc.broker.inside cimport inside_answered, inside_free, inside_pump_all, on_request
 from mqttc.broker.mail cimport mail_discard, post, post_all, publish_mail_done
 from mqttc.broker.on_connect cimport conn_init, connect_adopt, connect_welcome, on_answer
 from mqttc.broker.on_head cimport on_head_answer, tunnel_drained
-from mqttc.broker.on_publish cimport brakes_release, conn_brake
+from mqttc.broker.on_publish cimport brakes_release, conn_brake, publish_answered, unpark
+from mqttc.broker.on_subscribe cimport subscribe_answered
 from mqttc.broker.port cimport delivery_free, port_flush
 from mqttc.broker.presence cimport session_timer
 from mqttc.broker.reply cimport END_REFUSED, conn_disconnect, conn_of, replies_release
@@ -37,8 +38,8 @@ from mqttc.broker.routes cimport route_drop, routes_free, routes_init
 from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
 from mqttc.broker.state cimport (
     CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_REMOTE, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_BRAKE, MAIL_COMMITTED, MAIL_DELIVERY, MAIL_GROUP, MAIL_HEAD,
-    MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, WAIT_INSIDE, WAIT_OFFER, WAIT_SESSION, AdoptMail, AnswerMail,
-    BlocksMail, BodiesMail, BrakeMail, CommittedMail, Conn, DeliveryMail, Engine, Group, GroupMail, HeadMail, LinkMail, Listener, PlainMail, PublishMail, RequestMail, Session, Settings, Wait, Worker,
+    MAIL_HOOK, MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, WAIT_INSIDE, WAIT_OFFER, WAIT_SESSION, AdoptMail, AnswerMail,
+    BlocksMail, BodiesMail, BrakeMail, CommittedMail, Conn, DeliveryMail, Engine, Group, GroupMail, HeadMail, HookMail, LinkMail, Listener, Parked, PlainMail, PublishMail, RequestMail, Session, Settings, Wait, Worker,
 )
 from mqttc.broker.trie cimport trie_build, trie_free
 from mqttc.broker.verdicts cimport verdicts_free, verdicts_init
@@ -50,7 +51,7 @@ from mqttc.net.reactor cimport (
 from mqttc.net.tcp cimport PeerAddress, tcp_ops
 from mqttc.net.vouched cimport Proofs, vouched_wrap
 from mqttc.net.ws cimport ws_accept
-from mqttc.proto.packet cimport RC_QUOTA_EXCEEDED, RC_SERVER_SHUTTING_DOWN
+from mqttc.proto.packet cimport RC_QUOTA_EXCEEDED, RC_SERVER_SHUTTING_DOWN, SUBSCRIBE, Frame
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -194,6 +195,24 @@ cdef void on_publish_mail(Worker *worker, PublishMail *mail) noexcept nogil:
         publication_clear(worker, &pub)
         route_drop(mail.items[i].route)
     publish_mail_done(worker, mail)
+
+
+cdef void on_hook_mail(Worker *worker, HookMail *mail) noexcept nogil:
+    cdef Conn *conn
+    cdef Parked *parked
+    cdef Frame frame
+    if mail.session:
+        inside_answered(worker, mail)
+        return
+    conn = <Conn *> reactor_link(worker.reactor, mail.slot, mail.generation)
+    parked = unpark(worker, conn, mail, &frame) if conn != NULL else NULL
+    if parked == NULL:
+        return
+    if parked.type == SUBSCRIBE:
+        subscribe_answered(worker, conn, &frame, mail)
+    else:
+        publish_answered(worker, conn, &frame, mail)
+    mem_free(parked)
 
 
 cdef void on_brake_mail(Worker *worker, BrakeMail *mail) noexcept nogil:
@@ -354,6 +373,8 @@ cdef void on_mail(void *context, Mail *chain) noexcept nogil:
             on_head_answer(worker, <HeadMail *> mail)
         elif mail.kind == MAIL_LINK:
             on_link_mail(worker, <LinkMail *> mail)
+        elif mail.kind == MAIL_HOOK:
+            on_hook_mail(worker, <HookMail *> mail)
         elif mail.kind == MAIL_BRAKE:
             on_brake_mail(worker, <BrakeMail *> mail)
         elif mail.kind == MAIL_REQUEST:

@@ -13,7 +13,7 @@ GAUGES: Final = frozenset(
         *("sessions", "retained", "retained_bytes", "tree_nodes", "uptime_seconds", "http_connections"),
         *("journal_last_commit_us", "journal_longest_commit_us", "journal_backlog_bytes", "journal_failing"),
         *("auth_failures_entries", "auth_hashing_most_kib", "auth_hashing_waiting", "auth_remembered_entries"),
-        *("quic_connections", "quic_half_open", "quic_streams", "quic_tickets"),
+        *("hooks_waiting", "quic_connections", "quic_half_open", "quic_streams", "quic_tickets"),
     )
 )
 """What goes down too; everything else that a broker counts only grows."""
@@ -61,6 +61,16 @@ HELP: Final[Mapping[str, str]] = {
     "gate_questions": "Decisions about clients that were asked for.",
     "gate_timeouts": "Decisions about clients that did not come in time.",
     "group_backlog": "Messages that wait for shared subscriptions without a ready member.",
+    "hook_questions": "Messages and SUBSCRIBE packets that hooks were asked about.",
+    "hooks_abandoned": "Messages and SUBSCRIBE packets whose connection ended before hooks had answered.",
+    "hooks_asked": "Calls of hooks that were wanted.",
+    "hooks_changed": "Messages and subscriptions that hooks have changed.",
+    "hooks_failed": "Calls of hooks that ended with an exception, or with an answer that is none.",
+    "hooks_late": "Calls of hooks without an answer in time.",
+    "hooks_overflowed": "Calls of hooks that were not made because too many were not over.",
+    "hooks_refused": "Clients, messages and subscriptions that hooks have refused.",
+    "hooks_unasked": "Messages and SUBSCRIBE packets that hooks could not be asked about because too many questions were open.",
+    "hooks_waiting": "Calls of hooks that are not over.",
     "http_connections_spliced": "Connections of ws and wss listeners that were handed to the HTTP server.",
     "http_requests_refused": "First requests of ws and wss listeners that are none, or were answered with an error.",
     "verdicts_kept": "Decisions about clients that worker threads have noted.",
