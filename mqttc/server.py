@@ -88,16 +88,22 @@ class Broker(InProcess):
         running = self._running
         return () if running is None else tuple(bound.url for bound in running.bound)
 
-    def start(self) -> None:
+    def start(self, bound: list[BoundListener] | None = None) -> None:
         """Bring back what the store holds, bind all listeners and serve.
 
+        ``bound``: the configuration's listeners, bound already (`mqttc.listen.bind_all`); they are owned from here on.
         Raises ``ListenError``, ``mqttc.store.StoreError`` or another ``OSError``, and then nothing runs.
         """
         self._check_process()
         with self._lock:
             if self._running is not None:
                 raise BrokerError("the broker is running already")
-            self._running = _Running(self._config, self._own_authenticator)
+            try:
+                self._running = _Running(self._config, self._own_authenticator, bound)
+            except BaseException:
+                for one in bound or ():
+                    one.close()
+                raise
             _running_brokers.add(self)
 
     def stop(self, timeout: float | None = None) -> bool:
@@ -320,7 +326,7 @@ def _files_of(config: Config, listener: Listener) -> ListenerFiles | None:
 class _Running:
     """Everything that exists from start to stop."""
 
-    def __init__(self, config: Config, authenticator: Authenticator | None) -> None:
+    def __init__(self, config: Config, authenticator: Authenticator | None, bound: list[BoundListener] | None) -> None:
         self.last_stats: dict[str, int] = {}
         self.level = logs.LEVELS[config.log.level]
         self.asks_gate = authenticator is not None or asks_gate(config)
@@ -332,7 +338,7 @@ class _Running:
             self.engine = native.Engine(response_information=config.broker.response_information, **config.engine_settings())
             try:
                 self._recover(config)
-                self.bound = bind_all(config.listeners)
+                self.bound = bind_all(config.listeners) if bound is None else bound
                 self._open(config, authenticator)
             except BaseException:
                 self.engine.close()

@@ -31,7 +31,7 @@ BROKER = [
 LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native", "inside"]
 PYTHON = [
-    *("errors", "logs", "sections", "config_auth", "config", "listen", "certs", "tls", "hooks", "auth"),
+    *("errors", "logs", "sections", "config_auth", "config", "systemd", "listen", "certs", "tls", "hooks", "auth"),
     *("store", "adapters", "web", "roads", "embed", "control", "server", "client", "broker_thread", "asgi", "bench", "cli"),
 ]
 
