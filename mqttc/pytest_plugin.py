@@ -5,15 +5,13 @@ pytest imports this module in every run in which mqttc is installed, so it impor
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
     from mqttc.client import Client, SyncClient
     from mqttc.clock import VirtualClock
     from mqttc.config import Config
@@ -21,11 +19,8 @@ if TYPE_CHECKING:
     from mqttc.testing.proxy import FaultProxy
     from mqttc.testing.recorder import Recorder
 
-    class AsyncConnecting(Awaitable[Client], AbstractAsyncContextManager[Client], Protocol):
-        """``async with`` closes the client; after ``await`` it is closed at the end of the test."""
-
     SyncClients = Callable[..., SyncClient]
-    AsyncClients = Callable[..., AsyncConnecting]
+    AsyncClients = Callable[..., Client]
     Brokers = Callable[..., LocalBroker]
 
 MARKER = "mqtt_broker"
@@ -181,38 +176,22 @@ def mqtt_client(request: pytest.FixtureRequest, mqtt_url: str) -> Iterator[SyncC
         client.close(drain=False)
 
 
-class _Connecting:
-    def __init__(self, client: Client, connected: list[tuple[Any, Client]]) -> None:
-        self._client = client
-        self._connected = connected
-
-    def __await__(self) -> Generator[Any, None, Client]:
-        return self._connect().__await__()
-
-    async def _connect(self) -> Client:
-        import asyncio
-
-        await self._client.connect()
-        self._connected.append((asyncio.get_running_loop(), self._client))
-        return self._client
-
-    async def __aenter__(self) -> Client:
-        return await self._client.__aenter__()
-
-    async def __aexit__(self, *raised: Any) -> None:
-        await self._client.__aexit__(*raised)
-
-
 @pytest.fixture
 def mqtt_async_client(request: pytest.FixtureRequest, mqtt_url: str) -> Iterator[AsyncClients]:
-    """Make clients for coroutines on asyncio, whichever plugin runs them: ``async with mqtt_async_client(client_id="a") as client``,
-    or ``client = await mqtt_async_client()``, which is closed at the end if its loop still is there. See ``mqtt_client``.
+    """Make clients for coroutines on asyncio, whichever plugin runs them: ``async with mqtt_async_client(client_id="a") as client``
+    connects and closes it. See ``mqtt_client``. One that is left open is an error: its loop is gone when the test has ended.
     """
-    from mqttc.client import Client
+    from mqttc.client import Client, State
 
-    connected: list[tuple[Any, Client]] = []
-    yield lambda url=None, **options: _Connecting(Client(url or mqtt_url, **_options(options)), connected)
+    clients: list[Client] = []
+
+    def make(url: str | None = None, **options: Any) -> Client:
+        client = Client(url or mqtt_url, **_options(options))
+        clients.append(client)
+        return client
+
+    yield make
     _end_faults(request)
-    for loop, client in reversed(connected):
-        if not client.closed and not loop.is_closed() and not loop.is_running():
-            loop.run_until_complete(client.close(drain=False))
+    left = [client for client in clients if client.state not in (State.NEW, State.CLOSED)]
+    if left:
+        pytest.fail(f"{left[0]!r} was not closed: `async with mqtt_async_client() as client` does it", pytrace=False)
