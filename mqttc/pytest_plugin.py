@@ -1,4 +1,4 @@
-"""The pytest plugin: a broker for each test that asks for one. See docs/testing-programs.md.
+"""The pytest plugin: a broker for each test that asks for one. See docs/testing-your-program.md.
 
 pytest imports this module in every run in which mqttc is installed, so it imports nothing of mqttc but the empty package: fixtures do.
 """

@@ -99,6 +99,7 @@ class Recorder:
         self._messages: list[Message] = []
         self._events: list[Event] = []
         self._lost = 0
+        self._lost_before = 0
         self._fences = 0
         self._passed = 0
         self._thread = LoopThread("recorder")
@@ -117,6 +118,7 @@ class Recorder:
             raise
 
     async def _begin(self) -> None:
+        self._lost_before = self._broker.stats()["events_lost"]
         await self._subscription.__aenter__()
         self._unlisten = self._broker.on_event(self._event)
 
@@ -173,8 +175,9 @@ class Recorder:
     @property
     def lost(self) -> int:
         """Messages and events that were not recorded, since there was no room; then assertions fail."""
+        events = self._broker.stats()["events_lost"] - self._lost_before
         with self._changed:
-            return self._lost + self._subscription.dropped
+            return self._lost + self._subscription.dropped + events
 
     def clear(self) -> None:
         """Forget what came; first what is still on its way: see ``fence``."""
