@@ -54,7 +54,9 @@ class FaultProxy:
     # ---- begin and end
 
     def start(self) -> None:
-        """Raises ``BrokerError`` for a broker that has no TCP listener, ``ValueError`` for a URL of something else."""
+        """Begins once. Raises ``BrokerError`` for a broker that has no TCP listener, ``ValueError`` for a URL of something else."""
+        if self._port:
+            raise ClosedError("a proxy begins once")
         self._target()
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setblocking(False)

@@ -118,8 +118,8 @@ class Recorder:
             raise
 
     async def _begin(self) -> None:
-        self._lost_before = self._broker.stats()["events_lost"]
         await self._subscription.__aenter__()
+        self._lost_before = self._broker.stats()["events_lost"]
         self._unlisten = self._broker.on_event(self._event)
 
     def stop(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 from mqttc import BrokerError, SyncClient, codec
 from mqttc.client import Reconnect, State
 from mqttc.embed.events import Dropped
-from mqttc.errors import MqttError, PublishError, RefusedError, SubscribeError
+from mqttc.errors import ClosedError, MqttError, PublishError, RefusedError, SubscribeError
 from mqttc.testing import FaultProxy, LocalBroker, Recorder
 
 TIMEOUT = 5.0
@@ -168,8 +169,8 @@ def test_what_is_no_mqtt_goes_through() -> None:
 def _exactly(peer: socket.socket, count: int) -> bytes:
     peer.settimeout(TIMEOUT)
     found = b""
-    while len(found) < count:
-        found += peer.recv(count - len(found))
+    while len(found) < count and (piece := peer.recv(count - len(found))):
+        found += piece
     return found
 
 
@@ -302,6 +303,42 @@ def test_cut_after_bytes(mqtt_faults: FaultProxy, mqtt_broker: LocalBroker, to: 
         assert _exactly(client, 4) == b"\x20\x02\x00\x00", "the next connection is whole"
 
 
+@pytest.mark.parametrize("reset", [False, True])
+def test_what_a_client_sees_of_a_cut(mqtt_faults: FaultProxy, reset: bool) -> None:
+    mqtt_faults.cut("CONNACK", at_byte=2)
+    mqtt_faults.cut("PINGRESP", reset=reset)
+    for after_connack in (False, True):
+        with socket.create_connection((mqtt_faults.host, mqtt_faults.port)) as client:
+            client.settimeout(TIMEOUT)
+            client.sendall(b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x00\x00\x01a")
+            if not after_connack:
+                assert _exactly(client, 2) == b"\x20\x02"
+            else:
+                assert _exactly(client, 4) == b"\x20\x02\x00\x00"
+                client.sendall(b"\xc0\x00")
+            if after_connack and reset:
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+            else:
+                assert client.recv(1) == b""
+
+
+def test_a_reset_goes_through() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        FaultProxy(f"mqtt://127.0.0.1:{server.getsockname()[1]}") as proxy,
+        socket.create_connection((proxy.host, proxy.port)) as client,
+    ):
+        client.settimeout(TIMEOUT)
+        client.sendall(b"\xc0\x00")
+        peer, _ = server.accept()
+        assert _exactly(peer, 2) == b"\xc0\x00"
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
 def test_cut_after_bytes_of_clients(client_of: Make, mqtt_faults: FaultProxy, mqtt_recorder: Recorder) -> None:
     fault = mqtt_faults.cut_after(1000, to="broker", client_id="client")
     client = client_of()
@@ -381,12 +418,15 @@ def test_a_refused_unsubscribe(mqtt_faults: FaultProxy) -> None:
 def test_a_client_that_is_not_read(client_of: Make, mqtt_faults: FaultProxy, mqtt_recorder: Recorder) -> None:
     client = client_of()
     fault = mqtt_faults.stop_reading("client")
+    client.publish("small", b"x", 0)
+    fault.wait()
+    mqtt_recorder.expect_none("small")
     for _ in range(64):
         client.publish("a", b"x" * 200_000, 1)
-    fault.wait()
-    mqtt_recorder.expect_none("a")
+    mqtt_recorder.expect_none()
     fault.release()
     client.finished()
+    mqtt_recorder.expect("small", count=1)
     mqtt_recorder.expect("a", count=64)
 
 
@@ -492,6 +532,16 @@ def test_a_broker_that_is_started_again(mqtt_faults: FaultProxy, mqtt_broker: Lo
     client.publish("a", b"x", 1)
     client.finished()
     client.close()
+
+
+def test_a_proxy_begins_once(mqtt_broker: LocalBroker) -> None:
+    with FaultProxy(mqtt_broker) as proxy:
+        with pytest.raises(ClosedError, match="begins once"):
+            proxy.start()
+        assert proxy.url.startswith("mqtt://127.0.0.1:")
+    proxy.stop()
+    with pytest.raises(ClosedError, match="not running"):
+        proxy.url  # noqa: B018
 
 
 def test_what_cannot_be_in_front_of() -> None:

@@ -130,7 +130,8 @@ def test_a_fault_that_holds_does_not_hold_up_the_end(pytester: pytest.Pytester) 
             assert mqtt_url == mqtt_faults.url
             client = mqtt_client(client_id="a")
             mqtt_faults.stop_reading("client")
-            client.publish("a", b"x", qos=1, wait=False)
+            for _ in range(20):
+                client.publish("a", b"x" * 1_000_000, qos=1, wait=False)
         """,
         1,
     )

@@ -249,6 +249,9 @@ def test_threads_may_advance_it(mqtt_broker: LocalBroker, mqtt_clock: VirtualClo
 def test_a_broker_with_a_clock_has_no_other(mqtt_broker: LocalBroker, mqtt_clock: VirtualClock) -> None:
     with pytest.raises(BrokerError, match="clock of its own"):
         mqtt_broker.advance_clock(1)
+    assert mqtt_broker._running is not None
+    with pytest.raises(RuntimeError, match="before open_store and start"):
+        mqtt_broker._running.engine.hold_clock(0)
 
 
 def test_a_broker_ends_in_real_time(mqtt_clock: VirtualClock) -> None:
