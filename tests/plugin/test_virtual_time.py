@@ -113,6 +113,29 @@ def test_what_a_timer_sets_in_turn_counts_from_its_own_time(
 
 
 @pytest.mark.parametrize("workers", WORKERS)
+def test_what_follows_is_sent_when_advance_returns(
+    mqtt_brokers: Callable[..., LocalBroker], mqtt_clock: VirtualClock, workers: int
+) -> None:
+    """Also to clients of other workers."""
+    broker = mqtt_brokers(workers=workers)
+    with socket.create_connection((broker.host, broker.port)) as panel:
+        panel.sendall(b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x00\x00\x01a" + b"\x82\x06\x00\x01\x00\x01w\x00")
+        while len(panel.recv(9, socket.MSG_PEEK)) < 9:
+            pass
+        assert panel.recv(9) == b"\x20\x02\x00\x00\x90\x03\x00\x01\x00"
+        panel.setblocking(False)
+        for turn in range(5):
+            for number in range(8):
+                will = Will("w", b"", properties=Properties(will_delay_interval=10))
+                client = SyncClient(broker.url, client_id=f"device {turn} {number}", session_expiry=100, will=will)
+                client.connect()
+                client.close(reason_code=ReasonCode.DISCONNECT_WITH_WILL_MESSAGE)
+            broker.settle()
+            mqtt_clock.advance(10)
+            assert panel.recv(1000) == b"\x30\x03\x00\x01w" * 8
+
+
+@pytest.mark.parametrize("workers", WORKERS)
 def test_keep_alive_only_if_the_test_wants(mqtt_brokers: Callable[..., LocalBroker], mqtt_clock: VirtualClock, workers: int) -> None:
     from mqttc.embed.events import Disconnected
 
