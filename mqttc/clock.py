@@ -26,8 +26,8 @@ class VirtualClock:
 
     All that a broker does by time follows it: expiry of sessions, messages and retained messages, will delay, keep alive, deadlines of
     CONNECT and of authentication, the brakes on publishers, the time stamps of events, and what a store that is opened again finds
-    expired. A broker that stops takes its last steps in real time. Other brokers of the process, clients, and deadlines of HTTP, QUIC
-    and the program's own hooks keep real time.
+    expired. A broker that stops takes its last steps in real time. Other brokers of the process, clients, deadlines of HTTP and QUIC,
+    what authenticators measure for themselves, and the program's own hooks keep real time.
 
     Several brokers may share a clock; one that is started later begins where the clock stands. All methods may be called from any thread.
     """
