@@ -22,7 +22,7 @@ from mqttc.broker.state cimport (
 from mqttc.broker.stats cimport C_COUNT
 from mqttc.broker.verdicts cimport VERDICT_ADDRESS, VERDICT_CLIENT_ID, VERDICT_ON, verdicts_configure
 from mqttc.broker.worker cimport (
-    engine_abandon, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_listen, engine_start, engine_stop,
+    engine_abandon, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_hold, engine_listen, engine_start, engine_stop,
 )
 from mqttc.net.proxy cimport Network, ProxyRules, proxy_live
 from mqttc.net.reactor cimport NetStats
@@ -556,13 +556,19 @@ cdef class Engine:
         stats["log_records_dropped"] = logring_dropped(engine.log)
         return stats
 
-    def advance_clock(self, int64_t milliseconds, int64_t wall_milliseconds):
+    def hold_clock(self, int64_t wall_milliseconds):
+        cdef NativeEngine *engine = self.alive()
+        if self.started or engine.journal != NULL:
+            raise RuntimeError("the clock is held before open_store and start, or not")
+        engine_hold(engine, wall_milliseconds)
+
+    def advance_clock(self, int64_t milliseconds, int64_t wall_milliseconds, *, bint heard=False):
         cdef NativeEngine *engine = self.alive()
         if milliseconds < 0:
             raise ValueError("the monotonic clock does not go back")
         self.inside += 1
         with nogil:
-            engine_advance(engine, milliseconds, wall_milliseconds)
+            engine_advance(engine, milliseconds, wall_milliseconds, heard)
         self.inside -= 1
 
     @property

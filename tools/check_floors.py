@@ -32,7 +32,8 @@ LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native", "inside"]
 PYTHON = [
     *("errors", "logs", "sections", "config_auth", "config", "systemd", "listen", "certs", "tls", "hooks", "auth"),
-    *("store", "adapters", "web", "roads", "embed", "control", "server", "client", "broker_thread", "asgi", "bench", "cli"),
+    *("store", "adapters", "web", "roads", "embed", "control", "clock", "server", "client", "broker_thread", "asgi"),
+    *("testing", "pytest_plugin", "bench", "cli"),
 ]
 
 FLOORS: dict[str, tuple[int, int]] = {}

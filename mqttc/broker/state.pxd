@@ -656,6 +656,7 @@ cdef struct Worker:
 cdef struct Engine:
     Settings settings
     Clock clock
+    int64_t heard_ms                   # atomic: connections count as heard from until then, whatever they sent; see engine_advance
     Trie *trie
     RetainStore *retain
     Journal *journal                   # NULL: nothing outlives the process

@@ -10,7 +10,7 @@ from mqttc.base.msg cimport Msg, msg_come_home, msg_drop, msg_take_strays, pool_
 from mqttc.base.ring cimport ring_at, ring_init, ring_pop_front, ring_trim
 from mqttc.base.timer cimport TimerNode, wheel_add
 from mqttc.base.types cimport (
-    ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_i64_relaxed, atomic_add_u32_relaxed, atomic_load_u64_relaxed, atomic_store_u32_release, span_equal,
+    ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u64_relaxed, atomic_store_i64_relaxed, atomic_store_u32_release, span_equal,
     span_make,
 )
 from mqttc.base.vec cimport vec_at, vec_free, vec_init
@@ -45,7 +45,7 @@ from mqttc.broker.verdicts cimport verdicts_free, verdicts_init
 from mqttc.net.outq cimport chunk_drop
 from mqttc.net.proxy cimport proxy_accept
 from mqttc.net.reactor cimport (
-    Link, LinkHooks, link_close, link_open, reactor_abandon, reactor_build, reactor_ending, reactor_free, reactor_link, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
+    Link, LinkHooks, clock_hold, clock_move, clock_now_ms, clock_release, link_close, link_open, reactor_abandon, reactor_build, reactor_clock, reactor_ending, reactor_free, reactor_link, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
 )
 from mqttc.net.tcp cimport PeerAddress, tcp_ops
 from mqttc.net.vouched cimport Proofs, vouched_wrap
@@ -71,7 +71,8 @@ cdef enum:
     LOG_RECORDS = 4096
     OPEN_QUESTIONS = 65536             # bounds of the gate's list
     OPEN_QUESTION_BYTES = 64 << 20
-    ADVANCE_ATTEMPTS = 20000           # of 0.1 ms, until every worker has seen the moved clock
+    ADVANCE_WAIT_US = 50
+    ADVANCE_ATTEMPTS = 40000           # until every worker has seen the moved clock
     SWEEP_MS = 2000
     SWEEP_TOPICS = 20000               # retained messages looked at for expiry per sweep
     SHUTDOWN_TICK_MS = 50
@@ -149,8 +150,8 @@ cdef void on_timer(void *context, TimerNode *node) noexcept nogil:
     elif node.kind == TIMER_BRAKE:
         brakes_release(worker)
     elif node.kind == TIMER_SWEEP:
-        retain_sweep(worker.engine.retain, &worker.msgs, worker.reactor.now_ms, SWEEP_TOPICS)
-        wheel_add(worker.reactor.wheel, node, worker.reactor.now_ms + SWEEP_MS)
+        retain_sweep(worker.engine.retain, &worker.msgs, worker.reactor.turn_ms, SWEEP_TOPICS)
+        wheel_add(worker.reactor.wheel, node, worker.reactor.turn_ms + SWEEP_MS)     # once, however far the clock has jumped
     elif node.kind == TIMER_SHUTDOWN:
         shutdown_tick(worker)
 
@@ -600,6 +601,7 @@ cdef bint engine_stop(Engine *engine, uint32_t timeout_ms) noexcept nogil:
     cdef PlainMail *mail
     cdef Worker *worker
     engine.settings.shutdown_timeout_ms = timeout_ms
+    clock_release(&engine.clock)        # last words are waited for in real time
     atomic_store_u32_release(&engine.stopping, 1)
     for i in range(engine.settings.workers):
         worker = engine.workers[i]
@@ -713,21 +715,39 @@ cdef void engine_abandon(Engine *engine) noexcept nogil:
             close(engine.listeners[i].fd)
 
 
-cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms) noexcept nogil:
-    """Returns when no worker is still in a turn that read the clock before."""
-    cdef uint32_t i, attempt
-    cdef uint64_t *turns
-    cdef uint64_t before
-    atomic_add_i64_relaxed(&engine.clock.mono_offset_ms, mono_ms)
-    atomic_add_i64_relaxed(&engine.clock.wall_offset_ms, wall_ms)
+cdef void engine_hold(Engine *engine, int64_t wall_ms) noexcept nogil:
+    cdef uint32_t i
+    clock_hold(&engine.clock, wall_ms)
     for i in range(engine.settings.workers):
-        turns = &engine.workers[i].reactor.stats.turns
-        before = atomic_load_u64_relaxed(turns)
-        for attempt in range(ADVANCE_ATTEMPTS):         # a worker that has stopped makes no turns
-            inbox_wake(&engine.workers[i].reactor.inbox)
-            if atomic_load_u64_relaxed(turns) - before >= 2:
-                break
-            usleep(100)
+        reactor_clock(engine.workers[i].reactor)
+
+
+cdef void workers_turn(Engine *engine) noexcept nogil:
+    """Returns when each worker has begun and ended a turn since: its timers that were due have run, and it has read what had arrived."""
+    cdef uint64_t[256] turns
+    cdef uint32_t i, attempt
+    cdef bint waiting = True
+    for i in range(engine.settings.workers):
+        turns[i] = atomic_load_u64_relaxed(&engine.workers[i].reactor.stats.turns)
+    for attempt in range(ADVANCE_ATTEMPTS):             # a worker that has stopped makes no turns
+        waiting = False
+        for i in range(engine.settings.workers):
+            if atomic_load_u64_relaxed(&engine.workers[i].reactor.stats.turns) - turns[i] < 2:
+                inbox_wake(&engine.workers[i].reactor.inbox)
+                waiting = True
+        if not waiting:
+            return
+        usleep(ADVANCE_WAIT_US)
+
+
+cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms, bint heard) noexcept nogil:
+    """Returns when no worker is still in a turn that read the clock before, and what they have told each other has arrived."""
+    if heard:
+        atomic_store_i64_relaxed(&engine.heard_ms, clock_now_ms(&engine.clock) + mono_ms)
+    clock_move(&engine.clock, mono_ms, wall_ms)
+    workers_turn(engine)
+    if engine.settings.workers > 1:
+        workers_turn(engine)
 
 
 cdef uint64_t engine_counter(const Engine *engine, int counter) noexcept nogil:
