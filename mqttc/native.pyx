@@ -548,6 +548,8 @@ cdef class Engine:
             stats["journal_syncs"] = atomic_load_u64_relaxed(&engine.journal.stats.syncs)
             stats["journal_records"] = atomic_load_u64_relaxed(&engine.journal.stats.records)
             stats["journal_cancelled"] = atomic_load_u64_relaxed(&engine.journal.stats.cancelled)
+            stats["journal_logged"] = atomic_load_u64_relaxed(&engine.journal.stats.logged)
+            stats["journal_folded"] = atomic_load_u64_relaxed(&engine.journal.stats.folded)
             stats["journal_failures"] = atomic_load_u64_relaxed(&engine.journal.stats.failures)
             stats["journal_gathers"] = atomic_load_u64_relaxed(&engine.journal.stats.gathers)
             stats["journal_reads"] = atomic_load_u64_relaxed(&engine.journal.stats.reads)

@@ -24,7 +24,8 @@ NET = [
     *("outq", "listener", "poller", "poller_epoll", "poller_kqueue", "reactor"),
 ]
 BROKER = [
-    *("handle", "stats", "acl", "sqlite", "journal", "trie", "routes", "retain", "state", "report", "mail", "durable", "reply"),
+    *("handle", "stats", "acl", "sqlite", "record", "known", "rows", "window", "replay", "checkpoint", "journal"),
+    *("trie", "routes", "retain", "state", "report", "mail", "durable", "reply"),
     *("session", "group", "deliver", "presence", "will", "gate"),
     *("on_connect", "on_head", "on_publish", "on_subscribe", "conn", "worker", "recover"),
 ]

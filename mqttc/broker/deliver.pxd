@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from mqttc.base.msg cimport Msg
 from mqttc.base.types cimport Span
-from mqttc.broker.journal cimport Body
+from mqttc.broker.record cimport Body
 from mqttc.broker.routes cimport Route
 from mqttc.broker.state cimport GroupMail, Session, Worker
 from mqttc.net.outq cimport Chunk

@@ -15,7 +15,7 @@ from mqttc.broker.group cimport (
     backlog_pop, backlog_push, backlog_push_front, group_close, group_credit, group_find, group_join, group_leave, group_offline, group_online, group_pick,
 )
 from mqttc.broker.handle cimport handle_worker
-from mqttc.broker.journal cimport RECORD_HANDED_OUT, Body
+from mqttc.broker.record cimport RECORD_HANDED_OUT, Body
 from mqttc.broker.mail cimport post_group, post_publish
 from mqttc.broker.reply cimport answer, conn_disconnect
 from mqttc.broker.report cimport EV_MESSAGES_DROPPED, EV_RETAINED_LIMIT, LOG_WARNING, report, text

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from mqttc.base.msg cimport Msg
 from mqttc.base.types cimport Span, atomic_load_u32_relaxed
-from mqttc.broker.journal cimport Record
+from mqttc.broker.record cimport Record
 from mqttc.broker.routes cimport Route, SubscriptionIds
 from mqttc.broker.state cimport Conn, QueueEntry, Session, Wait, Will, Worker
 

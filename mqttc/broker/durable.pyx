@@ -7,10 +7,11 @@ from mqttc.base.ring cimport ring_at, ring_free, ring_push
 from mqttc.base.types cimport Span, atomic_add_u64_relaxed, atomic_load_u64_relaxed
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.handle cimport handle_make
-from mqttc.broker.journal cimport (
-    DURABILITY_SYNCED, EVENT_DONE, EVENT_INBOUND_DONE, EVENT_OF_GROUP, EVENT_RELEASED, EVENT_SENT, EVENT_WAS_RELEASED, EVENTS_PER_RECORD, RECORD_EVENTS,
-    RECORD_GROUP, RECORD_GROUP_END, RECORD_MESSAGE, RECORD_PRESENCE, RECORD_READ, RECORD_SESSION, RECORD_SESSION_END, RECORD_SUBSCRIBE, RECORD_WILL,
-    RECORD_WILL_DONE, Event, Record, RecordTarget, journal_post, record_build, record_data, record_events, record_free, record_targets,
+from mqttc.broker.journal cimport journal_post, record_free
+from mqttc.broker.record cimport (
+    DURABILITY_SYNCED, EVENT_DONE, EVENT_INBOUND_DONE, EVENT_OF_GROUP, EVENT_RELEASED, EVENT_SENT, EVENT_WAS_RELEASED, EVENTS_PER_RECORD,
+    RECORD_EVENTS, RECORD_GROUP, RECORD_GROUP_END, RECORD_MESSAGE, RECORD_PRESENCE, RECORD_READ, RECORD_SESSION, RECORD_SESSION_END, RECORD_SUBSCRIBE,
+    RECORD_WILL, RECORD_WILL_DONE, Event, Record, RecordTarget, record_build, record_data, record_events, record_targets,
 )
 from mqttc.broker.routes cimport ENTRY_DURABLE, ENTRY_RETAIN_AS_PUBLISHED, Route, RouteEntry, SubscriptionIds, entry_applies, route_drop
 from mqttc.broker.state cimport (

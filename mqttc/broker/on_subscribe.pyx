@@ -7,7 +7,7 @@ from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, span_equal, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
 from mqttc.broker.deliver cimport session_pump, tell_group
 from mqttc.broker.durable cimport note_filter, note_group, note_subscribe, until_now
-from mqttc.broker.journal cimport HANDOUT_PENDING, RECORD_UNSUBSCRIBE
+from mqttc.broker.record cimport HANDOUT_PENDING, RECORD_UNSUBSCRIBE
 from mqttc.broker.reply cimport conn_fail, packet_clear, send_packet_after
 from mqttc.broker.report cimport EV_SUBSCRIBED, EV_UNSUBSCRIBED, LOG_DEBUG, report, text
 from mqttc.broker.retain cimport retain_cursor_init

@@ -23,7 +23,6 @@ LONG_FILES = {
     "mqttc/broker/retain.pyx": "one noun: a topic tree, its cursor and its sweep share the node's layout and the stripe's lock",
     "mqttc/broker/trie.pyx": "one noun: insertion, removal and matching of one tree under one lock",
     "mqttc/broker/session.pyx": "one noun: a session's whole life, and its window, queue and packet ids",
-    "mqttc/broker/journal.pyx": "one thread and one transaction: rows, what is known of the file, and taking both back",
     "mqttc/broker/recover.pyx": "one reading of the file, table by table, into the structures of every room",
     "mqttc/broker/worker.pyx": "one thread's turn: mail, timers, what it waits for; the engine starts and stops all of them",
     "mqttc/loadgen/actor.pyx": "one state machine per generated client, and the crew of threads that drives it",
