@@ -263,7 +263,7 @@ cdef void offer_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
                 session_drop(worker, session, C_DROPPED_OUTPUT_FULL)
             entry_drop(worker, session, entry)
             return
-        if entry.qos == 2 and entry.state & (QE_JOURNALED << 4):
+        if entry.qos == 2 and session.durable:
             if may_hold_now(worker, session, conn) and hold_entry(worker, session, entry):
                 return
         elif entry.qos and may_send_now(worker, session, conn):
@@ -542,7 +542,7 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
                 if unlikely(conn.link.out.bytes >= worker.engine.settings.max_output_bytes // 4 * 3 or session.pressure_since_ms != 0):
                     pub.pressure |= under_pressure(worker, session, 0)
                 continue
-            if likely(qos and may_send_now(worker, session, conn) and not (lasting and qos == 2 and session.durable)):
+            if likely(qos and may_send_now(worker, session, conn) and not (qos == 2 and session.durable)):
                 if send_qos(worker, pub, session, conn, qos, retain, lasting and session.durable):
                     shares -= 1
                     sent += 1
@@ -693,7 +693,7 @@ cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
             handout_note(worker, session, &entry)
         behind = session.resend != session.inflight.count       # one that waits for the journal
         place = NULL
-        if entry.qos != 2 or not entry.state & (QE_JOURNALED << 4):
+        if entry.qos != 2 or not session.durable:
             place = inflight_push(worker, session)
         elif hold_entry(worker, session, &entry):
             continue
@@ -792,7 +792,7 @@ cdef void hold_queued(Worker *worker, Session *session) noexcept nogil:
     cdef QueueEntry *front
     while session.queue.count and window_free(session):
         front = <QueueEntry *> ring_at(&session.queue, 0)
-        if front.qos != 2 or not front.state & (QE_JOURNALED << 4) or front.state & (QE_STORED << 4):
+        if front.qos != 2 or front.state & (QE_STORED << 4):
             return
         queue_pop(worker, session, &entry)
         if not hold_entry(worker, session, &entry):
@@ -866,7 +866,7 @@ cdef void send_queued(Worker *worker, Session *session, Conn *conn, QueueEntry *
         session_drop(worker, session, C_DROPPED_TOO_LARGE)
         entry_drop(worker, session, entry)
         return
-    if entry.qos == 2 and entry.state & (QE_JOURNALED << 4):
+    if entry.qos == 2 and session.durable:
         if not hold_entry(worker, session, entry):
             session_drop(worker, session, C_DROPPED_NO_MEMORY)
             entry_drop(worker, session, entry)

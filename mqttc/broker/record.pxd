@@ -56,6 +56,7 @@ cdef enum EventKind:
     EVENT_RELEASED = 3                 # PUBREC came
     EVENT_INBOUND_DONE = 4             # PUBREL came: handle, packet_id
     EVENT_NOTHING = 5                  # came and went within the batch
+    EVENT_RESERVED = 6                 # handle, packet_id: of a QoS 2 message that is not kept; until it is DONE (message 0, WAS_RELEASED)
 
 cdef enum EventFlag:
     EVENT_OF_GROUP = 1                 # handle is a group

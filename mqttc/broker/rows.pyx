@@ -11,7 +11,7 @@ from mqttc.broker.known cimport (
     COUNT_MOST, Known, count_change, count_get, known_find, known_forget, known_make, known_owes, known_touch, names_free, names_init,
 )
 from mqttc.broker.record cimport (
-    DELIVERY_RELEASED, EVENT_DONE, EVENT_INBOUND_DONE, EVENT_NOTHING, EVENT_OF_GROUP, EVENT_SENT, EVENT_WAS_RELEASED, LENT_SHIFT, RECORD_GROUP,
+    DELIVERY_RELEASED, EVENT_DONE, EVENT_INBOUND_DONE, EVENT_NOTHING, EVENT_OF_GROUP, EVENT_RESERVED, EVENT_SENT, EVENT_WAS_RELEASED, LENT_SHIFT, RECORD_GROUP,
     RECORD_GROUP_END, RECORD_HANDED_OUT, RECORD_PRESENCE, RECORD_SESSION, RECORD_SESSION_END, RECORD_SUBSCRIBE, RECORD_UNSUBSCRIBE, RECORD_WILL,
     RECORD_WILL_DONE, Event, Record, RecordTarget, record_data, record_targets,
 )
@@ -51,6 +51,8 @@ cdef const char *delivery_text(int which) noexcept nogil:
         return "UPDATE OR REPLACE delivery SET target = ?4, state = 1, packet_id = ?3 WHERE message = ?1 AND target = ?2"
     if which == SQL_RELEASED:
         return "UPDATE delivery SET state = 2 WHERE message = ? AND target = ? AND state < 2"
+    if which == SQL_RESERVED:
+        return "INSERT OR REPLACE INTO delivery VALUES (0, ?1, 2, 0, 2, ?2, NULL)"
     if which == SQL_INBOUND:
         return "INSERT OR REPLACE INTO inbound VALUES (?, ?)"
     return "DELETE FROM inbound WHERE session = ? AND packet_id = ?"
@@ -363,6 +365,11 @@ cdef void event_write(Rows *rows, const Event *event) noexcept nogil:
         return
     known = known_find(&rows.names, False, event.handle)
     if known == NULL or event.kind == EVENT_NOTHING:
+        return
+    if event.kind == EVENT_RESERVED:
+        run_2(rows, SQL_RESERVED, lent_target(known, event.packet_id), event.packet_id)
+        rows.names.lent += 1
+        known_owes(&rows.names, known, 1)
         return
     if event.kind == EVENT_INBOUND_DONE:
         run_2(rows, SQL_INBOUND_DONE, known.id, event.packet_id)

@@ -149,7 +149,7 @@ class Place:
 
     def nothing_waits(self) -> None:
         """All is acknowledged: no message and no delivery is left."""
-        self.until(message=0, delivery=0)
+        self.until(message=0, delivery=0, log=0)
 
     def write(self, *statements: str) -> None:
         """Change the file of a broker that has ended."""
@@ -209,7 +209,7 @@ class Place:
             for client_id in self.sessions:
                 self(5, client_id).disconnect()
             self.settled()
-            self.until(session=0, subscription=0, inbound=0, will=0, share_group=0, delivery=0, message=0)
+            self.until(session=0, subscription=0, inbound=0, will=0, share_group=0, delivery=0, message=0, log=0)
         self.stop()
         if self.path.exists():
             assert check(self.path) == []
