@@ -1,5 +1,6 @@
 """The border between the data plane and Python: see native.pyi for what is promised. Above it Python, below it no GIL."""
 
+import contextlib
 import ipaddress
 import os
 import time
@@ -289,6 +290,7 @@ cdef class Engine:
     cdef uint64_t adopted               # connections, so that workers take turns
     cdef int inside                    # threads that are in the engine without the GIL
     cdef double started_at              # time.monotonic
+    cdef object store                   # the path of its file; None: there is none
     cdef object __weakref__
 
     def __init__(self, *, str response_information="", **settings):
@@ -456,6 +458,7 @@ cdef class Engine:
         engine.rules.durability = <uint8_t> engine.settings.durability
         memset(&self.recovery, 0, sizeof(Recovery))
         self.inside += 1
+        self.store = path
         with nogil:
             engine.journal = journal_open(name, engine.settings.workers, max_backlog_bytes, retry_ms, why)
             status = engine_recover(engine, &self.recovery, why) if engine.journal != NULL else -3
@@ -673,11 +676,28 @@ def live_objects():
         "websockets": ws_live(), "proxied": proxy_live(), "vouched": vouched_live()}
 
 
+def _close_store(path):
+    """SQLite does not tell its descriptors: whatever is open on its files. Locks are the parent's, and stay."""
+    files = set()
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(OSError):
+            status = os.stat(f"{path}{suffix}")
+            files.add((status.st_dev, status.st_ino))
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError, ValueError):
+                status = os.fstat(int(name))
+                if (status.st_dev, status.st_ino) in files:
+                    os.close(int(name))
+
+
 def _after_fork_in_child():
     cdef Engine engine
     for engine in list(ENGINES):
         if engine.engine != NULL:
             engine_abandon(engine.engine)
+            if engine.store is not None:
+                _close_store(engine.store)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -160,6 +160,36 @@ cdef void read_bodies(Journal *journal, Record *record) noexcept nogil:
     record.cancelled = True                                # answered, also when the batch comes again
 
 
+cdef void reads_serve(Journal *journal) noexcept nogil:
+    """While nothing can be committed, queues are read back all the same, as far as what they ask for is in the file."""
+    cdef Private *private = private_of(journal)
+    cdef Record *record = private.pending
+    cdef uint64_t *ids
+    cdef Body *bodies
+    cdef uint32_t count
+    while record != NULL:
+        if record.mail.kind == RECORD_READ and not record.cancelled:
+            ids = <uint64_t *> record_data(record)
+            bodies = <Body *> mem_alloc_zeroed(record.count, sizeof(Body))
+            if bodies == NULL:
+                return
+            count = 0
+            private.rows.error = 0
+            while count < record.count:
+                bodies[count].message = ids[count]
+                bodies[count].msg = message_read(&private.rows, &private.pool, ids[count], record.worker, &bodies[count].expires_wall_ms)
+                if bodies[count].msg == NULL:
+                    break               # it waits to be written, or is in the log
+                count += 1
+            if count:
+                counter_add(&journal.stats.reads, 1)
+                journal.hooks.bodies(journal.context, record.worker, record.handle, bodies, count)
+                record.cancelled = True
+            else:
+                mem_free(bodies)
+        record = <Record *> record.mail.next
+
+
 cdef void batch_write(Journal *journal, Record *record) noexcept nogil:
     cdef Private *private = private_of(journal)
     cdef uint32_t kind = record.mail.kind
@@ -332,6 +362,7 @@ cdef bint batch_try(Journal *journal) noexcept nogil:
         window_undo(&private.window)
         counter_add(&journal.stats.failures, 1)
         failing_set(journal, True)
+        reads_serve(journal)
         return False
     spent = clock_ns() - begun
     counter_add(&journal.stats.commits, 1)

@@ -56,8 +56,6 @@ cdef uint8_t connect_verdict(Worker *worker, Conn *conn, const Packet *packet) n
     cdef Settings *settings = &worker.engine.settings
     if atomic_load_u32_acquire(&worker.engine.stopping):
         return RC_SERVER_UNAVAILABLE
-    if journal_fails(worker) and not packet.clean_start:        # a session that cannot be kept is not promised
-        return RC_QUOTA_EXCEEDED
     if packet.client_id.n == 0:
         if not conn.dialect.empty_client_id or (conn.dialect.empty_client_id_needs_clean and not packet.clean_start):
             return RC_CLIENT_IDENTIFIER_NOT_VALID               # [MQTT-3.1.3-8]
@@ -476,6 +474,11 @@ cdef void connack_properties(Worker *worker, Conn *conn, const Packet *packet, P
         connack.props.auth_method = span_make(conn.auth_method, conn.auth_method_bytes)
 
 
+cdef bint may_keep(Worker *worker, const Packet *packet, Session *session) noexcept nogil:
+    """Notes a new session that outlives its connection. While commits fail one that must be kept is not promised; with Clean Start its CONNACK waits."""
+    return (packet.clean_start or not journal_fails(worker)) and note_session(worker, session)
+
+
 cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span client_id, uint32_t hash, Span auth_data) noexcept nogil:
     cdef Settings *settings = &worker.engine.settings
     cdef Session *session
@@ -483,6 +486,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     cdef Packet connack
     cdef bint present = False
     cdef bint discarded = False
+    cdef bint willed
     session = session_claim(worker, packet, client_id, hash, &present, &discarded)
     if session == NULL:
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no room for another session"))
@@ -495,6 +499,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
             session_finish(worker, session)
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return
+    willed = will != NULL or session.will != NULL
     packet_clear(&connack, CONNACK)
     connack.session_present = present                           # [MQTT-3.2.2-2, MQTT-3.2.2-3]
     conn.maximum_packet_size = packet.props.maximum_packet_size
@@ -511,10 +516,10 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
         session.expiry_s = 0 if packet.clean_start else settings.session_expiry_s
     if present:
         note_presence(worker, session, True)
-    elif journaled(worker) and session.expiry_s and not note_session(worker, session):
+    elif journaled(worker) and session.expiry_s and not may_keep(worker, packet, session):
         will_free(worker, will)
         session_finish(worker, session)
-        refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no memory"))
+        refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("the session cannot be kept"))
         return
     session_online(worker, session, conn)
     session.will = will
@@ -529,7 +534,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
             connack.props.present |= HAS_AUTH_DATA
             connack.props.auth_data = auth_data
     stat(&worker.stats, C_CONNECTS_ACCEPTED)
-    connack_send(worker, conn, &connack, discarded or (session.durable and session.made > worker.journal_committed))
+    connack_send(worker, conn, &connack, discarded or (session.durable and (willed or session.made > worker.journal_committed)))
 
 
 cdef void connack_send(Worker *worker, Conn *conn, const Packet *connack, bint committed) noexcept nogil:

@@ -4,7 +4,7 @@ from posix.unistd cimport close, usleep
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport Mail, inbox_post, inbox_take, inbox_wake
-from mqttc.base.logring cimport LogRecord, log_text, logring_build, logring_free, logring_push
+from mqttc.base.logring cimport LogRecord, log_text, logring_abandon, logring_build, logring_free, logring_push
 from mqttc.base.map cimport map_free, map_init, map_next
 from mqttc.base.msg cimport Msg, msg_come_home, msg_drop, msg_take_strays, pool_free, pool_init
 from mqttc.base.ring cimport ring_at, ring_init, ring_pop_front, ring_trim
@@ -668,7 +668,9 @@ cdef void engine_abandon(Engine *engine) noexcept nogil:
     cdef uint32_t i
     for i in range(engine.settings.workers):
         reactor_abandon(engine.workers[i].reactor)
-    if engine.journal != NULL:          # but not its file: SQLite's connection is the parent's thread's
+    if engine.log != NULL:
+        logring_abandon(engine.log)
+    if engine.journal != NULL:          # its file is closed by name, see native
         close(engine.journal.inbox.wake_read_fd)
         if engine.journal.inbox.wake_write_fd != engine.journal.inbox.wake_read_fd:
             close(engine.journal.inbox.wake_write_fd)

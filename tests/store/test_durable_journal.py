@@ -492,6 +492,30 @@ def test_stop_with_commits_that_fail(tmp_path: Path) -> None:
         assert bench.messages() == []
 
 
+def test_queues_are_read_back_while_commits_fail(bench: Bench) -> None:
+    """What is in the file; what waits to be written, and all behind it, when it is."""
+    journal = bench.journal
+    journal.session(1, b"a")
+    journal.presence(1, 1000, 100)
+    kept = [journal.message(b"t", b"%d" % number, [(1, 0, 1)]) for number in range(3)]
+    bench.commit()
+    with bench.refusing("session"):
+        journal.session(2, b"b")
+        late = journal.message(b"t", b"late", [(1, 0, 1)])
+        journal.read(1, [*kept[:2], late, kept[2]])
+        journal.read(1, [late, kept[2]])
+        sequence = journal.post()
+        found: list[Any] = []
+        eventually(lambda: found.append(journal.bodies()) or found[-1] is not None)
+        assert found[-1] == [(kept[0], b"t", b"0"), (kept[1], b"t", b"1")]
+        eventually(lambda: journal.stats["failures"] > 3)
+        assert journal.bodies() is None
+    eventually(lambda: journal.committed() == sequence)
+    assert journal.bodies() == [(late, b"t", b"late"), (kept[2], b"t", b"2")]
+    journal.session_end(1)
+    bench.commit()
+
+
 def online(bench: Bench, *handles: int) -> Any:
     """Sessions whose clients are there."""
     for handle in handles:

@@ -320,8 +320,10 @@ def test_fork(place: Place) -> None:
         try:
             os.close(writing)
             os.read(reading, 1)
-            if descriptors().count("anon_inode:[eventfd]") > eventfds - WORKERS - 1:
-                os._exit(8)  # of each worker, and of the journal
+            if descriptors().count("anon_inode:[eventfd]") > eventfds - WORKERS - 2:
+                os._exit(8)  # of each worker, of the journal and of the log
+            if any(str(place.path) in one for one in descriptors()):
+                os._exit(9)
             place.running.stats()
         except BaseException:
             os._exit(7)  # as every call of a forked child
