@@ -26,7 +26,7 @@ NET = [
 BROKER = [
     *("handle", "stats", "acl", "sqlite", "record", "known", "rows", "window", "replay", "checkpoint", "journal"),
     *("trie", "routes", "retain", "state", "report", "mail", "durable", "reply"),
-    *("session", "group", "deliver", "presence", "will", "gate"),
+    *("session", "group", "publication", "send", "shared", "deliver", "pump", "presence", "will", "gate"),
     *("on_connect", "on_head", "on_publish", "on_subscribe", "conn", "worker", "recover"),
 ]
 LOADGEN = ["hist", "actor"]

@@ -6,11 +6,11 @@ from mqttc.base.map cimport random_bytes
 from mqttc.base.msg cimport msg_alloc, msg_data
 from mqttc.base.timer cimport wheel_add, wheel_cancel
 from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u32_acquire, span_equal, span_make
-from mqttc.broker.deliver cimport session_pump
 from mqttc.broker.gate cimport gate_ask
 from mqttc.broker.mail cimport post
 from mqttc.broker.presence cimport session_finish, session_offline, session_online, session_rejoin, session_timer, will_free
 from mqttc.broker.durable cimport journal_fails, journaled, note_presence, note_session, note_will, until_now
+from mqttc.broker.pump cimport session_pump
 from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet, send_packet_after
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle

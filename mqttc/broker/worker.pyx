@@ -15,12 +15,14 @@ from mqttc.base.types cimport (
 )
 from mqttc.base.vec cimport vec_at, vec_free, vec_init
 from mqttc.broker.conn cimport conn_data, conn_ended, conn_release, conn_timer, conn_uncount
-from mqttc.broker.deliver cimport Publication, bodies_arrived, credits_grant, delivery_ready, fan_out, fan_out_slice, on_group_mail, own_mail, publication_clear, publication_of, session_pump
+from mqttc.broker.deliver cimport fan_out, fan_out_slice
 from mqttc.broker.durable cimport journal_flush, journal_forget
 from mqttc.broker.gate cimport gate_free, gate_init
 from mqttc.broker.group cimport group_free
 from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.journal cimport JournalHooks, journal_free, journal_start, journal_stop
+from mqttc.broker.publication cimport Publication, publication_clear, publication_of
+from mqttc.broker.pump cimport bodies_arrived, delivery_ready, session_pump
 from mqttc.broker.record cimport DURABILITY_SYNCED, Body
 from mqttc.broker.mail cimport mail_discard, post, post_all, publish_mail_done
 from mqttc.broker.on_connect cimport conn_init, connect_adopt, connect_welcome, on_answer
@@ -34,6 +36,7 @@ from mqttc.broker.report cimport (
 from mqttc.broker.retain cimport retain_build, retain_free, retain_sweep
 from mqttc.broker.routes cimport route_drop, routes_free, routes_init
 from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
+from mqttc.broker.shared cimport credits_grant, on_group_mail, own_mail
 from mqttc.broker.state cimport (
     CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_REMOTE, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_BRAKE, MAIL_COMMITTED, MAIL_GROUP, MAIL_HEAD, MAIL_LINK,
     MAIL_PUBLISH, MAIL_SHUTDOWN, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, WAIT_OFFER, WAIT_SESSION, AdoptMail, AnswerMail, BlocksMail,

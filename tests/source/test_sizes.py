@@ -19,7 +19,6 @@ FILE_LINES = 600
 FUNCTION_LINES = 60
 
 LONG_FILES = {
-    "mqttc/broker/deliver.pyx": "one noun: a message on its way to one receiver, in every state of the session",
     "mqttc/broker/retain.pyx": "one noun: a topic tree, its cursor and its sweep share the node's layout and the stripe's lock",
     "mqttc/broker/trie.pyx": "one noun: insertion, removal and matching of one tree under one lock",
     "mqttc/broker/session.pyx": "one noun: a session's whole life, and its window, queue and packet ids",
