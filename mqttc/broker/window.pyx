@@ -207,7 +207,7 @@ cdef LogRow *fresh_row(Window *window) noexcept nogil:
     return window.fresh
 
 
-cdef uint32_t seldom_long(Rows *rows, Record *record, uint64_t *bytes) noexcept nogil:
+cdef uint32_t soon_over(Rows *rows, Record *record, uint64_t *bytes) noexcept nogil:
     """How many deliveries of a message are to be written, if all of them will probably be over soon; else 0. bytes: room for it in the log."""
     cdef RecordTarget *target
     cdef Known *known
@@ -285,7 +285,7 @@ cdef void log_message(Window *window, Rows *rows, Record *record, uint32_t live)
 
 cdef void window_message(Window *window, Rows *rows, Record *record) noexcept nogil:
     cdef uint64_t bytes = 0
-    cdef uint32_t live = seldom_long(rows, record, &bytes)
+    cdef uint32_t live = soon_over(rows, record, &bytes)
     cdef Record **place
     if live and window.used + bytes <= ROW_MOST and fresh_row(window) != NULL and reserve(window, bytes) and targets_open(window, rows, record):
         place = <Record **> vec_push(&window.news)

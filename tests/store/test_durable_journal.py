@@ -475,23 +475,6 @@ def test_what_comes_while_commits_fail_cancels_too(bench: Bench) -> None:
     bench.commit()
 
 
-def test_stop_with_commits_that_fail(tmp_path: Path) -> None:
-    with open_store(tmp_path) as store:
-        bench = Bench(store.path)
-        bench.start()
-        bench.journal.session(1, b"a")
-        bench.commit()
-        with bench.refusing("log"):
-            bench.journal.message(b"t", b"m", [(1, 0, 1)])
-            bench.journal.post()
-            eventually(lambda: bench.journal.failing)
-            assert not bench.journal.stop()
-        bench.journal.close()
-        with contextlib.closing(sqlite3.connect(store.path)) as connection:
-            assert connection.execute("SELECT value FROM meta WHERE key = 'clean'").fetchone() == (0,)
-        assert bench.messages() == []
-
-
 def test_queues_are_read_back_while_commits_fail(bench: Bench) -> None:
     """What is in the file; what waits to be written, and all behind it, when it is."""
     journal = bench.journal
@@ -641,6 +624,9 @@ def test_failed_commits_leave_the_log_as_it_was(bench: Bench, table: str) -> Non
         third = journal.message(b"t", b"3", [(1, 0, 1)])
         sequence = journal.post()
     eventually(lambda: journal.committed() == sequence)
+    if table == "message":
+        found = journal.bodies()
+        assert found is not None and [body[0] for body in found] == [first, second]
     assert third in bench.messages()
     if table == "log":
         assert bench.deliveries() == [(first, 2, 1, 0, 0), (third, 1, 1, 0, 0)]
@@ -663,3 +649,20 @@ def test_the_log_is_read_as_it_was_written(bench: Bench) -> None:
         assert not log.is_log(records[:end])
     for place, value in ((0, 4), (0, 0), (1, 3), (2, 2)):
         assert not log.is_log(records[:place] + bytes([value]) + records[place + 1 :])
+
+
+def test_stop_with_commits_that_fail(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        bench = Bench(store.path)
+        bench.start()
+        bench.journal.session(1, b"a")
+        bench.commit()
+        with bench.refusing("log"):
+            bench.journal.message(b"t", b"m", [(1, 0, 1)])
+            bench.journal.post()
+            eventually(lambda: bench.journal.failing)
+            assert not bench.journal.stop()
+        bench.journal.close()
+        with contextlib.closing(sqlite3.connect(store.path)) as connection:
+            assert connection.execute("SELECT value FROM meta WHERE key = 'clean'").fetchone() == (0,)
+        assert bench.messages() == []
