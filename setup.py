@@ -54,7 +54,7 @@ KQUEUE_STAND_IN = "tests/face/kqueue"
 # What builds where there is neither epoll nor kqueue.
 PORTABLE = ("mqttc.base", "mqttc.proto", "mqttc.codec")
 
-LIBRARIES = {f"mqttc.net.{name}": ["ssl", "crypto"] for name in ("tls", "tls_client", "tls_context", "tls_out")} | {
+LIBRARIES = {f"mqttc.net.{name}": ["ssl", "crypto"] for name in ("tls", "tls_client", "tls_context", "tls_socket")} | {
     f"mqttc.broker.{name}": ["sqlite3"] for name in ("checkpoint", "journal", "recover", "replay", "rows", "window")
 }
 

@@ -12,6 +12,7 @@ from mqttc import logs, native
 from mqttc.auth import SERVER_UNAVAILABLE, Authenticator, PeerIdentity, Request
 from mqttc.auth.static import StaticAuthenticator
 from mqttc.config import Config, ConfigError
+from mqttc.embed.hub import Hub
 from mqttc.listen import Served
 from mqttc.tls import ListenerFiles
 
@@ -30,6 +31,7 @@ class Control:
     def __init__(
         self,
         engine: native.Engine,
+        hub: Hub,
         served: Mapping[int, Served],
         files: Sequence[ListenerFiles],
         quic: Mapping[int, QuicFiles],
@@ -38,6 +40,7 @@ class Control:
         status: Callable[[], Mapping[str, int]],
     ) -> None:
         self._engine = engine
+        self._hub = hub
         self._served = served
         self._files = files
         self._quic = quic
@@ -54,6 +57,7 @@ class Control:
         self._http_ends: asyncio.Event | None = None
         self._ended: asyncio.Event | None = None
         self.thread = threading.Thread(target=self._run, name="mqttc-control", daemon=True)
+        hub.thread = self.thread
         self.thread.start()
         self._ready.wait()
         if self._loop is None:
@@ -101,6 +105,7 @@ class Control:
 
             self._roads = Roads(loop, self._engine, self._served, self._quic, self._config, self._status)
         loop.add_reader(self._engine.event_fd, self._drain)
+        loop.add_reader(self._hub.port.fd, self._hub.drain)
         self._loop = loop
         self._ready.set()
         helpers = [loop.create_task(self._watch())] if self._files else []
@@ -113,8 +118,10 @@ class Control:
             helper.cancel()
         await asyncio.gather(*helpers, return_exceptions=True)
         loop.remove_reader(self._engine.event_fd)
-        while self._drain():
+        loop.remove_reader(self._hub.port.fd)
+        while self._drain() or self._hub.drain():
             pass
+        self._hub.close()
         for decision in self._decisions:
             decision.cancel()
         await asyncio.gather(*self._decisions, return_exceptions=True)

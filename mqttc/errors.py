@@ -1,4 +1,5 @@
-"""What the client raises: a small hierarchy whose members carry the reason code of MQTT 5.0, where there is one.
+"""What the client raises, and the broker inside a program: a small hierarchy whose members carry the reason code of MQTT 5.0,
+where there is one.
 
     MqttError
       ConnectError (ConnectionError)         no connection: it could not be dialled, or what answers does not speak MQTT
@@ -11,6 +12,8 @@
       QueueFullError                         a bound of the client was met; nothing was queued
       ClosedError                            the client is closed, or was closed meanwhile
 
+    BrokerError (RuntimeError)               a call that the state of the broker in this process does not allow
+
 Deadlines raise `TimeoutError`, and a packet that cannot be built `codec.EncodeError`, which is a `ValueError`.
 """
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 from mqttc.codec import Properties, ReasonCode
 
 __all__ = [
+    "BrokerError",
     "ClosedError",
     "ConnectError",
     "ConnectionLostError",
@@ -41,6 +45,10 @@ def reason_text(code: int, properties: Properties | None = None) -> str:
         text = f"0x{code:02x}"
     said = None if properties is None else properties.reason_string
     return f"{text}: {said}" if said else text
+
+
+class BrokerError(RuntimeError):
+    """A call that the broker's state does not allow: not running, running already, stopped meanwhile, or after a fork."""
 
 
 class MqttError(Exception):

@@ -15,7 +15,7 @@ from mqttc.base.types cimport Span, atomic_load_u32_relaxed, atomic_load_u64_rel
 from mqttc.broker.gate cimport gate_answer, gate_answer_head, gate_take
 from mqttc.broker.handle cimport handle_make
 from mqttc.broker.journal cimport Journal, journal_open
-from mqttc.broker.recover cimport Recovery, engine_recover
+from mqttc.broker.recover cimport engine_recover
 from mqttc.broker.routes cimport DurableFilter, routes_live, subscription_ids_live
 from mqttc.broker.state cimport (
     HEAD_RESPOND, HEAD_SPLICE, HEAD_UPGRADE, Engine as NativeEngine, Listener, Question as NativeQuestion, Settings, Worker,
@@ -54,7 +54,7 @@ cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_N
     "messages_resent", "wills_published", "retained_handed_out", "messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog",
     "subscriptions", "dropped_queue_full", "dropped_output_full", "dropped_expired", "dropped_too_large", "dropped_session_end", "dropped_group_full",
     "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "rejected_by_client", "publishers_braked", "mail_sent", "journal_notes_lost", "journal_refused",
-    "websockets_upgraded", "http_requests_refused", "http_connections_spliced",
+    "websockets_upgraded", "http_requests_refused", "http_connections_spliced", "events_lost",
 )
 assert len(COUNTER_NAMES) == C_COUNT
 
@@ -282,17 +282,6 @@ cdef class Tls:
 
 
 cdef class Engine:
-    cdef NativeEngine *engine
-    cdef object process
-    cdef bint started
-    cdef bint stopped
-    cdef Recovery recovery
-    cdef uint64_t adopted               # connections, so that workers take turns
-    cdef int inside                    # threads that are in the engine without the GIL
-    cdef double started_at              # time.monotonic
-    cdef object store                   # the path of its file; None: there is none
-    cdef object __weakref__
-
     def __init__(self, *, str response_information="", **settings):
         cdef Settings native
         cdef bytes information = response_information.encode()
@@ -456,7 +445,7 @@ cdef class Engine:
             engine.rules.filters[engine.rules.filter_count].durability = <uint8_t> mode
             engine.rules.filter_count += 1
         engine.rules.durability = <uint8_t> engine.settings.durability
-        memset(&self.recovery, 0, sizeof(Recovery))
+        memset(&self.recovery, 0, sizeof(self.recovery))
         self.inside += 1
         self.store = path
         with nogil:

@@ -21,6 +21,9 @@ from mqttc import logs, native
 from mqttc.auth import Authenticator
 from mqttc.config import DURABILITY_MODES, TLS_KEYS, Config, Listener
 from mqttc.control import Control
+from mqttc.embed.api import InProcess
+from mqttc.embed.hub import Hub
+from mqttc.errors import BrokerError
 from mqttc.listen import BoundListener, Served, bind_all
 from mqttc.store import StoreError, open_store
 from mqttc.tls import ListenerFiles, ListenerTls
@@ -38,10 +41,6 @@ def _say(line: str) -> None:
     logs.emit(_logger, logging.WARNING, "store", {"detail": line})
 
 
-class BrokerError(RuntimeError):
-    """A call that the broker's state does not allow: not running, running already, or after a fork."""
-
-
 @dataclass(frozen=True, slots=True)
 class Reload:
     """What a new configuration changed in the running broker, and what waits for a restart."""
@@ -50,7 +49,7 @@ class Reload:
     needs_restart: tuple[str, ...]
 
 
-class Broker:
+class Broker(InProcess):
     """An MQTT broker inside this process; several may run side by side.
 
     ``config`` is a ``Config``, a mapping of the same shape as the configuration file, or None for a listener
@@ -124,6 +123,13 @@ class Broker:
         self._check_process()
         with self._lock:
             return dict(self._last_stats) if self._running is None else self._running.stats()
+
+    def _hub(self) -> Hub:
+        self._check_process()
+        running = self._running
+        if running is None:
+            raise BrokerError("the broker is not running")
+        return running.hub
 
     def advance_clock(self, seconds: float) -> None:
         """Let the broker believe that time has passed: for tests of expiry, delays and keep alive."""
@@ -282,7 +288,8 @@ class _Running:
         self.quic: dict[int, Any] = {}
         for bound, files in zip(self.bound, self.files, strict=True):
             self._add(bound, config, files, served)
-        self.control = Control(self.engine, served, self.watched, self.quic, config, authenticator, self.stats)
+        self.hub = Hub(self.engine, served, config)
+        self.control = Control(self.engine, self.hub, served, self.watched, self.quic, config, authenticator, self.stats)
         try:
             self.engine.start()
         except BaseException:

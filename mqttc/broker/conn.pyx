@@ -238,3 +238,5 @@ cdef void conn_release(Conn *conn) noexcept nogil:
     conn.pending = NULL
     mem_free(conn.auth_method)
     conn.auth_method = NULL
+    mem_free(conn.username)
+    conn.username = NULL

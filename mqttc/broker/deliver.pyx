@@ -5,6 +5,7 @@ from mqttc.base.msg cimport Msg, msg_drop, msg_journal, msg_share
 from mqttc.base.types cimport ST_OK, likely, unlikely
 from mqttc.broker.durable cimport journaled, note_message, note_sent
 from mqttc.broker.mail cimport post_publish
+from mqttc.broker.port cimport is_inside
 from mqttc.broker.publication cimport Publication, publication_clear, publication_msg, publication_of
 from mqttc.broker.report cimport EV_RETAINED_LIMIT, LOG_WARNING, report
 from mqttc.broker.retain cimport retain_set
@@ -168,7 +169,7 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
                     shares -= 1
                     sent += 1
                 continue
-        elif conn == NULL and qos == 0 and not worker.engine.settings.queue_qos0_offline:
+        elif conn == NULL and qos == 0 and not worker.engine.settings.queue_qos0_offline and not is_inside(session):
             continue
         if publication_msg(worker, pub) == NULL:
             break

@@ -15,7 +15,7 @@ from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle
 from mqttc.broker.state cimport (
-    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
+    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_INSIDE, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
     AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, Will, Worker,
 )
 from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, stat
@@ -32,10 +32,6 @@ from mqttc.proto.packet cimport (
     RC_SERVER_UNAVAILABLE, RC_SESSION_TAKEN_OVER, RC_SUCCESS, RC_TOPIC_NAME_INVALID, RC_UNSUPPORTED_PROTOCOL_VERSION, RC_USE_ANOTHER_SERVER, Frame, Packet,
 )
 from mqttc.proto.topic cimport level_count, topic_check, utf8_check
-
-cdef enum:
-    ASSIGNED_BYTES = 28                # "mqttc-" and 22 letters and digits, 131 bits
-
 
 cdef Span nothing() noexcept nogil:
     return span_make(NULL, 0)
@@ -479,15 +475,29 @@ cdef bint may_keep(Worker *worker, const Packet *packet, Session *session) noexc
     return (packet.clean_start or not journal_fails(worker)) and note_session(worker, session)
 
 
+cdef void username_keep(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
+    """For those who ask who is connected; without memory they are not told."""
+    conn.connected_wall_ms = worker.reactor.wall_ms
+    if not packet.has_username or packet.username.n == 0:
+        return
+    conn.username = <uint8_t *> mem_alloc(packet.username.n)
+    if conn.username != NULL:
+        memcpy(conn.username, packet.username.p, packet.username.n)
+        conn.username_bytes = <uint16_t> packet.username.n
+
+
 cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span client_id, uint32_t hash, Span auth_data) noexcept nogil:
     cdef Settings *settings = &worker.engine.settings
     cdef Session *session
     cdef Will *will = NULL
     cdef Packet connack
     cdef bint present = False
-    cdef bint discarded = False
-    cdef bint willed
-    session = session_claim(worker, packet, client_id, hash, &present, &discarded)
+    cdef bint waits = False             # for the store: it discards a session or changes a will there
+    session = session_find(worker, client_id, hash)
+    if session != NULL and session.conn != NULL and session.conn.phase == CONN_INSIDE:     # nobody takes the program's own clients over
+        refuse_connect(worker, conn, conn.dialect.level, RC_CLIENT_IDENTIFIER_NOT_VALID, nothing(), nothing())
+        return
+    session = session_claim(worker, packet, client_id, hash, &present, &waits)
     if session == NULL:
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no room for another session"))
         return
@@ -499,7 +509,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
             session_finish(worker, session)
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return
-    willed = will != NULL or session.will != NULL
+    waits |= session.durable != 0 and (will != NULL or session.will != NULL)
     packet_clear(&connack, CONNACK)
     connack.session_present = present                           # [MQTT-3.2.2-2, MQTT-3.2.2-3]
     conn.maximum_packet_size = packet.props.maximum_packet_size
@@ -522,6 +532,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("the session cannot be kept"))
         return
     session_online(worker, session, conn)
+    username_keep(worker, conn, packet)
     session.will = will
     note_will(worker, session, will)
     keep_alive_start(worker, conn, packet, &connack)
@@ -534,7 +545,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
             connack.props.present |= HAS_AUTH_DATA
             connack.props.auth_data = auth_data
     stat(&worker.stats, C_CONNECTS_ACCEPTED)
-    connack_send(worker, conn, &connack, discarded or (session.durable and (willed or session.made > worker.journal_committed)))
+    connack_send(worker, conn, &connack, waits or (session.durable and session.made > worker.journal_committed))
 
 
 cdef void connack_send(Worker *worker, Conn *conn, const Packet *connack, bint committed) noexcept nogil:

@@ -7,6 +7,7 @@ from mqttc.base.msg cimport Msg, msg_drop, msg_journal, msg_payload, msg_propert
 from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport ST_OK, Span, span_equal, span_make
 from mqttc.broker.durable cimport note_done, note_sent, wait_add
+from mqttc.broker.port cimport inside_due, is_inside
 from mqttc.broker.reply cimport conn_disconnect
 from mqttc.broker.report cimport EV_MESSAGES_DROPPED, LOG_WARNING, report, text
 from mqttc.broker.routes cimport subscription_ids_drop
@@ -260,6 +261,8 @@ cdef void queue_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
         return
     if session.conn != NULL:
         session.conn.link.flags |= LINK_NOTIFY              # goes on when the output has drained
+        if is_inside(session):
+            inside_due(worker, session)
 
 
 cdef inline bint lent(const QueueEntry *entry) noexcept nogil:
@@ -278,7 +281,7 @@ cdef uint32_t droppable(const Session *session) noexcept nogil:
 cdef bint under_pressure(Worker *worker, Session *session, uint8_t qos) noexcept nogil:
     """Three quarters of a bound of an on-line session: its publishers are slowed before anything is lost. For PATIENCE_MS, and with QoS > 0 for as long
     as its client goes on acknowledging; a client that stands still stops nobody else for longer, and the queue's policy acts."""
-    cdef const Conn *conn = conn_at(session)
+    cdef const Conn *conn = session.conn if is_inside(session) else conn_at(session)
     cdef Settings *settings = &worker.engine.settings
     if conn == NULL:
         return False

@@ -46,6 +46,7 @@ cdef enum Counter:
     C_WEBSOCKETS_UPGRADED
     C_HTTP_REFUSED                     # requests that are none, too long, or answered with an error
     C_HTTP_SPLICED                     # connections handed through to the control plane
+    C_EVENTS_LOST                      # that the program around the broker wanted to hear of
     C_COUNT
 
 cdef struct Stats:

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from mqttc import __version__, logs
+from mqttc.cli.terminal import printable
 from mqttc.config import Config, ConfigError, schema
 
 if TYPE_CHECKING:
@@ -145,11 +146,6 @@ def _load(options: argparse.Namespace) -> Config:
 def _complain(error: ConfigError) -> None:
     for problem in error.problems:
         print(f"mqttc-broker: {printable(str(problem))}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """Messages quote what was configured; a control character in it must not reach the terminal."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _hints(config: Config, options: argparse.Namespace) -> list[str]:

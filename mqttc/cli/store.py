@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mqttc import store
-from mqttc.cli.broker import printable
+from mqttc.cli.terminal import printable
 from mqttc.config import Config, ConfigError
 
 _EXIT_OK = 0

@@ -10,9 +10,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from itertools import zip_longest
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
-
-import h11
 
 from mqttc.errors import ConnectError
 
@@ -94,6 +91,8 @@ def proxy_for(proxy: str | None, host: str, secure: bool) -> str | None:
     """The URL of the proxy to use; with "environment" what the variables http_proxy, https_proxy and no_proxy say."""
     if proxy != "environment":
         return proxy
+    from urllib.request import getproxies, proxy_bypass  # late: it takes a while to import, and few have a proxy
+
     return None if proxy_bypass(host) else getproxies().get("https" if secure else "http")
 
 
@@ -112,6 +111,8 @@ async def connect_through(proxy: str, host: str, port: int) -> socket.socket:
 
 
 async def _tunnel(made: socket.socket, host: str, port: int, username: str | None, password: str | None) -> None:
+    import h11  # late: the same
+
     loop = asyncio.get_running_loop()
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     headers = [("Host", where)]

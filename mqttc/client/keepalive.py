@@ -29,9 +29,9 @@ class KeepAlive:
 
     def next_at(self) -> float | None:
         """When to ask `due` again."""
-        if self._pinged_at is not None:
-            return self._pinged_at + self._timeout_s
-        return self.sent_at + self._every_s if self._every_s else None
+        dead_at = None if self._pinged_at is None else self._pinged_at + self._timeout_s
+        ping_at = self.sent_at + self._every_s if self._every_s else None
+        return min((at for at in (dead_at, ping_at) if at is not None), default=None)
 
     def due(self, now: float, reading: bool) -> Due:
         """``reading``: False while the socket is not read, when nothing can be said about the broker."""
@@ -42,7 +42,7 @@ class KeepAlive:
                 if reading:
                     return Due.DEAD
                 self._pinged_at = None
-        if self._pinged_at is None and self._every_s and now >= self.sent_at + self._every_s:
-            self._pinged_at = now
+        if self._every_s and now >= self.sent_at + self._every_s:
+            self._pinged_at = now if self._pinged_at is None else self._pinged_at  # of several, the oldest that has no answer
             return Due.PING
         return Due.NOTHING

@@ -1,4 +1,4 @@
-"""OpenSSL 3 as far as TLS needs it. Declarations alone: `tls_context`, `tls_client` and `tls` are the modules that call it and are linked to it."""
+"""OpenSSL 3 as far as TLS needs it. Declarations alone: `tls_socket`, `tls_context`, `tls_client` and `tls` are the modules that call it and are linked to it."""
 
 from libc.stdint cimport uint64_t
 
@@ -46,15 +46,18 @@ cdef extern from "<openssl/bio.h>" nogil:
         pass
     BIO *BIO_new_mem_buf(const void *bytes, int n)
     const int BIO_TYPE_SOURCE_SINK
+    const int BIO_CTRL_EOF
     const int BIO_CTRL_FLUSH
     BIO_METHOD *BIO_meth_new(int type, const char *name)
     void BIO_meth_free(BIO_METHOD *method)
+    int BIO_meth_set_read(BIO_METHOD *method, int (*read)(BIO *, char *, int) noexcept nogil)
     int BIO_meth_set_write(BIO_METHOD *method, int (*write)(BIO *, const char *, int) noexcept nogil)
     int BIO_meth_set_ctrl(BIO_METHOD *method, long (*ctrl)(BIO *, int, long, void *) noexcept nogil)
     BIO *BIO_new(const BIO_METHOD *method)
     void BIO_set_data(BIO *bio, void *data)
     void *BIO_get_data(BIO *bio)
     void BIO_set_init(BIO *bio, int yes)
+    void BIO_set_retry_read(BIO *bio)
     void BIO_set_retry_write(BIO *bio)
     void BIO_clear_retry_flags(BIO *bio)
     int BIO_free(BIO *bio)
@@ -161,8 +164,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     )
     SSL *SSL_new(SSL_CTX *context)
     void SSL_free(SSL *ssl)
-    int SSL_set_fd(SSL *ssl, int fd)
-    void SSL_set0_wbio(SSL *ssl, BIO *bio)
+    void SSL_set_bio(SSL *ssl, BIO *reads, BIO *writes)     # takes the one reference of a BIO that is both
     void SSL_set_accept_state(SSL *ssl)
     void SSL_set_connect_state(SSL *ssl)
     long SSL_set_tlsext_host_name(SSL *ssl, const char *name)

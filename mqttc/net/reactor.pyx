@@ -441,6 +441,8 @@ cdef void link_read(Reactor *reactor, Link *link, int64_t budget, bint hangup) n
         budget -= n
         counter_add(&reactor.stats.bytes_in, <uint64_t> n)
         link.last_read_ms = reactor.now_ms
+        if unlikely(link.transport.wants & WANTS_OUT):
+            link_dirty(reactor, link)
         if link.block != NULL:
             link.partial_bytes += <uint32_t> n
             if link.partial_bytes == link.want_bytes and not link_deliver_block(reactor, link):
@@ -511,27 +513,27 @@ cdef void link_flush(Reactor *reactor, Link *link) noexcept nogil:
     cdef uint64_t written = 0
     cdef uint32_t generation = link.generation
     cdef bint drained
-    cdef int status
+    cdef int status = ST_OK
     if link.out.count:
         status = outq_flush(&reactor.chunks, &link.out, &link.transport, &reactor.gather, &written)
         counter_add(&reactor.stats.writes, 1)
         counter_add(&reactor.stats.bytes_out, written)
-        if link.transport.wants & WANTS_OUT and status != ST_CLOSED:
-            link_read_wants_out(reactor, link)      # the transport has something to say that is not in the queue
-            if link.generation != generation:
-                return
-        if status == ST_AGAIN:
-            link_stall(reactor, link)
+    if link.transport.wants & WANTS_OUT and status != ST_CLOSED:
+        link_read_wants_out(reactor, link)      # the transport has something to say that is not in the queue
+        if link.generation != generation:
             return
-        if status != ST_OK:
-            outq_clear(&reactor.chunks, &link.out)
-            # What the peer sent before it went away still counts (a publisher that says DISCONNECT and closes).
-            if link.state == LINK_OPEN and not link.flags & LINK_PAUSED:
-                private_of(reactor).hurry |= private_of(reactor).turn_ended
-                link_read(reactor, link, LAST_READ_BYTES, False)
-            if link.generation == generation:
-                link_fail(reactor, link, END_WRITE_FAILED)
-            return
+    if status == ST_AGAIN:
+        link_stall(reactor, link)
+        return
+    if status != ST_OK:
+        outq_clear(&reactor.chunks, &link.out)
+        # What the peer sent before it went away still counts (a publisher that says DISCONNECT and closes).
+        if link.state == LINK_OPEN and not link.flags & LINK_PAUSED:
+            private_of(reactor).hurry |= private_of(reactor).turn_ended
+            link_read(reactor, link, LAST_READ_BYTES, False)
+        if link.generation == generation:
+            link_fail(reactor, link, END_WRITE_FAILED)
+        return
     drained = link.flags & (LINK_WANTS_OUT | LINK_NOTIFY) != 0
     link.flags &= ~<uint16_t> LINK_NOTIFY
     if link.flags & LINK_WANTS_OUT:

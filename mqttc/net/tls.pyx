@@ -25,7 +25,7 @@ from mqttc.net.openssl cimport (
     SSL_TICKET_SUCCESS, SSL_TICKET_SUCCESS_RENEW, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK, SSL_VERIFY_FAIL_IF_NO_PEER_CERT, SSL_VERIFY_PEER,
     SSL_certs_clear, SSL_do_handshake, SSL_free, SSL_get0_peer_certificate, SSL_get_error, SSL_get_ex_data, SSL_get_psk_identity,
     SSL_get_servername, SSL_get_session, SSL_get_verify_result, SSL_has_pending, SSL_new, SSL_read, SSL_select_next_proto, SSL_session_reused,
-    SSL_set0_wbio, SSL_set_accept_state, SSL_set_ex_data, SSL_set_fd, SSL_shutdown, SSL_use_cert_and_key, SSL_version, SSL_write, TLS1_3_VERSION, TLS_server_method,
+    SSL_set_accept_state, SSL_set_bio, SSL_set_ex_data, SSL_shutdown, SSL_use_cert_and_key, SSL_version, SSL_write, TLS1_3_VERSION, TLS_server_method,
     TLSEXT_NAMETYPE_host_name, X509, X509_CRL, X509_CRL_free, X509_STORE, X509_STORE_CTX, X509_STORE_CTX_free, X509_STORE_CTX_init,
     X509_STORE_CTX_new, X509_STORE_CTX_set_default, X509_STORE_add_crl, X509_STORE_set_flags, X509_V_FLAG_CRL_CHECK, X509_V_OK, X509_check_host,
     X509_verify_cert, X509_verify_cert_error_string, i2d_X509,
@@ -34,7 +34,7 @@ from mqttc.net.tls_client cimport TlsClient, tls_client_connection, tls_client_d
 from mqttc.net.tls_context cimport (
     Identity, TlsCertificate, TlsFailure, TlsStats, context_protocol, context_trust_ca, identity_free, identity_read, tls_fail, tls_password, tls_stats_read,
 )
-from mqttc.net.tls_out cimport TlsOut, out_begin, out_bio, out_end, out_flush, out_free, out_room
+from mqttc.net.tls_socket cimport TlsSocket, in_close, in_open, out_begin, out_end, out_flush, out_room, out_stuck, socket_bio, socket_free
 from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_FAILED, PROOF_CERTIFICATE, PROOF_KEY_NAME, WANTS_IN, WANTS_OUT, WANTS_READ, Transport, TransportOps, iovec
 
 cdef extern from "<pthread.h>" nogil:
@@ -51,7 +51,6 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     long recv(int fd, void *out, size_t n, int flags)
     int shutdown(int fd, int how)
-    const int MSG_PEEK
     const int SHUT_WR
 
 cdef enum:
@@ -102,10 +101,9 @@ cdef struct TlsLink:           # transport.state; its worker's alone
     TlsStats *stats            # of either
     char *key_name             # owned: pre-shared key that the client named in this handshake; NULL: none
     char *why                  # owned: what failed; NULL: nothing
-    TlsOut out                 # records on their way to the socket
+    TlsSocket end              # what OpenSSL takes for the socket
     uint8_t owed               # bytes that were encrypted although they counted as not taken: see tls_write
     uint8_t up                 # the handshake is done
-    uint8_t begun
     uint8_t broken             # no further call but SSL_free
     uint8_t ended              # the peer has said close_notify
 
@@ -519,6 +517,7 @@ cdef int tls_accept(void *owner, Transport *transport) noexcept nogil:
         atomic_add_u32_relaxed(&link.context.refs, 1)
     pthread_mutex_unlock(&tls.lock)
     link.stats = &tls.stats
+    link.end.expected = RECORD_HANDSHAKE
     ERR_clear_error()
     if link.context != NULL:
         link.ssl = SSL_new(link.context.ssl)
@@ -534,7 +533,6 @@ cdef int tls_dial(void *client, Transport *transport) noexcept nogil:
     atomic_add_u64_relaxed(&live, 1)
     link.client = tls_client_share(<TlsClient *> client)
     link.stats = tls_client_counters(link.client)
-    link.begun = True          # nothing is waited for: we speak first
     ERR_clear_error()
     link.ssl = tls_client_connection(link.client)
     return link_attach(link, transport)
@@ -542,14 +540,14 @@ cdef int tls_dial(void *client, Transport *transport) noexcept nogil:
 
 cdef int link_attach(TlsLink *link, Transport *transport) noexcept nogil:
     """The plain socket becomes TLS. ST_NO_MEMORY: it is unchanged, and the link is gone."""
-    cdef BIO *records = out_bio(&link.out)
-    if link.ssl == NULL or records == NULL or SSL_set_ex_data(link.ssl, 0, link) != 1 or SSL_set_fd(link.ssl, transport.fd) != 1:
+    cdef BIO *bio = socket_bio(&link.end)
+    if link.ssl == NULL or bio == NULL or SSL_set_ex_data(link.ssl, 0, link) != 1:
         ERR_clear_error()
-        BIO_free(records)
+        BIO_free(bio)
         link_free(link)
         return ST_NO_MEMORY
-    link.out.fd = transport.fd
-    SSL_set0_wbio(link.ssl, records)
+    link.end.fd = transport.fd
+    SSL_set_bio(link.ssl, bio, bio)
     transport.ops = &tls_operations
     transport.state = link
     transport.wants = 0
@@ -558,7 +556,7 @@ cdef int link_attach(TlsLink *link, Transport *transport) noexcept nogil:
 
 cdef void link_free(TlsLink *link) noexcept nogil:
     SSL_free(link.ssl)
-    out_free(&link.out)
+    socket_free(&link.end)
     if link.context != NULL:
         context_drop(link.context)
     if link.client != NULL:
@@ -593,34 +591,20 @@ cdef int64_t link_break(TlsLink *link, const char *what) noexcept nogil:
     return IO_FAILED
 
 
-cdef int64_t link_begin(TlsLink *link, int fd) noexcept nogil:
-    """Looks at the first byte, for a plain client gets no sense from a TLS alert, and a log line no sense from OpenSSL's error. 1: it is a handshake."""
-    cdef uint8_t first
-    cdef long n = recv(fd, &first, 1, MSG_PEEK)
-    if n < 0:
-        return IO_AGAIN
-    if n == 0:
-        return link_break(link, "closed before the TLS handshake")
-    if first != RECORD_HANDSHAKE:
-        return link_break(link, "not TLS: the client speaks plain MQTT" if first == BYTE_CONNECT else "not TLS: no handshake")
-    link.begun = True
-    return 1
+cdef const char *not_tls(const TlsLink *link) noexcept nogil:
+    """Why what the peer has sent is no handshake; NULL: it may be one. A plain client gets no sense from a TLS alert, a log line none from OpenSSL's error."""
+    if not link.end.heard and link.end.ended:
+        return "closed before the TLS handshake"
+    if not link.end.heard or not link.end.expected or link.end.first == link.end.expected:
+        return NULL
+    if link.end.first == BYTE_CONNECT:
+        return "not TLS: the client speaks plain MQTT"
+    return "not TLS: no handshake"
 
 
 cdef int64_t link_handshake(Transport *transport, TlsLink *link, uint32_t wants_in, uint32_t wants_out) noexcept nogil:
     """1: done; else IoResult. A read that needs output says so, and a write that needs input: `wants_in` and `wants_out` are what each adds to wants."""
-    cdef int64_t status
     cdef int result, error
-    if not link.begun:
-        status = link_begin(link, transport.fd)
-        if status != 1:
-            return status
-    result = out_flush(&link.out)
-    if result == ST_CLOSED:
-        return link_break(link, NULL)
-    if result == ST_AGAIN:
-        transport.wants |= wants_out
-        return IO_AGAIN
     ERR_clear_error()
     result = SSL_do_handshake(link.ssl)
     if result == 1:
@@ -630,7 +614,7 @@ cdef int64_t link_handshake(Transport *transport, TlsLink *link, uint32_t wants_
             atomic_add_u64_relaxed(&link.stats.resumed, 1)
         return 1
     error = SSL_get_error(link.ssl, result)
-    if error == SSL_ERROR_WANT_READ and link.out.unsent == NULL:
+    if error == SSL_ERROR_WANT_READ and (link.end.held or link.end.unsent == NULL):
         transport.wants |= wants_in
         return IO_AGAIN
     if error == SSL_ERROR_WANT_READ or error == SSL_ERROR_WANT_WRITE:
@@ -638,39 +622,51 @@ cdef int64_t link_handshake(Transport *transport, TlsLink *link, uint32_t wants_
         return IO_AGAIN
     if error == SSL_ERROR_ZERO_RETURN:
         return link_break(link, "closed during the TLS handshake")
-    return link_break(link, NULL)
+    return link_break(link, not_tls(link))
 
 
 cdef int64_t tls_read(Transport *transport, uint8_t *out, uint32_t n) noexcept nogil:
     cdef TlsLink *link = <TlsLink *> transport.state
-    cdef int64_t got = records_read(transport, link, out, n)
-    if link.out.unsent != NULL and not link.broken and not link.owed:          # with `owed`, the link's queue waits for it already
-        transport.wants |= WANTS_OUT | (<uint32_t> WANTS_READ if got > 0 else <uint32_t> 0)
-    return got
-
-
-cdef int64_t records_read(Transport *transport, TlsLink *link, uint8_t *out, uint32_t n) noexcept nogil:
-    """Record after record, until `out` is full or OpenSSL holds nothing more: what it holds raises no event, what waits in the socket does."""
-    cdef uint32_t total = 0
-    cdef int64_t status
-    cdef int got, error
+    cdef int64_t got
+    cdef int status
     transport.wants = 0
     if link.broken:
         return IO_FAILED
     if link.ended:
         return IO_END
+    status = out_flush(&link.end)
+    if status == ST_CLOSED:
+        return link_break(link, NULL)
+    if status == ST_AGAIN and (not link.up or out_stuck(&link.end)):
+        transport.wants |= WANTS_OUT
+        return IO_AGAIN
+    in_open(&link.end, out, n)
+    got = records_read(transport, link, out, n)
+    if got > 0 and link.end.in_full:
+        transport.wants |= WANTS_READ
+    in_close(&link.end)
+    if got <= 0 or link.broken:
+        out_flush(&link.end)           # else it leaves with the answer to what was read
+    if link.end.unsent != NULL and not link.broken and not link.owed:          # with `owed`, the link's queue waits for it already
+        transport.wants |= WANTS_OUT
+    return got
+
+
+cdef int64_t records_read(Transport *transport, TlsLink *link, uint8_t *out, uint32_t n) noexcept nogil:
+    """Record after record, until `out` is full or no whole one is left: what OpenSSL holds raises no event, what waits in the socket does."""
+    cdef uint32_t total = 0
+    cdef int64_t status
+    cdef int got, error
     if not link.up:
         status = link_handshake(transport, link, 0, WANTS_OUT)
         if status != 1:
             return status
-    if out_flush(&link.out) == ST_CLOSED:
-        return link_break(link, NULL)
     while True:
         ERR_clear_error()
         got = SSL_read(link.ssl, out + total, <int> (n - total))
         if got > 0:
             total += <uint32_t> got
-            if not SSL_has_pending(link.ssl):
+            if link.end.window_bytes == 0 and not SSL_has_pending(link.ssl):
                 return total
             if total == n:
                 transport.wants |= WANTS_READ
@@ -723,7 +719,7 @@ cdef int64_t records_write(TlsLink *link, const iovec *parts, int count, uint64_
             index += 1
             offset = 0
         offset += step
-        if index == count or not out_room(&link.out):
+        if index == count or not out_room(&link.end):
             return total
         if parts[index].iov_len - offset >= RECORD_BYTES or index == count - 1:
             p = <const uint8_t *> parts[index].iov_base + offset
@@ -745,36 +741,36 @@ cdef int64_t records_write(TlsLink *link, const iovec *parts, int count, uint64_
 cdef int64_t tls_write(Transport *transport, const iovec *parts, int count) noexcept nogil:
     """Records of at most 16 KiB, several in one system call: short parts are put together. A client's first ones make the handshake.
 
-    What is encrypted is sent or kept (see tls_out). While some is kept, the last byte counts as not taken: its owner's queue is not empty before all has
+    What is encrypted is sent or kept (see tls_socket). While some is kept, the last byte counts as not taken: its owner's queue is not empty before all has
     left, and the byte is passed over when it comes again.
     """
     cdef TlsLink *link = <TlsLink *> transport.state
     cdef uint64_t available = 0
     cdef int64_t total, taken
     cdef int i, status
-    transport.wants &= ~<uint32_t> WANTS_IN
+    transport.wants &= ~<uint32_t> (WANTS_IN | WANTS_OUT)      # `owed` says the rest
     if link.broken:
         return IO_FAILED
-    if not link.up:
-        if link.client == NULL:
-            return IO_FAILED   # nobody has said anything yet that could be answered
-        total = link_handshake(transport, link, WANTS_IN, 0)
-        if total != 1:
-            return total
-    status = out_flush(&link.out)
+    if not link.up and link.client == NULL:
+        return IO_FAILED       # nobody has said anything yet that could be answered
+    status = ST_OK if link.end.held else out_flush(&link.end)
     if status != ST_OK:
         if status == ST_AGAIN:
             return IO_AGAIN
         return link_break(link, "TLS: the connection broke")
+    if not link.up:
+        total = link_handshake(transport, link, WANTS_IN, 0)
+        if total != 1:
+            return total
     total = link.owed
     link.owed = 0
     for i in range(count):
         available += parts[i].iov_len
     while <uint64_t> total < available:
         if available - <uint64_t> total > RECORD_BYTES:
-            out_begin(&link.out, <uint32_t> ((available - <uint64_t> total + RECORD_BYTES - 1) // RECORD_BYTES))
+            out_begin(&link.end, <uint32_t> ((available - <uint64_t> total + RECORD_BYTES - 1) // RECORD_BYTES))
         taken = records_write(link, parts, count, <uint64_t> total)
-        status = out_end(&link.out)
+        status = out_end(&link.end)
         if taken < 0:
             return taken
         if status == ST_CLOSED:
@@ -789,7 +785,7 @@ cdef int64_t tls_write(Transport *transport, const iovec *parts, int count) noex
 cdef void tls_finish(Transport *transport) noexcept nogil:
     cdef TlsLink *link = <TlsLink *> transport.state
     if link.up and not link.broken:
-        out_flush(&link.out)
+        out_flush(&link.end)
         ERR_clear_error()
         SSL_shutdown(link.ssl)         # close_notify, if the socket takes it: the end of the stream says the same
         ERR_clear_error()
@@ -851,8 +847,10 @@ cdef const char *tls_failure(Transport *transport) noexcept nogil:
         return NULL
     if link.why != NULL:
         return link.why
-    if not link.begun:
+    if link.up:
+        return NULL
+    if not_tls(link) != NULL:
+        return not_tls(link)
+    if not link.end.heard:
         return "no TLS handshake"
-    if not link.up:
-        return "the TLS handshake was not finished"
-    return NULL
+    return "the TLS handshake was not finished"

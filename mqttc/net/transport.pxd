@@ -12,7 +12,8 @@ cdef enum IoResult:
     IO_REFUSED = -3            # of a read: the peer broke a rule of the transport and was told so; the link ends, what else it sends is of no interest
 
 cdef enum TransportWants:      # the first two are set and cleared by read, the last by write; the reactor acts on them when that returns
-    WANTS_OUT = 1              # read goes on when the descriptor takes output again
+    WANTS_OUT = 1              # read goes on when the descriptor takes output again. With bytes read: there is output of the transport's own, which a write
+                               # of this turn takes along and clears; else it leaves by a read then
     WANTS_READ = 2             # what was held back (bytes, an end, a failure) raises no event: read again
     WANTS_IN = 4               # write said IO_AGAIN and goes on when read has got further (a handshake), not when the descriptor takes output
 

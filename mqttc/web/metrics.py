@@ -70,6 +70,7 @@ HELP: Final[Mapping[str, str]] = {
     "journal_syncs": "Commits of the store that waited for the disk.",
     "keep_alive_timeouts": "Clients that were silent for longer than their keep alive.",
     "log_records_dropped": "Log records that found no room.",
+    "events_lost": "Events for the program around the broker that found no room.",
     "mail_sent": "Batches that worker threads sent each other.",
     "messages_inflight": "Messages sent and not yet acknowledged.",
     "messages_queued": "Messages that wait for their clients.",

@@ -133,6 +133,18 @@ def test_keep_alive_says_nothing_of_a_broker_that_is_not_listened_to() -> None:
     assert keep_alive.due(21, True) is Due.DEAD
 
 
+def test_an_interval_shorter_than_the_wait_for_the_answer() -> None:
+    keep_alive = KeepAlive(10, 100, now=0)
+    assert keep_alive.due(9, True) is Due.PING
+    keep_alive.sent_at = 9
+    assert keep_alive.next_at() == 18  # the broker waits one and a half intervals, whatever we wait for
+    keep_alive.received_at = 10
+    for now in range(18, 118, 9):
+        assert keep_alive.due(now, True) is Due.PING
+        keep_alive.sent_at = now
+    assert keep_alive.next_at() == 118 and keep_alive.due(118, True) is Due.DEAD  # of the first that has no answer
+
+
 def test_no_keep_alive() -> None:
     keep_alive = KeepAlive(0, 3, now=0)
     assert keep_alive.next_at() is None and keep_alive.due(10**9, True) is Due.NOTHING

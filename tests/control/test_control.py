@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from mqttc import control, server
+from mqttc import control, inside, server
 from mqttc.auth import Request, Verdict
 from mqttc.config import Config, Listener
+from mqttc.embed import hub
 
 
 @dataclass
@@ -121,6 +122,17 @@ class Engine:
         self.descriptors = []
 
 
+class Port:
+    """Of in-process clients: there are none."""
+
+    def __init__(self, engine: Engine, kind: type) -> None:
+        self.fd, writer = os.pipe()
+        engine.descriptors += [self.fd, writer]
+
+    def receive(self) -> list[Any]:
+        return []
+
+
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
     """The engines that brokers of this test made."""
@@ -134,6 +146,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
     stand_in = SimpleNamespace(Engine=make, Question=Question, LogEvent=LogEvent, EVENT_NAMES=names)
     for module in (server, control):
         monkeypatch.setattr(module, "native", stand_in)
+    monkeypatch.setattr(hub, "inside", SimpleNamespace(Port=Port, Answer=inside.Answer, Delivery=inside.Delivery))
     return made
 
 

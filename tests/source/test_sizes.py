@@ -20,6 +20,7 @@ FUNCTION_LINES = 60
 
 LONG_FILES = {
     "mqttc/broker/retain.pyx": "one noun: a topic tree, its cursor and its sweep share the node's layout and the stripe's lock",
+    "mqttc/broker/state.pxd": "the structs that a broker is made of, on one page",
     "mqttc/broker/trie.pyx": "one noun: insertion, removal and matching of one tree under one lock",
     "mqttc/broker/session.pyx": "one noun: a session's whole life, and its window, queue and packet ids",
     "mqttc/broker/recover.pyx": "one reading of the file, table by table, into the structures of every room",

@@ -138,6 +138,35 @@ def test_handshake_waits_for_a_client_that_reads_late(start: Any, context: Any, 
     plain.close()
 
 
+@pytest.mark.parametrize("sent", [0, 5], ids=["nothing", "half a CONNECT"])
+def test_session_ticket_waits_for_no_answer(start: Any, context: Any, sent: int) -> None:
+    """It leaves together with the answer to what came behind the handshake; here there is none to give yet."""
+    broker = start()
+    plain = socket.create_connection(tcp_address(broker.urls[0]), timeout=10)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context(version="1.3").wrap_bio(incoming, outgoing, server_hostname="localhost")
+    packet = connect_packet(name())
+    while True:
+        try:
+            client.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            plain.sendall(outgoing.read())
+            incoming.write(plain.recv(4096))
+    if sent:
+        client.write(packet[:sent])
+    plain.sendall(outgoing.read())
+    incoming.write(plain.recv(4096))
+    with pytest.raises(ssl.SSLWantReadError):
+        client.read(1)
+    assert client.session is not None and client.session.has_ticket
+    client.write(packet[sent:])
+    plain.sendall(outgoing.read())
+    incoming.write(plain.recv(4096))
+    assert client.read(4) == b"\x20\x02\x00\x00"
+    plain.close()
+
+
 def test_stopping_the_broker_says_goodbye(start: Any, context: Any, peers: Peers) -> None:
     broker = start()
     peer = peers(broker, context(), version=5)

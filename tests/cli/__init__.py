@@ -1,0 +1,1 @@
+"""The client on the command line: each command against our broker, and next to mosquitto's."""
