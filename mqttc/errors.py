@@ -7,6 +7,7 @@ where there is one.
       ConnectionLostError (ConnectionError)  it was there and broke, or the broker ended it
         DisconnectedError                    by a DISCONNECT that says why
       PublishError                           the broker refused a message
+      ExpiredError                           a message waited here for longer than its message_expiry_interval
       SubscribeError                         the broker refused every filter of a subscription, or of an end of one
       NotSupportedError                      the broker, or this version of MQTT, does not have what was asked for; nothing was sent
       QueueFullError                         a bound of the client was met; nothing was queued
@@ -27,6 +28,7 @@ __all__ = [
     "ConnectError",
     "ConnectionLostError",
     "DisconnectedError",
+    "ExpiredError",
     "MqttError",
     "NotSupportedError",
     "PublishError",
@@ -86,6 +88,10 @@ class DisconnectedError(ConnectionLostError):
 
 class PublishError(MqttError):
     """The broker refused a message: a reason code of 0x80 or above in PUBACK or PUBREC."""
+
+
+class ExpiredError(MqttError):
+    """A message was not sent before its message_expiry_interval ended (section 3.3.2.3.3), and is dropped."""
 
 
 class SubscribeError(MqttError):

@@ -21,6 +21,7 @@ from mqttc.broker.state cimport (
     HEAD_RESPOND, HEAD_SPLICE, HEAD_UPGRADE, Engine as NativeEngine, Listener, Question as NativeQuestion, Settings, Worker,
 )
 from mqttc.broker.stats cimport C_COUNT
+from mqttc.broker.verdicts cimport VERDICT_ADDRESS, VERDICT_CLIENT_ID, VERDICT_ON, verdicts_configure
 from mqttc.broker.worker cimport (
     engine_abandon, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_listen, engine_start, engine_stop,
 )
@@ -40,6 +41,7 @@ EVENT_NAMES = (
     "connected", "disconnected", "connect refused", "protocol error", "taken over", "keep alive timeout", "connect timeout", "connection lost",
     "session expired", "messages dropped", "accept failed", "connection limit", "no memory", "shutting down", "subscribed", "unsubscribed",
     "retained limit", "handshake failed", "http request refused", "store fails", "store holds again",
+    "authentication expired",
 )
 
 cdef tuple PACKET_NAMES = (
@@ -50,7 +52,7 @@ cdef tuple PACKET_NAMES = (
 # In the order of stats.Counter, from C_CONNECTS_ACCEPTED on.
 cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_NAMES) + tuple(f"packets_sent_{name}" for name in PACKET_NAMES) + (
     "connects_accepted", "connects_refused", "takeovers", "sessions_resumed", "sessions_expired", "disconnects_clean", "disconnects_abrupt",
-    "protocol_errors", "keep_alive_timeouts", "connect_timeouts", "gate_questions", "gate_timeouts", "messages_received", "messages_sent",
+    "protocol_errors", "keep_alive_timeouts", "connect_timeouts", "gate_questions", "gate_timeouts", "verdicts_kept", "verdicts_reused", "auth_expired", "messages_received", "messages_sent",
     "messages_resent", "wills_published", "retained_handed_out", "messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog",
     "subscriptions", "dropped_queue_full", "dropped_output_full", "dropped_expired", "dropped_too_large", "dropped_session_end", "dropped_group_full",
     "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "rejected_by_client", "publishers_braked", "mail_sent", "journal_notes_lost", "journal_refused",
@@ -64,11 +66,13 @@ NAMES.update(dict.fromkeys((
     "receive_maximum", "max_inflight", "topic_alias_maximum", "topic_alias_out", "session_expiry_s", "max_keep_alive_s", "retain_available",
     "wildcard_available", "shared_available", "subscription_ids_available", "max_topic_levels", "max_topic_bytes", "max_client_id_bytes",
     "connect_timeout_ms", "auth_timeout_ms", "shutdown_timeout_ms", "max_group_backlog", "group_strategy", "route_cache_entries", "turn_bytes",
-    "max_request_head", "max_frame_size", "queue_qos0_offline",
+    "max_request_head", "max_frame_size", "verdict_cache_entries", "queue_qos0_offline",
     "durability", "spill_after", "log_level",
 ), 0xFFFFFFFF))
 NAMES.update(dict.fromkeys(("max_queued_bytes", "max_retained_messages", "max_retained_bytes"), 0xFFFFFFFFFFFFFFFF))
 NAMES.update(workers=255, receive_maximum=65535, max_inflight=65535, topic_alias_maximum=65535, topic_alias_out=65535, max_keep_alive_s=65535, max_topic_bytes=65535)
+
+cdef int64_t MOST_MS = 3153600000000   # a hundred years
 
 cdef object ENGINES = weakref.WeakSet()
 
@@ -107,6 +111,7 @@ cdef class Question:
     cdef readonly str peer
     cdef readonly str client_id
     cdef readonly int protocol
+    cdef readonly int reason
     cdef readonly object username
     cdef readonly object password
     cdef readonly object auth_method
@@ -143,6 +148,7 @@ cdef Question question(const NativeQuestion *native):
     made.peer = text_of(native.peer, native.peer_bytes)
     made.client_id = span_text(native.client_id)
     made.protocol = native.level
+    made.reason = native.reason
     made.username = span_text(native.username) if native.has_username else None
     made.password = span_bytes(native.password) if native.has_password else None
     made.auth_method = span_text(native.auth_method) if native.auth_method.p != NULL else None
@@ -332,6 +338,7 @@ cdef class Engine:
         native.turn_bytes = settings["turn_bytes"]
         native.max_request_head = settings["max_request_head"]
         native.max_frame_size = settings["max_frame_size"]
+        native.verdict_cache_entries = settings["verdict_cache_entries"]
         native.queue_qos0_offline = settings["queue_qos0_offline"]
         native.durability = settings["durability"]
         native.spill_after = settings["spill_after"]
@@ -587,13 +594,25 @@ cdef class Engine:
             logring_wake(engine.log)
         return taken
 
-    def answer(self, question, int reason_code, *, auth_data=None):
+    def verdicts(self, *, bint on, bint client_id, bint address):
         cdef NativeEngine *engine = self.alive()
-        cdef bytes data
+        verdicts_configure(&engine.verdict_rules, VERDICT_ON * on | VERDICT_CLIENT_ID * client_id | VERDICT_ADDRESS * address)
+
+    def answer(self, question, int reason_code, *, auth_data=None, str username=None, int64_t lasts_ms=0, int64_t keep_ms=0):
+        cdef NativeEngine *engine = self.alive()
+        cdef bytes data, name
         cdef Span span = span_make(NULL, 0)
+        cdef Span user = span_make(NULL, 0)
         cdef uint16_t worker = <uint16_t> ((question >> 120) & 0xFF)
         if not 0 <= reason_code <= 255:
             raise ValueError("a reason code is a byte")
+        if not (0 <= lasts_ms <= MOST_MS and 0 <= keep_ms <= MOST_MS):
+            raise ValueError("lasts_ms and keep_ms are from 0 to a hundred years")
+        if username is not None:
+            name = username.encode()
+            if len(name) > 65535:
+                raise ValueError("a user name is longer than 65535 bytes")
+            user = span_of(name)
         if self.stopped or worker >= engine.settings.workers:
             return
         if auth_data is not None:
@@ -603,7 +622,7 @@ cdef class Engine:
             span = span_make(<const char *> data, len(data))
         if gate_answer(
             engine, worker, <uint32_t> ((question >> 64) & 0xFFFFFFFF), <uint32_t> ((question >> 32) & 0xFFFFFFFF), <uint32_t> (question & 0xFFFFFFFF),
-            <uint8_t> reason_code, span,
+            <uint8_t> reason_code, span, user, lasts_ms, keep_ms,
         ) != 0:
             raise MemoryError()
 

@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import logging
 import os
+import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from typing import Any, Final, Self
 
 from mqttc import logs, native
 from mqttc.auth import Authenticator
-from mqttc.config import DURABILITY_MODES, TLS_KEYS, Config, Listener
+from mqttc.auth.chain import ChainAuthenticator
+from mqttc.config import DURABILITY_MODES, TLS_KEYS, Auth, Config, InetAddress, Listener
+from mqttc.config_auth import is_local_host
 from mqttc.control import Control
 from mqttc.embed.api import InProcess
 from mqttc.embed.hub import Hub
@@ -31,7 +34,7 @@ from mqttc.tls import ListenerFiles, ListenerTls
 _ANONYMOUS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "loopback": 2}
 _EXIT_TIMEOUT_MS: Final = 1000
 _PROGRESS_S: Final = 2.0
-_LIVE_KEYS: Final = frozenset({"log.level", "log.format", "auth.allow", "auth.deny", "auth.delay"})
+_LIVE_KEYS: Final = frozenset({"log.level", "log.format", *(f"auth.{key}" for key in Auth.model_fields if key != "anonymous")})
 
 
 _logger: Final = logging.getLogger(logs.LOGGER_NAME)
@@ -140,10 +143,41 @@ class Broker(InProcess):
             milliseconds = round(seconds * 1000)
             self._running.engine.advance_clock(milliseconds, milliseconds)
 
-    def reload(self, config: Config | Mapping[str, Any]) -> Reload:
-        """Take over what can change while clients are connected: ``log.*``, ``auth.allow``, ``deny``, ``delay``, and TLS.
+    def listener(self, url: str) -> Listener:
+        """The configuration of the listener with that URL, as `urls` has it. ``KeyError``: there is none."""
+        with self._lock:
+            return self._find(url)[1].listener
 
-        The files of TLS listeners are read again; connections keep the certificates that they began with.
+    def adopt(self, url: str, peer: str, *, secure: bool = False, remote: bool = True, certificate: bytes | None = None) -> socket.socket:
+        """A new connection whose bytes this program carries: one end of a socket pair, non-blocking, which the caller owns.
+
+        ``url``: which listener's rules hold, one of `urls` of the scheme ``asgi``; ``KeyError`` if there is none such. ``peer``: the
+        client, ``host:port``, for log lines and decisions. ``secure``: whether the client's road to this program is encrypted.
+        ``remote``: whether it is no program of this machine whatever its address says, so that ``anonymous = "loopback"`` does not
+        hold. ``certificate``: the client's, DER, already verified. Raises ``OSError`` where limits allow no further connection.
+        """
+        from mqttc.adapters import Origin
+        from mqttc.adapters.adopt import adopt
+
+        with self._lock:
+            identifier, _ = self._find(url)
+            assert self._running is not None
+            return adopt(self._running.engine, Origin(identifier, peer, secure, certificate, proxied=remote), False)
+
+    def _find(self, url: str) -> tuple[int, Served]:
+        self._check_process()
+        if self._running is None:
+            raise BrokerError("the broker is not running")
+        for identifier, one in self._running.served.items():
+            if one.bound.url == url and one.listener.scheme == "asgi":
+                return identifier, one
+        raise KeyError(url)
+
+    def reload(self, config: Config | Mapping[str, Any]) -> Reload:
+        """Take over what can change while clients are connected: ``log.*``, ``auth.*`` but ``anonymous``, and TLS.
+
+        The files of TLS listeners and of authenticators are read again; connections keep the certificates that they began with,
+        and clients that were admitted stay.
         Raises ``ConfigError`` for an invalid configuration; the old one then stays in force. What needs a
         restart is named in the answer and keeps its old value.
         """
@@ -153,12 +187,15 @@ class Broker(InProcess):
             old = self._config
             changed = [key for key in _keys(new) if _value(new, key) != _value(old, key)]
             live = [key for key in changed if key in _LIVE_KEYS]
-            if self._running is not None and not self._running.asks_gate and (new.auth.allow or new.auth.deny):
-                # The listeners were started without the gate, so nobody would ask the new lists.
+            if self._running is not None and not self._running.asks_gate and asks_gate(new):
+                # The listeners were started without the gate, so nobody would ask the new lists and authenticators.
                 live = [key for key in live if not key.startswith("auth.")]
             if self._running is not None and logs.LEVELS[new.log.level] < self._running.level:
                 # Workers make no records below the level that they were started with.
                 live = [key for key in live if key != "log.level"]
+            authenticator = self._own_authenticator
+            if self._running is not None and authenticator is None:
+                authenticator = self._running.authenticator_for(new, self._config, live)
             if self._running is not None and self._running.watched:
                 applied = old.model_copy(update={"listeners": _with_tls_keys(old.listeners, new.listeners), "tls": new.tls})
                 self._running.reload_tls(applied)
@@ -173,7 +210,8 @@ class Broker(InProcess):
                 update = target.model_copy(update={name: getattr(source, name) for name in names})
                 self._config = self._config.model_copy(update={section: update})
             if self._running is not None:
-                self._running.control.reconfigure(self._config, self._own_authenticator)
+                self._running.control.reconfigure(self._config, authenticator)
+                self._running.chain = authenticator if isinstance(authenticator, ChainAuthenticator) else None
         return Reload(tuple(live), tuple(waiting))
 
     def __enter__(self) -> Self:
@@ -249,6 +287,25 @@ def _value(config: Config, key: str) -> object:
     return value
 
 
+def asks_gate(config: Config) -> bool:
+    """Whether the control plane has a say about clients with credentials."""
+    return bool(config.auth.allow or config.auth.deny or config.auth.sources)
+
+
+def warn_of_plain_passwords(config: Config) -> None:
+    """A line for each listener at which clients would send passwords that anybody on the way can read."""
+    if not {"password_file", "sql", "jwt", "http", "ldap"} & set(config.auth.sources):
+        return
+    for listener in config.listeners:
+        address = listener.address
+        if isinstance(address, InetAddress) and not address.tls and not is_local_host(address.host) and not listener.behind_proxy:
+            fields: dict[str, logs.Field] = {
+                "listener": listener.name or address.url(),
+                "detail": "passwords cross the network unencrypted here; use tls:// or wss://, or auth.scram alone",
+            }
+            logs.emit(_logger, logging.WARNING, "plain_passwords", fields)
+
+
 def _files_of(config: Config, listener: Listener) -> ListenerFiles | None:
     """What a listener's certificates are loaded into."""
     if not listener.is_tls:
@@ -266,7 +323,8 @@ class _Running:
     def __init__(self, config: Config, authenticator: Authenticator | None) -> None:
         self.last_stats: dict[str, int] = {}
         self.level = logs.LEVELS[config.log.level]
-        self.asks_gate = authenticator is not None or bool(config.auth.allow or config.auth.deny)
+        self.asks_gate = authenticator is not None or asks_gate(config)
+        self.chain = ChainAuthenticator(config) if authenticator is None and config.auth.sources else None
         self.files = [_files_of(config, listener) for listener in config.listeners]
         self.bound: list[BoundListener] = []
         self.store = open_store(config.data_dir, progress=_say) if config.stores else None
@@ -284,12 +342,13 @@ class _Running:
             raise
 
     def _open(self, config: Config, authenticator: Authenticator | None) -> None:
-        served: dict[int, Served] = {}
+        served = self.served = dict[int, Served]()
         self.quic: dict[int, Any] = {}
         for bound, files in zip(self.bound, self.files, strict=True):
             self._add(bound, config, files, served)
+        warn_of_plain_passwords(config)
         self.hub = Hub(self.engine, served, config)
-        self.control = Control(self.engine, self.hub, served, self.watched, self.quic, config, authenticator, self.stats)
+        self.control = Control(self.engine, self.hub, served, self.watched, self.quic, config, authenticator or self.chain, self.stats)
         try:
             self.engine.start()
         except BaseException:
@@ -374,6 +433,15 @@ class _Running:
                 for name, count in files.native.stats().items():
                     stats[name] = stats.get(name, 0) + count
         return stats
+
+    def authenticator_for(self, new: Config, old: Config, live: list[str]) -> ChainAuthenticator | None:
+        """Of a reload: a new one if its section has changed, else the one that there is, its files read again. ``ConfigError``."""
+        if not any(key.startswith("auth.") for key in live):
+            if self.chain is not None:
+                self.chain.check()
+            return self.chain
+        taken = new.model_copy(update={"auth": new.auth.model_copy(update={"anonymous": old.auth.anonymous})})
+        return ChainAuthenticator(taken) if new.auth.sources else None
 
     def reload_tls(self, config: Config) -> None:
         """Read the files of all TLS listeners again, by this configuration; all or, with ``ConfigError``, none."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from cython_tree import ROOT, Finding, Import, imports, module_name, parse, sources, walk
 
 # Lowest first. A name is a module below mqttc or a package, which then stands for all that is in it.
-BASE = ["types", "alloc", "vec", "map", "ring", "msg", "timer", "inbox", "logring"]
+BASE = ["types", "alloc", "vec", "map", "ring", "msg", "timer", "inbox", "logring", "siphash"]
 PROTO = ["wire", "packet", "dialect", "props", "topic", "decode", "encode", "wsframe"]
 NET = [
     *("transport", "tcp", "openssl", "tls_socket", "tls_context", "tls_client", "tls", "vouched", "proxy", "ws"),
@@ -26,14 +26,14 @@ NET = [
 BROKER = [
     *("handle", "stats", "acl", "sqlite", "record", "known", "rows", "window", "replay", "checkpoint", "journal"),
     *("trie", "routes", "retain", "state", "port", "report", "mail", "durable", "reply"),
-    *("session", "group", "publication", "send", "shared", "deliver", "pump", "presence", "will", "gate"),
+    *("session", "group", "publication", "send", "shared", "deliver", "pump", "presence", "will", "gate", "verdicts"),
     *("on_connect", "on_head", "on_publish", "on_subscribe", "conn", "admin", "inside", "worker", "recover"),
 ]
 LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native", "inside"]
 PYTHON = [
-    *("errors", "logs", "config", "listen", "certs", "tls", "hooks", "auth"),
-    *("store", "adapters", "web", "roads", "embed", "control", "server", "client", "broker_thread", "bench", "cli"),
+    *("errors", "logs", "sections", "config_auth", "config", "listen", "certs", "tls", "hooks", "auth"),
+    *("store", "adapters", "web", "roads", "embed", "control", "server", "client", "broker_thread", "asgi", "bench", "cli"),
 ]
 
 FLOORS: dict[str, tuple[int, int]] = {}

@@ -128,6 +128,7 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
         adopt.parcel.transport.ops.close(&adopt.parcel.transport)
         mem_free(adopt.parcel.leftover)
         mem_free(adopt.auth_data)
+        mem_free(adopt.user)
     elif mail.kind == MAIL_GROUP:
         group = <GroupMail *> mail
         if group.msg != NULL:
@@ -135,6 +136,7 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
     elif mail.kind == MAIL_ANSWER:
         answer = <AnswerMail *> mail
         mem_free(answer.auth_data)
+        mem_free(answer.user)
     elif mail.kind == MAIL_HEAD:
         if (<HeadMail *> mail).fd >= 0:
             close((<HeadMail *> mail).fd)

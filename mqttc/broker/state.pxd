@@ -86,6 +86,7 @@ cdef struct Settings:                  # read only once workers run; units in na
     uint32_t turn_bytes
     uint32_t max_request_head          # bytes, of HTTP
     uint32_t max_frame_size            # bytes, of WebSocket
+    uint32_t verdict_cache_entries     # per worker; 0: none are remembered
     uint32_t queue_qos0_offline
     uint32_t durability                # Durability of every message; filters and listeners may ask for more
     uint32_t spill_after               # messages of an off-line session whose bodies stay in memory
@@ -262,6 +263,9 @@ cdef struct HeldAck:                   # or another reply that waits for the jou
     uint8_t reason
 
 cdef struct PendingConnect:            # while a question is open or the connection moves
+    uint64_t verdict_key[2]            # where remembers: under what its verdict is remembered
+    uint32_t verdict_epoch
+    uint8_t remembers
     uint32_t bytes
     uint8_t packet[1]                  # the whole CONNECT as received (bytes of it)
 
@@ -275,12 +279,14 @@ cdef struct Conn:
     PendingConnect *pending
     Conn *partner                      # the other end of a tunnel, on this worker
     uint8_t *auth_method               # owned: of the enhanced authentication in use
+    uint8_t *user                      # owned: whom that has found the client to be; NULL: nobody was named
     uint8_t *username                  # owned: of CONNECT; NULL: none
     Ring *held_acks                    # HeldAck; NULL: none
     int64_t brake_until_ms
     int64_t last_packet_ms
     int64_t connected_wall_ms          # Unix time of CONNECT
     int64_t question_due_ms            # where CONN_QUESTION_OPEN
+    int64_t ends_ms                    # its authentication runs out; 0: never
     uint64_t waits_until               # the last sequence for which it stands in worker.waits
     uint64_t suback_until              # the sequence that its last SUBACK waits for: retained messages are handed out after it
     uint32_t maximum_packet_size       # what the client takes, bytes; 0: no limit
@@ -289,6 +295,7 @@ cdef struct Conn:
     uint32_t reply_bytes               # acknowledgements and other replies, since the output was empty last
     uint32_t head_bytes                # of the HTTP head: looked through so far, then its size
     uint16_t auth_method_bytes
+    uint16_t user_bytes
     uint16_t username_bytes
     uint8_t phase
     uint8_t flags
@@ -369,7 +376,10 @@ cdef struct AdoptMail:
     Mail mail
     LinkParcel parcel
     uint8_t *auth_data                 # owned: for CONNACK
+    uint8_t *user                      # owned: Conn.user
+    int64_t ends_ms                    # Conn.ends_ms
     uint32_t auth_data_bytes
+    uint16_t user_bytes
     uint32_t bytes
     uint8_t packet[1]                  # the CONNECT
 
@@ -409,6 +419,10 @@ cdef struct AnswerMail:                # of the gate
     uint8_t reason
     uint8_t *auth_data                 # owned
     uint32_t auth_data_bytes
+    uint16_t user_bytes
+    uint8_t *user                      # owned: whom the client was found to be; NULL: not told
+    int64_t lasts_ms                   # until the connection ends; 0: for ever
+    int64_t keep_ms                    # the verdict may be remembered for as long; 0: not
 
 cdef enum HeadVerdict:
     HEAD_UPGRADE = 0                   # response is sent, and frames follow
@@ -573,6 +587,24 @@ cdef struct Gate:
     uint32_t limit
     uint64_t limit_bytes
 
+# ---- verdicts that are remembered
+
+cdef struct VerdictEntry:
+    uint64_t key[2]
+    int64_t until_ms                   # 0: free
+    int64_t ends_ms                    # Conn.ends_ms of who comes in by it
+    uint8_t reason
+
+cdef struct VerdictCache:
+    VerdictEntry *entries              # owned: sets of four; NULL: none yet
+    uint32_t sets
+    uint32_t epoch                     # of the entries
+
+cdef struct VerdictRules:              # what all workers' caches share
+    uint64_t key[2]                    # of the hash; random, made once
+    uint32_t fields                    # atomic: VerdictField [control plane]
+    uint32_t epoch                     # atomic: entries of another one do not hold [control plane]
+
 # ---- worker and engine
 
 cdef struct Run:                       # QoS 0 packets that many receivers share, encoded once
@@ -589,6 +621,7 @@ cdef struct Worker:
     PlainMail shutdown_mail            # posted once, by engine_stop
     MsgPool msgs
     RouteCache routes
+    VerdictCache verdicts
     Map clients                        # client id -> Session *
     Map groups                         # group id -> Group *
     Vec session_pages                  # Session * to a page of 64
@@ -631,6 +664,7 @@ cdef struct Engine:
     RouteRules rules                   # what routes are told beside the tree
     LogRing *log
     Gate gate
+    VerdictRules verdict_rules
     Listener *listeners[256]
     uint32_t listener_count
     uint32_t connections               # atomic gauge

@@ -45,6 +45,7 @@ from mqttc.broker.state cimport (
     BlocksMail, BodiesMail, BrakeMail, CommittedMail, Conn, DeliveryMail, Engine, Group, GroupMail, HeadMail, LinkMail, Listener, PlainMail, PublishMail, RequestMail, Session, Settings, Wait, Worker,
 )
 from mqttc.broker.trie cimport trie_build, trie_free
+from mqttc.broker.verdicts cimport verdicts_free, verdicts_init
 from mqttc.net.outq cimport chunk_drop
 from mqttc.net.proxy cimport proxy_accept
 from mqttc.net.reactor cimport (
@@ -348,6 +349,7 @@ cdef void on_mail(void *context, Mail *chain) noexcept nogil:
         elif mail.kind == MAIL_ANSWER:
             on_answer(worker, <AnswerMail *> mail)
             mem_free((<AnswerMail *> mail).auth_data)
+            mem_free((<AnswerMail *> mail).user)
         elif mail.kind == MAIL_COMMITTED:
             on_committed(worker, (<CommittedMail *> mail).sequence)
         elif mail.kind == MAIL_BODIES:
@@ -520,6 +522,7 @@ cdef void worker_empty(Worker *worker) noexcept nogil:
     vec_free(&worker.session_pages)
     vec_free(&worker.session_free)
     vec_free(&worker.braked)
+    verdicts_free(&worker.verdicts)
     routes_free(&worker.routes)
     reactor_free(worker.reactor)
 
@@ -537,7 +540,7 @@ cdef Engine *engine_build(const Settings *settings) noexcept nogil:
     engine.trie = trie_build(settings.max_topic_levels)
     engine.retain = retain_build(settings.max_retained_messages, settings.max_retained_bytes)
     engine.port_open = inbox_init(&engine.port) == ST_OK
-    if engine.log == NULL or engine.trie == NULL or engine.retain == NULL or not engine.port_open:
+    if engine.log == NULL or engine.trie == NULL or engine.retain == NULL or not engine.port_open or verdicts_init(&engine.verdict_rules) != ST_OK:
         engine_free(engine)
         return NULL
     for i in range(settings.workers):

@@ -213,6 +213,10 @@ class SyncClient:
         return self._client.closed
 
     @property
+    def server(self) -> str:
+        return self._client.server
+
+    @property
     def client_id(self) -> str:
         return self._client.client_id
 

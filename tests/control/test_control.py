@@ -37,6 +37,7 @@ class Question:
     common_name: str | None = None
     head: bytes | None = None
     remote: bool = False
+    reason: int = 0
 
 
 @dataclass
@@ -92,7 +93,10 @@ class Engine:
         taken, self.waiting = self.waiting, []
         return taken
 
-    def answer(self, question: int, reason_code: int, *, auth_data: bytes | None = None) -> None:
+    def verdicts(self, **fields: bool) -> None:
+        """Nothing is remembered here."""
+
+    def answer(self, question: int, reason_code: int, *, auth_data: bytes | None = None, **keys: Any) -> None:
         with self.answered:
             self.answers.append(Answer(question, reason_code, auth_data))
             self.answered.notify_all()
