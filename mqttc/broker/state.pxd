@@ -15,7 +15,8 @@ from mqttc.base.ring cimport Ring
 from mqttc.base.timer cimport TimerNode
 from mqttc.base.types cimport Span
 from mqttc.base.vec cimport Vec
-from mqttc.broker.journal cimport Body, Journal, Record
+from mqttc.broker.journal cimport Journal
+from mqttc.broker.record cimport Body, Record
 from mqttc.broker.retain cimport RetainCursor, RetainStore
 from mqttc.broker.routes cimport Route, RouteCache, RouteRules, SubscriptionIds
 from mqttc.broker.stats cimport Stats

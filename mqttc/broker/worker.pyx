@@ -4,7 +4,7 @@ from posix.unistd cimport close, usleep
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport Mail, inbox_free, inbox_init, inbox_post, inbox_take, inbox_wake
-from mqttc.base.logring cimport LogRecord, log_text, logring_build, logring_free, logring_push
+from mqttc.base.logring cimport LogRecord, log_text, logring_abandon, logring_build, logring_free, logring_push
 from mqttc.base.map cimport map_free, map_init, map_next
 from mqttc.base.msg cimport Msg, msg_come_home, msg_drop, msg_take_strays, pool_free, pool_init
 from mqttc.base.ring cimport ring_at, ring_init, ring_pop_front, ring_trim
@@ -15,13 +15,16 @@ from mqttc.base.types cimport (
 )
 from mqttc.base.vec cimport vec_at, vec_free, vec_init
 from mqttc.broker.conn cimport conn_data, conn_ended, conn_release, conn_timer, conn_uncount
-from mqttc.broker.deliver cimport Publication, bodies_arrived, credits_grant, delivery_ready, fan_out, fan_out_slice, on_group_mail, own_mail, publication_clear, publication_of, session_pump
+from mqttc.broker.deliver cimport fan_out, fan_out_slice
 from mqttc.broker.durable cimport journal_flush, journal_forget
 from mqttc.broker.gate cimport gate_free, gate_init
 from mqttc.broker.group cimport group_free
 from mqttc.broker.handle cimport handle_worker
-from mqttc.broker.journal cimport DURABILITY_SYNCED, Body, JournalHooks, journal_free, journal_start, journal_stop
 from mqttc.broker.inside cimport inside_free, inside_pump_all, on_request
+from mqttc.broker.journal cimport JournalHooks, journal_free, journal_start, journal_stop
+from mqttc.broker.publication cimport Publication, publication_clear, publication_of
+from mqttc.broker.pump cimport bodies_arrived, delivery_ready, session_pump
+from mqttc.broker.record cimport DURABILITY_SYNCED, Body
 from mqttc.broker.mail cimport mail_discard, post, post_all, publish_mail_done
 from mqttc.broker.on_connect cimport conn_init, connect_adopt, connect_welcome, on_answer
 from mqttc.broker.on_head cimport on_head_answer, tunnel_drained
@@ -35,6 +38,7 @@ from mqttc.broker.report cimport (
 from mqttc.broker.retain cimport retain_build, retain_free, retain_sweep
 from mqttc.broker.routes cimport route_drop, routes_free, routes_init
 from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
+from mqttc.broker.shared cimport credits_grant, on_group_mail, own_mail
 from mqttc.broker.state cimport (
     CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_REMOTE, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_BRAKE, MAIL_COMMITTED, MAIL_DELIVERY, MAIL_GROUP, MAIL_HEAD,
     MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, WAIT_INSIDE, WAIT_OFFER, WAIT_SESSION, AdoptMail, AnswerMail,
@@ -706,7 +710,9 @@ cdef void engine_abandon(Engine *engine) noexcept nogil:
     close(engine.port.wake_read_fd)
     if engine.port.wake_write_fd != engine.port.wake_read_fd:
         close(engine.port.wake_write_fd)
-    if engine.journal != NULL:          # but not its file: SQLite's connection is the parent's thread's
+    if engine.log != NULL:
+        logring_abandon(engine.log)
+    if engine.journal != NULL:          # its file is closed by name, see native
         close(engine.journal.inbox.wake_read_fd)
         if engine.journal.inbox.wake_write_fd != engine.journal.inbox.wake_read_fd:
             close(engine.journal.inbox.wake_write_fd)
