@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
 from mqttc.auth import Authenticator
 from mqttc.client.sync import LoopThread
@@ -20,6 +20,9 @@ from mqttc.embed.subscription import Callback, Subscription
 from mqttc.errors import ClosedError
 from mqttc.hooks import Hooks
 from mqttc.server import Broker, Reload
+
+if TYPE_CHECKING:
+    from mqttc.clock import VirtualClock
 
 BATCH: Final = 100
 """Messages or events that change threads at a time."""
@@ -171,11 +174,16 @@ class BrokerThread:
     """
 
     def __init__(
-        self, config: Config | Mapping[str, Any] | None = None, *, authenticator: Authenticator | None = None, hooks: Hooks | None = None
+        self,
+        config: Config | Mapping[str, Any] | None = None,
+        *,
+        authenticator: Authenticator | None = None,
+        clock: VirtualClock | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
-        self.broker = Broker(config, authenticator=authenticator, hooks=hooks)
-        self._has_hooks = hooks is not None
+        self.broker = Broker(config, authenticator=authenticator, clock=clock, hooks=hooks)
         """The broker itself, whose other methods may be called from any thread too."""
+        self._has_hooks = hooks is not None
         self._thread = LoopThread("broker thread")
 
     @property

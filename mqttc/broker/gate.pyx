@@ -13,8 +13,8 @@ from mqttc.broker.state cimport (
 from mqttc.broker.stats cimport C_GATE_QUESTIONS, C_HOOK_QUESTIONS, stat
 from mqttc.net.tcp cimport PeerAddress, peer_text
 from mqttc.net.transport cimport PROOF_CERTIFICATE, PROOF_COMMON_NAME, PROOF_COUNT, PROOF_KEY_NAME, Transport, transport_proof
-from mqttc.proto.decode cimport publish_forward
-from mqttc.proto.packet cimport HAS_AUTH_DATA, HAS_AUTH_METHOD, HAS_MESSAGE_EXPIRY, Packet
+from mqttc.proto.decode cimport decode_connect, frame_next, publish_forward
+from mqttc.proto.packet cimport HAS_AUTH_DATA, HAS_AUTH_METHOD, HAS_MESSAGE_EXPIRY, Frame, Packet
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -121,12 +121,17 @@ cdef int question_put(Worker *worker, Question *question) noexcept nogil:
 cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, const Packet *packet) noexcept nogil:
     cdef Question *question
     cdef uint8_t *room
+    cdef Packet connect
+    cdef Frame frame
     cdef Span client_id = packet.client_id
     cdef Span username = packet.username
     if kind == QUESTION_AUTH:
         client_id = span_make(NULL, 0)
         if conn.session != NULL:
             client_id = span_make(conn.session.client_id, conn.session.client_id_bytes)
+        elif conn.pending != NULL and frame_next(conn.pending.packet, conn.pending.packet + conn.pending.bytes, 0, &frame) == ST_OK:
+            if decode_connect(&frame, &connect) == ST_OK:
+                client_id = connect.client_id
         if conn.user != NULL:
             username = span_make(conn.user, conn.user_bytes)
     question = question_build(

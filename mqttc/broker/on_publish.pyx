@@ -7,11 +7,13 @@ from mqttc.base.ring cimport ring_at
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_OK, Span, atomic_load_u32_relaxed, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
-from mqttc.broker.deliver cimport Publication, fan_out, publication_clear, publication_init, publication_msg, session_pump
+from mqttc.broker.deliver cimport fan_out
 from mqttc.broker.durable cimport journal_crowded, journal_fails, journaled, note_inbound_done, note_message, note_released, until_now, wait_add
 from mqttc.broker.gate cimport gate_ask_hook
-from mqttc.broker.journal cimport DURABILITY_OFF
 from mqttc.broker.port cimport inside_refused
+from mqttc.broker.publication cimport Publication, publication_clear, publication_init, publication_msg
+from mqttc.broker.pump cimport session_pump
+from mqttc.broker.record cimport DURABILITY_OFF
 from mqttc.broker.reply cimport acknowledge, acks_held, acks_release, answer, conn_fail
 from mqttc.broker.report cimport EV_RETAINED_LIMIT, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_set
