@@ -12,6 +12,8 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
+from mqttc.auth.grant import Grant
+
 if TYPE_CHECKING:
     from cryptography import x509
 
@@ -110,6 +112,8 @@ class Verdict:
 
     reason_code: int
     auth_data: bytes | None = field(default=None, repr=False)
+    grant: Grant | None = None
+    """With 0x00: what the client may do; None: what the ACL file says. A re-authentication's replaces the one before."""
 
 
 class Authenticator(Protocol):
