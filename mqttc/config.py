@@ -578,6 +578,8 @@ class Auth(_Section):
     """User names to refuse, shell patterns; they win over ``allow``."""
     delay: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.0
     """Seconds before a client with a user name is told the decision; slows down guessing."""
+    acl_file: str = ""
+    """TOML file of what clients may publish and subscribe to; empty: everything is allowed."""
 
 
 class DurableFilter(_Section):
@@ -734,7 +736,6 @@ _CONTROL_LIMITS = ("max_http_connections", "max_http_streams", "max_quic_connect
 _NOT_BUILT_KEYS = frozenset(
     {
         ("auth", "password_file"),
-        ("auth", "acl_file"),
     }
 )
 
@@ -747,6 +748,23 @@ def schema() -> str:
 # ------------------------------------------------------------------------------------ the sources
 
 
+def read_toml(file: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """What a TOML file says, and where each of its keys stands, as ``file:line``; raises ``ConfigError``."""
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ConfigError([Problem(str(file), error.strerror or str(error))]) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem(f"{file}:{line}", "is not UTF-8")]) from error
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_syntax_problem(file, text, str(error))]) from error
+    lines = _TomlLines(text.replace("\r\n", "\n")).lines
+    return data, {path: f"{file}:{line}" for path, line in lines.items()}
+
+
 class _Sources:
     """What was read so far, and for every key where it was written."""
 
@@ -756,19 +774,7 @@ class _Sources:
         self.problems: list[Problem] = []
 
     def add_file(self, file: Path) -> None:
-        try:
-            text = file.read_bytes().decode("utf-8")
-        except OSError as error:
-            raise ConfigError([Problem(str(file), error.strerror or str(error))]) from error
-        except UnicodeDecodeError as error:
-            line = error.object.count(b"\n", 0, error.start) + 1
-            raise ConfigError([Problem(f"{file}:{line}", "is not UTF-8")]) from error
-        try:
-            self.data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError([_syntax_problem(file, text, str(error))]) from error
-        for path, line in _TomlLines(text.replace("\r\n", "\n")).lines.items():
-            self.origins[path] = f"{file}:{line}"
+        self.data, self.origins = read_toml(file)
 
     def add_environment(self, environment: Mapping[str, str]) -> None:
         top_level = list(Config.model_fields)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from mqttc import logs, native
 from mqttc.auth import SERVER_UNAVAILABLE, Authenticator, PeerIdentity, Request
+from mqttc.auth.acl import compile_grant
+from mqttc.auth.rules import RulesInForce
 from mqttc.auth.static import StaticAuthenticator
 from mqttc.config import Config, ConfigError
 from mqttc.listen import Served
@@ -36,6 +38,7 @@ class Control:
         config: Config,
         authenticator: Authenticator | None,
         status: Callable[[], Mapping[str, int]],
+        rules: RulesInForce | None = None,
     ) -> None:
         self._engine = engine
         self._served = served
@@ -43,6 +46,7 @@ class Control:
         self._quic = quic
         self._config = config
         self._status = status
+        self._rules = rules
         self._auth_timeout_s = config.limits.auth_timeout
         self.reconfigure(config, authenticator)
         self._decisions: set[asyncio.Task[None]] = set()
@@ -103,7 +107,7 @@ class Control:
         loop.add_reader(self._engine.event_fd, self._drain)
         self._loop = loop
         self._ready.set()
-        helpers = [loop.create_task(self._watch())] if self._files else []
+        helpers = [loop.create_task(self._watch())] if self._files or self._rules is not None else []
         http = loop.create_task(self._end_http())
         await self._ended.wait()
         await http
@@ -126,7 +130,7 @@ class Control:
             await self._roads.end_http()
 
     async def _watch(self) -> None:
-        """Look whether certificates and keys have changed on disk."""
+        """Look whether certificates, keys and rules have changed on disk."""
         while True:
             await asyncio.sleep(_WATCH_S)
             for files in self._files:
@@ -135,6 +139,15 @@ class Control:
                         logs.emit(_logger, logging.INFO, "certificates_loaded", {})
                 except (ConfigError, OSError, ValueError) as error:
                     logs.emit(_logger, logging.ERROR, "certificates_refused", {"problem": str(error)})
+            if self._rules is not None:
+                await self._watch_rules(self._rules)
+
+    async def _watch_rules(self, rules: RulesInForce) -> None:
+        try:
+            if await asyncio.to_thread(rules.check):
+                logs.emit(_logger, logging.INFO, "acl_loaded", {})
+        except (ConfigError, MemoryError, RuntimeError) as error:
+            logs.emit(_logger, logging.ERROR, "acl_refused", {"problem": str(error)})
 
     def _drain(self) -> int:
         events = self._engine.events()
@@ -181,6 +194,7 @@ class Control:
         try:
             async with deadline:
                 verdict = await self._authenticator.authenticate(request)
+            grant = None if verdict.grant is None else compile_grant(verdict.grant)
         except Exception as error:
             if deadline.expired():
                 return  # the engine keeps the same deadline, and has refused by itself
@@ -188,4 +202,4 @@ class Control:
             logs.emit(_logger, logging.ERROR, "authenticator_failed", fields)
             self._engine.answer(question.id, SERVER_UNAVAILABLE)
             return
-        self._engine.answer(question.id, verdict.reason_code, auth_data=verdict.auth_data)
+        self._engine.answer(question.id, verdict.reason_code, auth_data=verdict.auth_data, grant=grant)

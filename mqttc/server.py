@@ -19,6 +19,9 @@ from typing import Any, Final, Self
 
 from mqttc import logs, native
 from mqttc.auth import Authenticator
+from mqttc.auth.acl import Explanation
+from mqttc.auth.grant import Action
+from mqttc.auth.rules import RulesInForce
 from mqttc.config import DURABILITY_MODES, TLS_KEYS, Config, Listener
 from mqttc.control import Control
 from mqttc.listen import BoundListener, Served, bind_all
@@ -29,6 +32,7 @@ _ANONYMOUS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "loopback": 2}
 _EXIT_TIMEOUT_MS: Final = 1000
 _PROGRESS_S: Final = 2.0
 _LIVE_KEYS: Final = frozenset({"log.level", "log.format", "auth.allow", "auth.deny", "auth.delay"})
+_ACL_KEY: Final = "auth.acl_file"
 
 
 _logger: Final = logging.getLogger(logs.LOGGER_NAME)
@@ -135,9 +139,10 @@ class Broker:
             self._running.engine.advance_clock(milliseconds, milliseconds)
 
     def reload(self, config: Config | Mapping[str, Any]) -> Reload:
-        """Take over what can change while clients are connected: ``log.*``, ``auth.allow``, ``deny``, ``delay``, and TLS.
+        """Take over what can change while clients are connected: ``log.*``, ``auth.allow``, ``deny``, ``delay``, the rules, and TLS.
 
-        The files of TLS listeners are read again; connections keep the certificates that they began with.
+        The files of TLS listeners are read again; connections keep the certificates that they began with. The ACL file is read
+        again; when this returns its rules are in force. Whether there is one at all needs a restart.
         Raises ``ConfigError`` for an invalid configuration; the old one then stays in force. What needs a
         restart is named in the answer and keeps its old value.
         """
@@ -153,6 +158,11 @@ class Broker:
             if self._running is not None and logs.LEVELS[new.log.level] < self._running.level:
                 # Workers make no records below the level that they were started with.
                 live = [key for key in live if key != "log.level"]
+            rules = None if self._running is None else self._running.rules
+            if rules is not None and new.auth.acl_file:
+                rules.read(new.auth.acl_file)  # before anything changes
+            if self._running is None or (rules is not None and new.auth.acl_file):
+                live += [key for key in changed if key == _ACL_KEY]
             if self._running is not None and self._running.watched:
                 applied = old.model_copy(update={"listeners": _with_tls_keys(old.listeners, new.listeners), "tls": new.tls})
                 self._running.reload_tls(applied)
@@ -166,9 +176,29 @@ class Broker:
                 source, target = getattr(new, section), getattr(self._config, section)
                 update = target.model_copy(update={name: getattr(source, name) for name in names})
                 self._config = self._config.model_copy(update={section: update})
+            if rules is not None and new.auth.acl_file:
+                rules.apply(new.auth.acl_file)
             if self._running is not None:
                 self._running.control.reconfigure(self._config, self._own_authenticator)
         return Reload(tuple(live), tuple(waiting))
+
+    def explain(
+        self, action: Action, topic: str, *, client_id: str, username: str | None = None, listener: str | None = None
+    ) -> Explanation:
+        """Whether the rules in force let a client do this, and which of them decides.
+
+        ``topic`` is a filter if the action is ``subscribe``. ``username``: one that was checked; None: anonymous. ``listener``: its name
+        or URL; None: one that no rule names. What an authenticator granted to a client is not looked at. ``ValueError``: not a topic,
+        or there is no such listener.
+        """
+        self._check_process()
+        with self._lock:
+            if self._running is None:
+                raise BrokerError("the broker is not running")
+            rules = self._running.rules
+        if rules is None:
+            return Explanation(True, "nothing")
+        return rules.explain(action, topic, client_id=client_id, username=username, listener=listener)
 
     def __enter__(self) -> Self:
         self.start()
@@ -254,6 +284,15 @@ def _files_of(config: Config, listener: Listener) -> ListenerFiles | None:
     return QuicFiles(config, listener)
 
 
+def _ids_of(served: Mapping[int, Served]) -> dict[str, list[int]]:
+    """The engine's listeners by their names and their URLs, as configured and as bound."""
+    ids: dict[str, list[int]] = {}
+    for identifier, one in served.items():
+        for name in {one.name, one.listener.address.url(), one.bound.url}:
+            ids.setdefault(name, []).append(identifier)
+    return ids
+
+
 class _Running:
     """Everything that exists from start to stop."""
 
@@ -263,6 +302,7 @@ class _Running:
         self.asks_gate = authenticator is not None or bool(config.auth.allow or config.auth.deny)
         self.files = [_files_of(config, listener) for listener in config.listeners]
         self.bound: list[BoundListener] = []
+        self.rules: RulesInForce | None = None
         self.store = open_store(config.data_dir, progress=_say) if config.stores else None
         try:
             self.engine = native.Engine(response_information=config.broker.response_information, **config.engine_settings())
@@ -282,7 +322,9 @@ class _Running:
         self.quic: dict[int, Any] = {}
         for bound, files in zip(self.bound, self.files, strict=True):
             self._add(bound, config, files, served)
-        self.control = Control(self.engine, served, self.watched, self.quic, config, authenticator, self.stats)
+        if config.auth.acl_file:
+            self.rules = RulesInForce(self.engine, config.auth.acl_file, _ids_of(served))
+        self.control = Control(self.engine, served, self.watched, self.quic, config, authenticator, self.stats, self.rules)
         try:
             self.engine.start()
         except BaseException:

@@ -24,9 +24,10 @@ NET = [
     *("outq", "listener", "poller", "poller_epoll", "poller_kqueue", "reactor"),
 ]
 BROKER = [
-    *("handle", "stats", "acl", "sqlite", "journal", "trie", "routes", "retain", "state", "report", "mail", "durable", "reply"),
+    *("handle", "stats", "acl", "rights", "sqlite", "journal", "trie", "routes", "retain"),
+    *("state", "report", "permit", "mail", "durable", "reply"),
     *("session", "group", "deliver", "presence", "will", "gate"),
-    *("on_connect", "on_head", "on_publish", "on_subscribe", "conn", "worker", "recover"),
+    *("on_subscribe", "admit", "on_connect", "on_head", "on_publish", "conn", "worker", "recover"),
 ]
 LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native"]

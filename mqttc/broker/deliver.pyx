@@ -8,6 +8,7 @@ from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_journal, msg
 from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at
+from mqttc.broker.acl cimport ACL_RECEIVE
 from mqttc.broker.durable cimport (
     entry_id, journaled, note_done, note_filter, note_group_done, note_message, note_handout, note_read, note_sent, until_now, wait_add,
 )
@@ -17,11 +18,12 @@ from mqttc.broker.group cimport (
 from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.journal cimport RECORD_HANDED_OUT, Body
 from mqttc.broker.mail cimport post_group, post_publish
+from mqttc.broker.permit cimport entry_permitted, session_may
 from mqttc.broker.reply cimport answer, conn_disconnect
 from mqttc.broker.report cimport EV_MESSAGES_DROPPED, EV_RETAINED_LIMIT, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_done, retain_set, retain_step
 from mqttc.broker.routes cimport (
-    ENTRY_NOT_OWN, ENTRY_OWN_ONLY, ENTRY_RETAIN_AS_PUBLISHED, Route, RouteEntry, RouteSlice, route_lookup, subscription_ids_build,
+    ENTRY_NOT_OWN, ENTRY_OWN_ONLY, ENTRY_RETAIN_AS_PUBLISHED, Route, RouteEntry, RouteSlice, entry_applies, route_lookup, subscription_ids_build,
     subscription_ids_drop, subscription_ids_share,
 )
 from mqttc.broker.session cimport (
@@ -29,12 +31,12 @@ from mqttc.broker.session cimport (
 )
 from mqttc.broker.state cimport (
     CONN_UP, DISCONNECT_SLOW, DROP_NEWEST, DROP_QOS0_FIRST, GROUP_CLOSE, GROUP_CREDIT, GROUP_DELIVER, GROUP_JOIN, GROUP_LEAVE, GROUP_OFFER, GROUP_OFFLINE, GROUP_ONLINE,
-    GROUP_RETURN, MAIL_GROUP, OUT_DONE, OUT_HELD, OUT_READY, OUT_RELEASED, OUT_SENT, QE_COUNTED, QE_JOURNALED, QE_RETAIN, QE_STORED, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, SESSION_QOS0_QUEUED, AliasesOut, AliasOut,
+    GROUP_RETURN, MAIL_GROUP, OUT_DONE, OUT_HELD, OUT_READY, OUT_RELEASED, OUT_SENT, QE_COUNTED, QE_JOURNALED, QE_RETAIN, QE_STORED, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, SESSION_QOS0_QUEUED, SESSION_RECHECK, AliasesOut, AliasOut,
     Conn, Group, GroupMail, Handout, Member, Membership, QueueEntry, Run,
     Session, Settings, Wait, WAIT_SESSION, Worker,
 )
 from mqttc.broker.stats cimport (
-    C_JOURNAL_LOST, C_DROPPED_EXPIRED, C_DROPPED_GROUP_END, C_DROPPED_NO_MEMORY, C_DROPPED_OUTPUT_FULL, C_DROPPED_QUEUE_FULL, C_DROPPED_RETAINED_LIMIT, C_DROPPED_TOO_LARGE, C_MESSAGES_OUT, C_MESSAGES_RESENT,
+    C_DENIED_RECEIVE, C_JOURNAL_LOST, C_DROPPED_EXPIRED, C_DROPPED_GROUP_END, C_DROPPED_NO_MEMORY, C_DROPPED_OUTPUT_FULL, C_DROPPED_QUEUE_FULL, C_DROPPED_RETAINED_LIMIT, C_DROPPED_TOO_LARGE, C_MESSAGES_OUT, C_MESSAGES_RESENT,
     C_RETAINED_HANDED_OUT, C_SENT, stat, stat_add,
 )
 from mqttc.net.outq cimport Chunk, chunk_build, chunk_data, chunk_drop, outq_reserve, outq_share
@@ -503,6 +505,17 @@ cdef bint send_qos(Worker *worker, Publication *pub, Session *session, Conn *con
     return True
 
 
+cdef void delivery_void(Worker *worker, const Publication *pub, const Session *session, const RouteEntry *route_entry) noexcept nogil:
+    """The publisher's worker, which does not know the rights of others' sessions, has noted this delivery; it is through."""
+    cdef QueueEntry entry
+    memset(&entry, 0, sizeof(QueueEntry))
+    entry.msg = pub.msg
+    entry.qos = route_entry.qos if route_entry.qos < pub.qos else pub.qos
+    if entry.qos and entry_applies(route_entry, pub.publisher):
+        entry.state = QE_JOURNALED << 4
+        note_done(worker, session, &entry)
+
+
 cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept nogil:
     cdef RouteSlice *slice = &route.slices[worker.index]
     cdef RouteEntry *entries = route.entries + slice.first
@@ -524,6 +537,10 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
         route_entry = &entries[i]
         session = session_of(worker, route_entry.session)
         if unlikely(session == NULL):
+            continue
+        if unlikely(route_entry.epoch != session.rights_epoch or route_entry.denied) and not entry_permitted(worker, session, route_entry, pub.topic):
+            if lasting and session.durable:
+                delivery_void(worker, pub, session, route_entry)
             continue
         retain = 0
         if route_entry.flags:
@@ -679,6 +696,10 @@ cdef bint handout_step(Worker *worker, Session *session) noexcept nogil:
         entry.packet_id = 0
         entry.qos = handout.qos if handout.qos < batch[i].qos else batch[i].qos
         entry.state = QE_RETAIN << 4
+        if session.rights != NULL and not session_may(worker, session, ACL_RECEIVE, msg_topic(entry.msg), False):
+            stat(&worker.stats, C_DENIED_RECEIVE)
+            entry_drop(worker, session, &entry)
+            continue
         parts_of_entry(worker, &entry, &parts)
         if not fits(conn, &parts):
             session_drop(worker, session, C_DROPPED_TOO_LARGE)
@@ -783,14 +804,27 @@ cdef void session_pump(Worker *worker, Session *session) noexcept nogil:
             session_drop(worker, session, C_DROPPED_EXPIRED)
             entry_drop(worker, session, &entry)
             continue
+        if unlikely(session.flags & SESSION_RECHECK) and not permitted_still(worker, session, &entry):
+            continue
         send_queued(worker, session, conn, &entry)
+
+
+cdef bint permitted_still(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
+    """Of a queued message, when the rights are others than when it came. False: it is gone."""
+    if session.queue.count == 0:
+        session.flags &= ~<uint8_t> SESSION_RECHECK
+    if entry.member or session_may(worker, session, ACL_RECEIVE, msg_topic(entry.msg), False):      # of a shared group: it is a member still
+        return True
+    stat(&worker.stats, C_DENIED_RECEIVE)
+    entry_drop(worker, session, entry)
+    return False
 
 
 cdef void hold_queued(Worker *worker, Session *session) noexcept nogil:
     """QoS 2 messages at the queue's front get their packet ids in the same commit as those before them."""
     cdef QueueEntry entry
     cdef QueueEntry *front
-    while session.queue.count and window_free(session):
+    while session.queue.count and window_free(session) and not session.flags & SESSION_RECHECK:
         front = <QueueEntry *> ring_at(&session.queue, 0)
         if front.qos != 2 or not front.state & (QE_JOURNALED << 4) or front.state & (QE_STORED << 4):
             return

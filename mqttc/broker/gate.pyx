@@ -5,6 +5,7 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport inbox_post, inbox_wake
 from mqttc.base.logring cimport logring_wake
 from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
+from mqttc.broker.acl cimport Grant, grant_drop
 from mqttc.broker.state cimport CONN_REMOTE, MAIL_ANSWER, MAIL_HEAD, QUESTION_AUTH, QUESTION_HEAD, AnswerMail, Conn, Engine, Gate, HeadMail, Question, Worker
 from mqttc.broker.stats cimport C_GATE_QUESTIONS, stat
 from mqttc.net.tcp cimport PeerAddress, peer_text
@@ -165,18 +166,21 @@ cdef Question *gate_take(Gate *gate) noexcept nogil:
     return chain
 
 
-cdef int gate_answer(Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t reason, Span auth_data) noexcept nogil:
+cdef int gate_answer(Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t reason, Span auth_data, Grant *grant) noexcept nogil:
     cdef AnswerMail *mail = <AnswerMail *> mem_alloc_zeroed(1, sizeof(AnswerMail))
     if mail == NULL:
+        grant_drop(grant)
         return ST_NO_MEMORY
     mail.mail.kind = MAIL_ANSWER
     mail.slot = slot
     mail.generation = generation
     mail.question = number
     mail.reason = reason
+    mail.grant = grant
     if auth_data.p != NULL:
         mail.auth_data = <uint8_t *> mem_alloc(auth_data.n if auth_data.n else 1)
         if mail.auth_data == NULL:
+            grant_drop(grant)
             mem_free(mail)
             return ST_NO_MEMORY
         memcpy(mail.auth_data, auth_data.p, auth_data.n)

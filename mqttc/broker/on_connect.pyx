@@ -6,6 +6,8 @@ from mqttc.base.map cimport random_bytes
 from mqttc.base.msg cimport msg_alloc, msg_data
 from mqttc.base.timer cimport wheel_add, wheel_cancel
 from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u32_acquire, span_equal, span_make
+from mqttc.broker.acl cimport grant_drop, grant_share
+from mqttc.broker.admit cimport admit_again, admit_begin, admit_rights
 from mqttc.broker.deliver cimport session_pump
 from mqttc.broker.gate cimport gate_ask
 from mqttc.broker.mail cimport post
@@ -13,9 +15,10 @@ from mqttc.broker.presence cimport session_finish, session_offline, session_onli
 from mqttc.broker.durable cimport journal_fails, journaled, note_presence, note_session, note_will, until_now
 from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet, send_packet_after
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
+from mqttc.broker.rights cimport Rights, rights_free
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle
 from mqttc.broker.state cimport (
-    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
+    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, Admission, AdoptMail,
     AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, Will, Worker,
 )
 from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, stat
@@ -117,6 +120,7 @@ cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8
     cdef PendingConnect *pending
     cdef Listener *listener = worker.engine.listeners[conn.link.listener]
     cdef uint8_t reason
+    cdef Admission admission
     cdef bint asking = False
     cdef int status
     if conn.phase != CONN_NEW:                                  # [MQTT-3.1.0-2]
@@ -150,7 +154,8 @@ cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8
         memcpy(conn.auth_method, packet.props.auth_method.p, packet.props.auth_method.n)
         conn.auth_method_bytes = <uint16_t> packet.props.auth_method.n
     if not asking:
-        return connect_admit(worker, conn, &packet, packet_start, frame.total_bytes, rest, rest_bytes, nothing())
+        memset(&admission, 0, sizeof(Admission))
+        return connect_admit(worker, conn, &packet, packet_start, frame.total_bytes, rest, rest_bytes, &admission)
     pending = <PendingConnect *> mem_alloc(sizeof(PendingConnect) + frame.total_bytes)
     if pending == NULL:
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
@@ -203,6 +208,7 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
     cdef Conn *conn = <Conn *> reactor_link(worker.reactor, mail.slot, mail.generation)
     cdef Span data = span_make(mail.auth_data, mail.auth_data_bytes)
     cdef PendingConnect *pending
+    cdef Admission admission
     cdef Packet packet
     cdef Frame frame
     cdef bint moved
@@ -216,6 +222,7 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
             send_auth(worker, conn, mail.reason, data)
             if mail.reason == RC_SUCCESS:
                 conn.flags &= ~CONN_ASKED_AGAIN
+                admit_again(worker, conn, mail.grant)
         else:                                                   # [MQTT-4.12.1-2]
             conn_fail(worker, conn, mail.reason, text("re-authentication failed"))
         return
@@ -234,7 +241,10 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
     pending = conn.pending
     conn.pending = NULL
     if frame_next(pending.packet, pending.packet + pending.bytes, 0, &frame) == ST_OK and decode_connect(&frame, &packet) == ST_OK:
-        moved = connect_admit(worker, conn, &packet, pending.packet, pending.bytes, NULL, 0, data)
+        admission.auth_data = data
+        admission.grant = mail.grant
+        admission.checked = True
+        moved = connect_admit(worker, conn, &packet, pending.packet, pending.bytes, NULL, 0, &admission)
         if not moved and conn.phase == CONN_UP:
             link_resume(worker.reactor, &conn.link)
     mem_free(pending)
@@ -262,7 +272,7 @@ cdef bint client_id_make(Worker *worker, uint8_t *out) noexcept nogil:
 
 
 cdef bint connect_admit(
-    Worker *worker, Conn *conn, const Packet *packet, const uint8_t *packet_start, uint32_t packet_bytes, const uint8_t *rest, uint32_t rest_bytes, Span auth_data,
+    Worker *worker, Conn *conn, const Packet *packet, const uint8_t *packet_start, uint32_t packet_bytes, const uint8_t *rest, uint32_t rest_bytes, const Admission *admission,
 ) noexcept nogil:
     """True: the connection moved to another worker."""
     cdef uint8_t assigned[ASSIGNED_BYTES]
@@ -278,7 +288,7 @@ cdef bint connect_admit(
     hash = client_hash(client_id)
     home = <uint16_t> (hash % worker.engine.settings.workers)
     if home == worker.index:
-        connect_finish(worker, conn, packet, client_id, hash, auth_data)
+        connect_finish(worker, conn, packet, client_id, hash, admission)
         return False
     mail = <AdoptMail *> mem_alloc_zeroed(1, sizeof(AdoptMail) + packet_bytes)
     if mail == NULL:
@@ -287,19 +297,22 @@ cdef bint connect_admit(
     mail.mail.kind = MAIL_ADOPT
     mail.bytes = packet_bytes
     memcpy(mail.packet, packet_start, packet_bytes)
-    if auth_data.p != NULL:
-        mail.auth_data = <uint8_t *> mem_alloc(auth_data.n if auth_data.n else 1)
+    if admission.auth_data.p != NULL:
+        mail.auth_data = <uint8_t *> mem_alloc(admission.auth_data.n if admission.auth_data.n else 1)
         if mail.auth_data == NULL:
             mem_free(mail)
             link_close(worker.reactor, &conn.link, END_NO_MEMORY)
             return False
-        memcpy(mail.auth_data, auth_data.p, auth_data.n)
-        mail.auth_data_bytes = auth_data.n
+        memcpy(mail.auth_data, admission.auth_data.p, admission.auth_data.n)
+        mail.auth_data_bytes = admission.auth_data.n
+    mail.grant = grant_share(admission.grant)
+    mail.checked = admission.checked
     wheel_cancel(worker.reactor.wheel, &conn.link.timer)
     mem_free(conn.auth_method)
     conn.auth_method = NULL
     if link_detach(worker.reactor, &conn.link, rest, rest_bytes, &mail.parcel) != ST_OK:
         mem_free(mail.auth_data)
+        grant_drop(mail.grant)
         mem_free(mail)
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
@@ -312,10 +325,10 @@ cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil:
     cdef Packet packet
     cdef Frame frame
     cdef Span client_id
+    cdef Admission admission
     if conn == NULL:
         mail.parcel.transport.ops.close(&mail.parcel.transport)
         mem_free(mail.parcel.leftover)
-        mem_free(mail.auth_data)
         atomic_add_u32_relaxed(&worker.engine.connections, <uint32_t> -1)
         atomic_add_u32_relaxed(&worker.engine.listeners[mail.parcel.listener].open_count, <uint32_t> -1)
         return
@@ -330,19 +343,19 @@ cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil:
             conn.auth_method = <uint8_t *> mem_alloc(packet.props.auth_method.n if packet.props.auth_method.n else 1)
             if conn.auth_method == NULL:
                 link_close(worker.reactor, &conn.link, END_NO_MEMORY)
-                mem_free(mail.auth_data)
                 return
             memcpy(conn.auth_method, packet.props.auth_method.p, packet.props.auth_method.n)
             conn.auth_method_bytes = <uint16_t> packet.props.auth_method.n
         client_id = packet.client_id
         if worker.shutting_down:        # it was on its way when the others were told
             refuse_connect(worker, conn, conn.dialect.level, RC_SERVER_UNAVAILABLE, nothing(), nothing())
-            mem_free(mail.auth_data)
             return
-        connect_finish(worker, conn, &packet, client_id, client_hash(client_id), span_make(mail.auth_data, mail.auth_data_bytes))
+        admission.auth_data = span_make(mail.auth_data, mail.auth_data_bytes)
+        admission.grant = mail.grant
+        admission.checked = mail.checked
+        connect_finish(worker, conn, &packet, client_id, client_hash(client_id), &admission)
         if conn.phase == CONN_UP:
             link_resume(worker.reactor, &conn.link)
-    mem_free(mail.auth_data)
 
 
 # ---- at home
@@ -476,21 +489,25 @@ cdef void connack_properties(Worker *worker, Conn *conn, const Packet *packet, P
         connack.props.auth_method = span_make(conn.auth_method, conn.auth_method_bytes)
 
 
-cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span client_id, uint32_t hash, Span auth_data) noexcept nogil:
+cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span client_id, uint32_t hash, const Admission *admission) noexcept nogil:
     cdef Settings *settings = &worker.engine.settings
     cdef Session *session
-    cdef Will *will = NULL
+    cdef Will *will
+    cdef Rights *rights
     cdef Packet connack
     cdef bint present = False
     cdef bint discarded = False
+    if not admit_rights(worker, conn, packet, client_id, admission, &rights):
+        return
     session = session_claim(worker, packet, client_id, hash, &present, &discarded)
     if session == NULL:
+        rights_free(rights)
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no room for another session"))
         return
-    if packet.has_will:
-        will = will_build(worker, conn, packet, session_handle(worker, session))
+    will = will_build(worker, conn, packet, session_handle(worker, session)) if packet.has_will else NULL
     if (packet.has_will and will == NULL) or not aliases_out_make(worker, conn, packet.props.topic_alias_maximum):
         will_free(worker, will)
+        rights_free(rights)
         if not present:
             session_finish(worker, session)
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
@@ -513,6 +530,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
         note_presence(worker, session, True)
     elif journaled(worker) and session.expiry_s and not note_session(worker, session):
         will_free(worker, will)
+        rights_free(rights)
         session_finish(worker, session)
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no memory"))
         return
@@ -520,14 +538,15 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     session.will = will
     note_will(worker, session, will)
     keep_alive_start(worker, conn, packet, &connack)
+    admit_begin(worker, conn, rights)
     if conn.dialect.properties:
         if packet.client_id.n == 0:                             # [MQTT-3.2.2-16]
             connack.props.present |= HAS_ASSIGNED_CLIENT_ID
             connack.props.assigned_client_id = client_id
         connack_properties(worker, conn, packet, &connack)
-        if auth_data.p != NULL:
+        if admission.auth_data.p != NULL:
             connack.props.present |= HAS_AUTH_DATA
-            connack.props.auth_data = auth_data
+            connack.props.auth_data = admission.auth_data
     stat(&worker.stats, C_CONNECTS_ACCEPTED)
     connack_send(worker, conn, &connack, discarded or (session.durable and session.made > worker.journal_committed))
 

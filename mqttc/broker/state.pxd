@@ -15,8 +15,10 @@ from mqttc.base.ring cimport Ring
 from mqttc.base.timer cimport TimerNode
 from mqttc.base.types cimport Span
 from mqttc.base.vec cimport Vec
+from mqttc.broker.acl cimport Acl, Grant
 from mqttc.broker.journal cimport Body, Journal, Record
 from mqttc.broker.retain cimport RetainCursor, RetainStore
+from mqttc.broker.rights cimport Rights
 from mqttc.broker.routes cimport Route, RouteCache, RouteRules, SubscriptionIds
 from mqttc.broker.stats cimport Stats
 from mqttc.broker.trie cimport Trie
@@ -163,6 +165,7 @@ cdef enum SessionFlag:
     SESSION_CREDIT_DIRTY = 1           # in worker.credit_dirty
     SESSION_HANDOUT_TURN = 2           # whose turn it is: queue or hand-out
     SESSION_QOS0_QUEUED = 8            # since the queue was empty last, a QoS 0 message came into it: later ones go behind it
+    SESSION_RECHECK = 16               # its rights have changed since a message came into the queue: asked again before it is sent
     SESSION_SPARSE = 4                 # the packet ids of the in-flight ring are not consecutive (a client acknowledges out of order)
 
 cdef enum:
@@ -202,6 +205,9 @@ cdef struct Session:
     Vec *memberships                   # Membership; NULL: none
     Vec *handouts                      # Handout; NULL: none
     Will *will
+    Rights *rights                     # owned; NULL: everything is allowed
+    uint32_t rights_epoch              # see permit.pxd
+    uint32_t denied                    # publications, subscriptions and wills not allowed
     Session *credit_next
 
 # ---- connections
@@ -232,6 +238,8 @@ cdef struct AliasIn:
     uint8_t *topic                     # owned; NULL: not set
     uint32_t topic_bytes
     Route *route                       # counted; NULL: none yet
+    uint32_t permit_epoch              # as Conn's
+    uint8_t permit
 
 cdef struct AliasesIn:
     uint32_t count                     # topic_alias_maximum
@@ -291,6 +299,8 @@ cdef struct Conn:
     uint8_t disconnect_reason          # RC of the client's or our DISCONNECT
     uint8_t keep_will                  # the will goes out at the end (no clean DISCONNECT)
     uint8_t layout                     # dialect.layout, at hand for the fan-out
+    uint8_t permit                     # PublishPermit of last_route's topic
+    uint32_t permit_epoch              # under this rights_epoch of the session
 
 # ---- shared groups
 
@@ -327,6 +337,7 @@ cdef enum MailKind:
     MAIL_LINK = 9
     MAIL_COMMITTED = 10
     MAIL_BODIES = 11
+    MAIL_ACL = 12
 
 cdef enum:
     PUBLISH_MAIL_ITEMS = 62
@@ -341,9 +352,16 @@ cdef struct PublishMail:
     uint64_t bytes                     # of the messages, and a share of the mail for each
     PublishItem items[62]
 
+cdef struct Admission:                 # what is known of a client that is let in
+    Span auth_data                     # for CONNACK; p NULL: none
+    Grant *grant                       # borrowed; NULL: none
+    bint checked                       # by the gate: its user name is no mere claim
+
 cdef struct AdoptMail:
     Mail mail
     LinkParcel parcel
+    Grant *grant                       # one reference; NULL: none
+    uint8_t checked
     uint8_t *auth_data                 # owned: for CONNACK
     uint32_t auth_data_bytes
     uint32_t bytes
@@ -385,6 +403,11 @@ cdef struct AnswerMail:                # of the gate
     uint8_t reason
     uint8_t *auth_data                 # owned
     uint32_t auth_data_bytes
+    Grant *grant                       # one reference; NULL: none
+
+cdef struct AclMail:                   # of the control plane: another table
+    Mail mail
+    Acl *acl                           # one reference; NULL: none
 
 cdef enum HeadVerdict:
     HEAD_UPGRADE = 0                   # response is sent, and frames follow
@@ -500,6 +523,8 @@ cdef struct Worker:
     int64_t shutdown_since_ms
     PlainMail shutdown_mail            # posted once, by engine_stop
     MsgPool msgs
+    Acl *acl                           # one reference; NULL: none
+    uint32_t rights_epoch              # the last one given out
     RouteCache routes
     Map clients                        # client id -> Session *
     Map groups                         # group id -> Group *
@@ -535,6 +560,8 @@ cdef struct Engine:
     Trie *trie
     RetainStore *retain
     Journal *journal                   # NULL: nothing outlives the process
+    bint guarded                       # sessions have rights even without a grant; read only once workers run
+    uint32_t acl_swaps                 # atomic: how often a worker has taken a table over
     bint synced                        # something is kept as DURABILITY_SYNCED
     RouteRules rules                   # what routes are told beside the tree
     LogRing *log

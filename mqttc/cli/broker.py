@@ -41,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every key of the configuration file is also a variable (MQTTC_LIMITS__MAX_PACKET_SIZE=65536) and an "
         "option (--set limits.max_packet_size=65536). SIGTERM and SIGINT end the broker, SIGHUP reads the "
         "configuration again. mqttc-broker cert makes certificates; mqttc-broker store and mqttc-broker backup look after "
-        "what is kept in data_dir. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
+        "what is kept in data_dir; "
+        "mqttc-broker explain says which rule of auth.acl_file decides. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file to read")
     parser.add_argument(
@@ -98,6 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from mqttc.cli.store import main_backup
 
         return main_backup(given[1:])
+    if given[:1] == ["explain"]:
+        from mqttc.cli.explain import main as explain
+
+        return explain(given[1:])
     options = _parser().parse_args(given)
     if options.schema:
         print(schema())
@@ -114,6 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             try:
                 check_files(config)
+            except ConfigError as error:
+                _complain(error)
+                return error.exit_code
+        if config.auth.acl_file:
+            from mqttc.auth.acl import AclTable, listener_ids
+
+            try:
+                AclTable.load(config.auth.acl_file).compile(listener_ids(config))
             except ConfigError as error:
                 _complain(error)
                 return error.exit_code

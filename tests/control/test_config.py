@@ -163,7 +163,6 @@ def test_errors_name_file_and_line(tmp_path: Path, text: str, expected: str) -> 
     ("text", "expected"),
     [
         ('[auth]\npassword_file = "users.txt"', "broker.toml:2: auth.password_file is"),
-        ('[auth]\nacl_file = "acl.toml"', "broker.toml:2: auth.acl_file is"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
