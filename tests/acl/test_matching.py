@@ -36,7 +36,13 @@ def filters(draw: Any, substitutions: bool = True) -> str:
 
 @st.composite
 def topics(draw: Any) -> str:
-    levels = draw(st.lists(st.sampled_from(["a", "b", "", "dev", "devices", "x", "xa", "u1", "$SYS", "%", "a-b", "long-level-name"]), min_size=1, max_size=4))
+    levels = draw(
+        st.lists(
+            st.sampled_from(["a", "b", "", "dev", "devices", "x", "xa", "u1", "$SYS", "%", "a-b", "long-level-name"]),
+            min_size=1,
+            max_size=4,
+        )
+    )
     return "/".join(levels) or "a"
 
 
@@ -132,7 +138,11 @@ def test_covers_and_meets_by_topics(levels: list[str], deep: bool, _: str) -> No
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(PATTERNS) | st.text(st.sampled_from("a*?b%"), max_size=6), st.text(st.sampled_from("aéb*%-"), max_size=8), st.none() | name_st)
+@given(
+    st.sampled_from(PATTERNS) | st.text(st.sampled_from("a*?b%"), max_size=6),
+    st.text(st.sampled_from("aéb*%-"), max_size=8),
+    st.none() | name_st,
+)
 def test_client_id_patterns(pattern: str, client_id: str, username: str | None) -> None:
     pattern = pattern.replace("%%", "%").replace("%", "%%") if not pattern.startswith("%u") else pattern
     model = AclFile.model_validate({"default": "allow", "client_ids": [pattern] if pattern else []})
@@ -185,7 +195,9 @@ def test_names_do_not_widen(name: str) -> None:
 
 
 def test_grant_before_file() -> None:
-    table = AclTable(AclFile.model_validate({"rules": [{"allow": "all", "topics": ["file"]}, {"deny": "all", "topics": ["grant"]}]})).compile({})
+    table = AclTable(
+        AclFile.model_validate({"rules": [{"allow": "all", "topics": ["file"]}, {"deny": "all", "topics": ["grant"]}]})
+    ).compile({})
 
     def asked(grant: Grant, topic: str) -> tuple[bool, str, bool, int]:
         return acl_decide(table, "publish", topic, client_id="c", grant=compile_grant(grant))
@@ -210,7 +222,8 @@ def test_a_grants_user_name_is_the_user() -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [Rule(True, ["publish"], ["a/#/b"]), Rule(True, ["publish"], ["%x"]), Rule(True, [], ["a"]), Rule(True, ["go"], ["a"])]  # type: ignore[list-item]
+    "rule",
+    [Rule(True, ["publish"], ["a/#/b"]), Rule(True, ["publish"], ["%x"]), Rule(True, [], ["a"]), Rule(True, ["go"], ["a"])],  # type: ignore[list-item]
 )
 def test_bad_grants(rule: Rule) -> None:
     with pytest.raises(ValueError, match=r"topics|actions"):

@@ -173,7 +173,9 @@ def test_deliveries_of_a_wider_filter(guarded: MakeGuarded, version: int, qos: i
 @each_version
 def test_receive_alone(guarded: MakeGuarded, version: int) -> None:
     """A rule on receive is about deliveries, not subscriptions, and comes before what subscribe says."""
-    here = guarded('[[rules]]\nallow = ["subscribe", "publish"]\ntopics = ["#"]\n[[rules]]\ndeny = ["receive"]\ntopics = ["+/private"]\nclients = ["no*"]\n')
+    here = guarded(
+        '[[rules]]\nallow = ["subscribe", "publish"]\ntopics = ["#"]\n[[rules]]\ndeny = ["receive"]\ntopics = ["+/private"]\nclients = ["no*"]\n'
+    )
     peers = [here.client(name, version=version) for name in ("nobody", "body")]
     for peer in peers:
         peer.subscribe("#", 1)
