@@ -173,9 +173,8 @@ def test_deliveries_of_a_wider_filter(guarded: MakeGuarded, version: int, qos: i
 @each_version
 def test_receive_alone(guarded: MakeGuarded, version: int) -> None:
     """A rule on receive is about deliveries, not subscriptions, and comes before what subscribe says."""
-    here = guarded(
-        '[[rules]]\nallow = ["subscribe", "publish"]\ntopics = ["#"]\n[[rules]]\ndeny = ["receive"]\ntopics = ["+/private"]\nclients = ["no*"]\n'
-    )
+    rules = '[[rules]]\nallow = ["subscribe", "publish"]\ntopics = ["#"]\n'
+    here = guarded(rules + '[[rules]]\ndeny = ["receive"]\ntopics = ["+/private"]\nclients = ["no*"]\n')
     peers = [here.client(name, version=version) for name in ("nobody", "body")]
     for peer in peers:
         peer.subscribe("#", 1)
@@ -228,9 +227,8 @@ def test_retain_after_a_plain_publish(guarded: MakeGuarded) -> None:
 
 @each_version
 def test_client_id_ownership(guarded: MakeGuarded, version: int) -> None:
-    here = guarded(
-        'default = "allow"\nclient_ids = ["%u", "%u-*"]\n[[owners]]\nanonymous = true\nclient_ids = ["guest-*"]\n[[owners]]\nusers = ["shop"]\nclient_ids = ["till?"]\n'
-    )
+    owners = '[[owners]]\nanonymous = true\nclient_ids = ["guest-*"]\n[[owners]]\nusers = ["shop"]\nclient_ids = ["till?"]\n'
+    here = guarded('default = "allow"\nclient_ids = ["%u", "%u-*"]\n' + owners)
     refused = 0x85 if version == 5 else 2
     cases = [
         ("anna", "anna", 0),
@@ -275,7 +273,8 @@ def test_listeners(guarded: MakeGuarded) -> None:
 
 def test_a_name_that_nobody_checked_is_none(guarded: MakeGuarded) -> None:
     """Without an authenticator a user name is a claim: it gives no rights, and none of anonymous clients' are lost by it."""
-    rules = '[[rules]]\nallow = "all"\ntopics = ["admin/#"]\nusers = ["admin"]\n[[rules]]\nallow = "all"\ntopics = ["any/#"]\nanonymous = true\n'
+    rules = '[[rules]]\nallow = "all"\ntopics = ["admin/#"]\nusers = ["admin"]\n'
+    rules += '[[rules]]\nallow = "all"\ntopics = ["any/#"]\nanonymous = true\n'
     here = guarded(rules)
     here.broker.stop()
     here.config["auth"].pop("allow")
