@@ -59,7 +59,7 @@ cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_N
     "subscriptions", "dropped_queue_full", "dropped_output_full", "dropped_expired", "dropped_too_large", "dropped_session_end", "dropped_group_full",
     "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "rejected_by_client", "publishers_braked", "mail_sent", "journal_notes_lost", "journal_refused",
     "websockets_upgraded", "http_requests_refused", "http_connections_spliced",
-    "denied_publish", "denied_retain", "denied_will", "denied_subscribe", "denied_receive", "denied_client_id", "denied_unsafe_name", "grants_expired",
+    "denied_publish", "denied_retain", "denied_will", "denied_subscribe", "denied_receive", "denied_client_id", "unsafe_name_denials", "grants_expired",
 )
 assert len(COUNTER_NAMES) == C_COUNT
 

@@ -303,7 +303,7 @@ def test_unsafe_names_are_counted_and_logged(guarded: MakeGuarded, caplog: pytes
                 assert reasons[1] == 0x87
         here.broker.stop()
     # a user "+" stands in no filter, a client without user meets no %u, a user "u" may use its own
-    assert here.stat("denied_unsafe_name") == 3
+    assert here.stat("unsafe_name_denials") == 3
     assert sum("name unsafe in filters" in record.getMessage() for record in caplog.records) == 3
     assert any("publish denied" in record.getMessage() for record in caplog.records)
 
