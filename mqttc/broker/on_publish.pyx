@@ -108,12 +108,13 @@ cdef Route *route_for(Worker *worker, Conn *conn, Span topic, AliasIn *alias) no
     return route
 
 
-cdef uint8_t permit_for(Worker *worker, Conn *conn, const Packet *packet, AliasIn *alias) noexcept nogil:
+cdef uint8_t permit_for(Worker *worker, Conn *conn, const Packet *packet, AliasIn *alias, Route **found) noexcept nogil:
     """What this client may do on this topic (PublishPermit): what was found out before, unless its rights have changed, else by its rules."""
     cdef Session *session = conn.session
     cdef Route *route = route_for(worker, conn, packet.topic, alias)
     cdef uint32_t *kept = &conn.permit_epoch if alias == NULL else &alias.permit_epoch
     cdef uint8_t *permit = &conn.permit if alias == NULL else &alias.permit
+    found[0] = route
     if likely(route != NULL and kept[0] == session.rights_epoch and (not packet.retain or permit[0] & PERMIT_RETAIN_KNOWN)):
         return permit[0]
     permit[0] = PERMIT_PUBLISH if session_may(worker, session, ACL_PUBLISH, packet.topic, False) else 0
@@ -263,7 +264,7 @@ cdef bint offer_later(Worker *worker, Publication *pub, Route *route) noexcept n
 cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
     cdef Packet packet
     cdef Publication pub
-    cdef Route *route
+    cdef Route *route = NULL
     cdef AliasIn *alias = NULL
     cdef uint8_t reason = RC_SUCCESS
     cdef uint8_t durability = DURABILITY_OFF
@@ -284,7 +285,7 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
         publish_refuse(worker, conn, &packet, RC_TOPIC_NAME_INVALID)
         return
     if conn.session.rights != NULL and not (packet.qos == 2 and inbound_has(conn.session, packet.packet_id)):
-        if publish_denied(worker, conn, &packet, permit_for(worker, conn, &packet, alias)):
+        if publish_denied(worker, conn, &packet, permit_for(worker, conn, &packet, alias, &route)):
             return
     if unlikely(journal_fails(worker)) and conn.dialect.ack_reasons and (packet.qos or packet.retain):
         route = route_for(worker, conn, packet.topic, alias)    # 3.x has no word for it: its acknowledgement waits until the disk takes it
@@ -326,7 +327,8 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
             stat(&worker.stats, C_DROPPED_RETAINED_LIMIT)
             report(worker, LOG_WARNING, EV_RETAINED_LIMIT, RC_QUOTA_EXCEEDED, conn, conn.session, pub.topic)
             # It still reaches its subscribers, so it is acknowledged: that it is not retained is in the log and the counters.
-    route = route_for(worker, conn, pub.topic, alias)
+    if route == NULL or packet.retain:  # not the one from before the retained message stood there
+        route = route_for(worker, conn, pub.topic, alias)
     if unlikely(route == NULL):
         stat(&worker.stats, C_DROPPED_NO_MEMORY)
         publication_clear(worker, &pub)

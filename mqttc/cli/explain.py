@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from mqttc.auth.acl import AclTable, listener_ids
 from mqttc.auth.grant import ACTIONS
+from mqttc.cli.terminal import printable
 from mqttc.config import Config, ConfigError
 
 
@@ -38,8 +39,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    from mqttc.cli.broker import printable
-
     options = _parser().parse_args(arguments)
     try:
         config = Config.load(options.config, os.environ, options.listen, options.settings)
