@@ -31,6 +31,7 @@ class RulesInForce:
         self._listeners = listeners
         self._lock = threading.Lock()
         self._identity: _Identity = None
+        self._seen: _Identity = None
         self.apply(file)
 
     def read(self, file: str) -> tuple[AclTable, bytes]:
@@ -51,10 +52,15 @@ class RulesInForce:
         self.table, self._file = table, file
 
     def check(self) -> bool:
-        """Whether the file has changed and is in force now. Raises ``ConfigError`` if it has changed and is invalid."""
+        """Whether the file has changed and is in force now. Raises ``ConfigError`` if it has changed and is invalid.
+
+        It is read only when it is as the last call has seen it: of a file that is being written the first half may be valid, and an
+        empty one denies everything.
+        """
         with self._lock:
             identity = _identity(self._file)
-            if identity is None or identity == self._identity:
+            stands, self._seen = identity == self._seen, identity
+            if identity is None or identity == self._identity or not stands:
                 return False  # gone, perhaps in the middle of being replaced
             self._apply(self._file)
             return True

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mqttc.auth.acl import AclTable
+from mqttc.auth.rules import RulesInForce
 from mqttc.cli.broker import main
 from mqttc.config import ConfigError
 
@@ -169,3 +170,34 @@ def test_explain_of_a_running_broker(guarded: MakeGuarded) -> None:
         asked("elsewhere")
     with pytest.raises(ValueError, match="filter"):
         here.broker.explain("publish", "#", client_id="c")
+
+
+class Engine:
+    """Remembers the tables that it was given."""
+
+    def __init__(self) -> None:
+        self.tables: list[bytes] = []
+
+    def set_acl(self, table: bytes) -> None:
+        self.tables.append(table)
+
+
+def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    """An empty file is valid, and denies everything: it is not what somebody means who is about to write the rest."""
+    file = tmp_path / "acl.toml"
+    file.write_text(RULE)
+    engine = Engine()
+    rules = RulesInForce(engine, str(file), {})
+    assert not rules.check() and not rules.check()
+    file.write_text("")
+    assert not rules.check()
+    file.write_text(RULE * 2)
+    assert not rules.check()
+    assert rules.check()
+    assert not rules.check()
+    assert engine.tables == [AclTable.load(file).compile({}) if count == 2 else engine.tables[0] for count in (1, 2)]
+    file.write_text("x = 1")
+    assert not rules.check()
+    with pytest.raises(ConfigError):
+        rules.check()
+    assert not rules.check() and len(engine.tables) == 2
