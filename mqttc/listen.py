@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mqttc.config import InetAddress, Listener, UnixAddress
+from mqttc.config import AsgiAddress, InetAddress, Listener, UnixAddress
 
 _DIRECTORY_LOCK_S = 2.0
 _PORT_ATTEMPTS = 16
@@ -56,7 +56,7 @@ class _SocketFile:
 
 
 class BoundListener:
-    """One configured listener with its sockets: several where a host name has several addresses."""
+    """One configured listener with its sockets: several where a host name has several addresses, none of ``asgi``."""
 
     def __init__(self, listener: Listener) -> None:
         """Bind; raises ``ListenError`` and leaves nothing behind."""
@@ -67,7 +67,9 @@ class BoundListener:
         self.is_unix = isinstance(address, UnixAddress)
         self.is_quic = isinstance(address, InetAddress) and address.quic
         try:
-            if isinstance(address, InetAddress):
+            if isinstance(address, AsgiAddress):
+                self.url = address.url()
+            elif isinstance(address, InetAddress):
                 self._bind_inet(address)
                 self.url = address.url(self.sockets[0].getsockname()[1])
             else:

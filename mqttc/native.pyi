@@ -40,7 +40,10 @@ class Question:
     client_id: Final[str]
     protocol: Final[int]
     """Protocol level of the CONNECT: 3, 4 or 5."""
+    reason: Final[int]
+    """Of an AUTH: 0x18 goes on with an exchange, 0x19 begins one."""
     username: Final[str | None]
+    """Of an AUTH: what the answer before it named, if it was an admission."""
     password: Final[bytes | None]
     auth_method: Final[str | None]
     auth_data: Final[bytes | None]
@@ -169,18 +172,30 @@ class Engine:
         return when every worker has taken them over. ``ValueError``: not such a table.
         """
 
+    def verdicts(self, *, on: bool, client_id: bool, address: bool) -> None:
+        """Forget all remembered verdicts; ``on``: remember them from now on, those that ``answer`` allows it of.
+
+        ``client_id``, ``address``: they depend on these too. What always counts: listener, version, user name,
+        password, what the transport proves, and whether the client would get in without credentials.
+        """
+
     def answer(
         self,
         question: int,
         reason_code: int,
         *,
         auth_data: bytes | None = None,
+        username: str | None = None,
+        lasts_ms: int = 0,
+        keep_ms: int = 0,
         grant: tuple[bytes | None, int, bool, str | None] | None = None,
     ) -> None:
         """Decide a question: 0 admits, 0x18 goes on with an AUTH, 0x80 and above refuses.
 
-        ``grant``: a table of rules or None, the time to live in milliseconds or -1, whether the client may do everything,
-        and the user name or None for that of CONNECT.
+        ``username``: whom the client was found to be; questions about its AUTH packets tell it again. ``lasts_ms``: its
+        connection ends after as long (5.0: 0xA0), 0: never. ``keep_ms``: a worker may give the same verdict about the
+        same CONNECT by itself for as long, 0: it must ask; not with a ``grant``. That is a table of rules or None, the time to
+        live in milliseconds or -1, whether the client may do everything, and the user for the rules or None for CONNECT's.
 
         A question whose deadline passed or whose connection is gone is ignored.
         """

@@ -17,13 +17,14 @@ from mqttc.broker.acl cimport (
 from mqttc.broker.gate cimport gate_answer, gate_answer_head, gate_take
 from mqttc.broker.handle cimport handle_make
 from mqttc.broker.journal cimport Journal, journal_open
-from mqttc.broker.recover cimport Recovery, engine_recover
+from mqttc.broker.recover cimport engine_recover
 from mqttc.broker.rights cimport AclDecision, Rights, rights_allow, rights_build, rights_free, rights_own
 from mqttc.broker.routes cimport DurableFilter, routes_live, subscription_ids_live
 from mqttc.broker.state cimport (
     HEAD_RESPOND, HEAD_SPLICE, HEAD_UPGRADE, Engine as NativeEngine, Listener, Question as NativeQuestion, Settings, Worker,
 )
 from mqttc.broker.stats cimport C_COUNT
+from mqttc.broker.verdicts cimport VERDICT_ADDRESS, VERDICT_CLIENT_ID, VERDICT_ON, verdicts_configure
 from mqttc.broker.worker cimport (
     engine_abandon, engine_acl, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_listen, engine_start, engine_stop,
 )
@@ -43,7 +44,7 @@ EVENT_NAMES = (
     "connected", "disconnected", "connect refused", "protocol error", "taken over", "keep alive timeout", "connect timeout", "connection lost",
     "session expired", "messages dropped", "accept failed", "connection limit", "no memory", "shutting down", "subscribed", "unsubscribed",
     "retained limit", "handshake failed", "http request refused", "store fails", "store holds again",
-    "publish denied", "retain denied", "will denied", "subscribe denied", "grant expired", "name unsafe in filters",
+    "authentication expired", "publish denied", "retain denied", "will denied", "subscribe denied", "grant expired", "name unsafe in filters",
 )
 
 cdef tuple PACKET_NAMES = (
@@ -54,11 +55,11 @@ cdef tuple PACKET_NAMES = (
 # In the order of stats.Counter, from C_CONNECTS_ACCEPTED on.
 cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_NAMES) + tuple(f"packets_sent_{name}" for name in PACKET_NAMES) + (
     "connects_accepted", "connects_refused", "takeovers", "sessions_resumed", "sessions_expired", "disconnects_clean", "disconnects_abrupt",
-    "protocol_errors", "keep_alive_timeouts", "connect_timeouts", "gate_questions", "gate_timeouts", "messages_received", "messages_sent",
+    "protocol_errors", "keep_alive_timeouts", "connect_timeouts", "gate_questions", "gate_timeouts", "verdicts_kept", "verdicts_reused", "auth_expired", "messages_received", "messages_sent",
     "messages_resent", "wills_published", "retained_handed_out", "messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog",
     "subscriptions", "dropped_queue_full", "dropped_output_full", "dropped_expired", "dropped_too_large", "dropped_session_end", "dropped_group_full",
     "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "rejected_by_client", "publishers_braked", "mail_sent", "journal_notes_lost", "journal_refused",
-    "websockets_upgraded", "http_requests_refused", "http_connections_spliced",
+    "websockets_upgraded", "http_requests_refused", "http_connections_spliced", "events_lost",
     "denied_publish", "denied_retain", "denied_will", "denied_subscribe", "denied_receive", "denied_client_id", "unsafe_name_denials", "grants_expired",
 )
 assert len(COUNTER_NAMES) == C_COUNT
@@ -69,7 +70,7 @@ NAMES.update(dict.fromkeys((
     "receive_maximum", "max_inflight", "topic_alias_maximum", "topic_alias_out", "session_expiry_s", "max_keep_alive_s", "retain_available",
     "wildcard_available", "shared_available", "subscription_ids_available", "max_topic_levels", "max_topic_bytes", "max_client_id_bytes",
     "connect_timeout_ms", "auth_timeout_ms", "shutdown_timeout_ms", "max_group_backlog", "group_strategy", "route_cache_entries", "turn_bytes",
-    "max_request_head", "max_frame_size", "queue_qos0_offline",
+    "max_request_head", "max_frame_size", "verdict_cache_entries", "queue_qos0_offline",
     "durability", "spill_after", "log_level",
 ), 0xFFFFFFFF))
 NAMES.update(dict.fromkeys(("max_queued_bytes", "max_retained_messages", "max_retained_bytes"), 0xFFFFFFFFFFFFFFFF))
@@ -77,6 +78,8 @@ NAMES.update(workers=255, receive_maximum=65535, max_inflight=65535, topic_alias
 
 cdef dict ACL_ACTIONS = {"publish": ACL_PUBLISH, "subscribe": ACL_SUBSCRIBE, "receive": ACL_RECEIVE, "retain": ACL_RETAIN, "will": ACL_WILL}
 cdef tuple ACL_SOURCES = ("rule", "default", "superuser", "name", "expiry", "loss", "nothing")     # in the order of rights.AclSource
+
+cdef int64_t MOST_MS = 3153600000000   # a hundred years
 
 cdef object ENGINES = weakref.WeakSet()
 
@@ -115,6 +118,7 @@ cdef class Question:
     cdef readonly str peer
     cdef readonly str client_id
     cdef readonly int protocol
+    cdef readonly int reason
     cdef readonly object username
     cdef readonly object password
     cdef readonly object auth_method
@@ -151,6 +155,7 @@ cdef Question question(const NativeQuestion *native):
     made.peer = text_of(native.peer, native.peer_bytes)
     made.client_id = span_text(native.client_id)
     made.protocol = native.level
+    made.reason = native.reason
     made.username = span_text(native.username) if native.has_username else None
     made.password = span_bytes(native.password) if native.has_password else None
     made.auth_method = span_text(native.auth_method) if native.auth_method.p != NULL else None
@@ -335,16 +340,6 @@ cdef class Tls:
 
 
 cdef class Engine:
-    cdef NativeEngine *engine
-    cdef object process
-    cdef bint started
-    cdef bint stopped
-    cdef Recovery recovery
-    cdef uint64_t adopted               # connections, so that workers take turns
-    cdef int inside                    # threads that are in the engine without the GIL
-    cdef double started_at              # time.monotonic
-    cdef object __weakref__
-
     def __init__(self, *, str response_information="", **settings):
         cdef Settings native
         cdef bytes information = response_information.encode()
@@ -395,6 +390,7 @@ cdef class Engine:
         native.turn_bytes = settings["turn_bytes"]
         native.max_request_head = settings["max_request_head"]
         native.max_frame_size = settings["max_frame_size"]
+        native.verdict_cache_entries = settings["verdict_cache_entries"]
         native.queue_qos0_offline = settings["queue_qos0_offline"]
         native.durability = settings["durability"]
         native.spill_after = settings["spill_after"]
@@ -508,7 +504,7 @@ cdef class Engine:
             engine.rules.filters[engine.rules.filter_count].durability = <uint8_t> mode
             engine.rules.filter_count += 1
         engine.rules.durability = <uint8_t> engine.settings.durability
-        memset(&self.recovery, 0, sizeof(Recovery))
+        memset(&self.recovery, 0, sizeof(self.recovery))
         self.inside += 1
         with nogil:
             engine.journal = journal_open(name, engine.settings.workers, max_backlog_bytes, retry_ms, why)
@@ -665,14 +661,26 @@ cdef class Engine:
         if status != 0:
             raise MemoryError()
 
-    def answer(self, question, int reason_code, *, auth_data=None, grant=None):
+    def verdicts(self, *, bint on, bint client_id, bint address):
+        cdef NativeEngine *engine = self.alive()
+        verdicts_configure(&engine.verdict_rules, VERDICT_ON * on | VERDICT_CLIENT_ID * client_id | VERDICT_ADDRESS * address)
+
+    def answer(self, question, int reason_code, *, auth_data=None, str username=None, int64_t lasts_ms=0, int64_t keep_ms=0, grant=None):
         cdef NativeEngine *engine = self.alive()
         cdef Grant *given = NULL
-        cdef bytes data
+        cdef bytes data, name
         cdef Span span = span_make(NULL, 0)
+        cdef Span user = span_make(NULL, 0)
         cdef uint16_t worker = <uint16_t> ((question >> 120) & 0xFF)
         if not 0 <= reason_code <= 255:
             raise ValueError("a reason code is a byte")
+        if not (0 <= lasts_ms <= MOST_MS and 0 <= keep_ms <= MOST_MS):
+            raise ValueError("lasts_ms and keep_ms are from 0 to a hundred years")
+        if username is not None:
+            name = username.encode()
+            if len(name) > 65535:
+                raise ValueError("a user name is longer than 65535 bytes")
+            user = span_of(name)
         if self.stopped or worker >= engine.settings.workers:
             return
         if auth_data is not None:
@@ -684,7 +692,7 @@ cdef class Engine:
             given = grant_of(grant)
         if gate_answer(
             engine, worker, <uint32_t> ((question >> 64) & 0xFFFFFFFF), <uint32_t> ((question >> 32) & 0xFFFFFFFF), <uint32_t> (question & 0xFFFFFFFF),
-            <uint8_t> reason_code, span, given,
+            <uint8_t> reason_code, span, user, lasts_ms, 0 if grant is not None else keep_ms, given,
         ) != 0:
             raise MemoryError()
 

@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import logging
 import os
+import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +21,15 @@ from typing import Any, Final, Self
 from mqttc import logs, native
 from mqttc.auth import Authenticator
 from mqttc.auth.acl import Explanation
+from mqttc.auth.chain import ChainAuthenticator
 from mqttc.auth.grant import Action
 from mqttc.auth.rules import RulesInForce
-from mqttc.config import DURABILITY_MODES, TLS_KEYS, Config, Listener
+from mqttc.config import DURABILITY_MODES, TLS_KEYS, Auth, Config, InetAddress, Listener
+from mqttc.config_auth import is_local_host
 from mqttc.control import Control
+from mqttc.embed.api import InProcess
+from mqttc.embed.hub import Hub
+from mqttc.errors import BrokerError
 from mqttc.listen import BoundListener, Served, bind_all
 from mqttc.store import StoreError, open_store
 from mqttc.tls import ListenerFiles, ListenerTls
@@ -31,8 +37,9 @@ from mqttc.tls import ListenerFiles, ListenerTls
 _ANONYMOUS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "loopback": 2}
 _EXIT_TIMEOUT_MS: Final = 1000
 _PROGRESS_S: Final = 2.0
-_LIVE_KEYS: Final = frozenset({"log.level", "log.format", "auth.allow", "auth.deny", "auth.delay"})
 _ACL_KEY: Final = "auth.acl_file"
+_LIVE_AUTH_KEYS: Final = [key for key in Auth.model_fields if key not in ("anonymous", "acl_file")]
+_LIVE_KEYS: Final = frozenset({"log.level", "log.format", *(f"auth.{key}" for key in _LIVE_AUTH_KEYS)})
 
 
 _logger: Final = logging.getLogger(logs.LOGGER_NAME)
@@ -40,10 +47,6 @@ _logger: Final = logging.getLogger(logs.LOGGER_NAME)
 
 def _say(line: str) -> None:
     logs.emit(_logger, logging.WARNING, "store", {"detail": line})
-
-
-class BrokerError(RuntimeError):
-    """A call that the broker's state does not allow: not running, running already, or after a fork."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Reload:
     needs_restart: tuple[str, ...]
 
 
-class Broker:
+class Broker(InProcess):
     """An MQTT broker inside this process; several may run side by side.
 
     ``config`` is a ``Config``, a mapping of the same shape as the configuration file, or None for a listener
@@ -129,6 +132,13 @@ class Broker:
         with self._lock:
             return dict(self._last_stats) if self._running is None else self._running.stats()
 
+    def _hub(self) -> Hub:
+        self._check_process()
+        running = self._running
+        if running is None:
+            raise BrokerError("the broker is not running")
+        return running.hub
+
     def advance_clock(self, seconds: float) -> None:
         """Let the broker believe that time has passed: for tests of expiry, delays and keep alive."""
         self._check_process()
@@ -138,11 +148,41 @@ class Broker:
             milliseconds = round(seconds * 1000)
             self._running.engine.advance_clock(milliseconds, milliseconds)
 
-    def reload(self, config: Config | Mapping[str, Any]) -> Reload:
-        """Take over what can change while clients are connected: ``log.*``, ``auth.allow``, ``deny``, ``delay``, the rules, and TLS.
+    def listener(self, url: str) -> Listener:
+        """The configuration of the listener with that URL, as `urls` has it. ``KeyError``: there is none."""
+        with self._lock:
+            return self._find(url)[1].listener
 
-        The files of TLS listeners are read again; connections keep the certificates that they began with. The ACL file is read
-        again; when this returns its rules are in force. Whether there is one at all needs a restart.
+    def adopt(self, url: str, peer: str, *, secure: bool = False, remote: bool = True, certificate: bytes | None = None) -> socket.socket:
+        """A new connection whose bytes this program carries: one end of a socket pair, non-blocking, which the caller owns.
+
+        ``url``: which listener's rules hold, one of `urls` of the scheme ``asgi``; ``KeyError`` if there is none such. ``peer``: the
+        client, ``host:port``, for log lines and decisions. ``secure``: whether the client's road to this program is encrypted.
+        ``remote``: whether it is no program of this machine whatever its address says, so that ``anonymous = "loopback"`` does not
+        hold. ``certificate``: the client's, DER, already verified. Raises ``OSError`` where limits allow no further connection.
+        """
+        from mqttc.adapters import Origin
+        from mqttc.adapters.adopt import adopt
+
+        with self._lock:
+            identifier, _ = self._find(url)
+            assert self._running is not None
+            return adopt(self._running.engine, Origin(identifier, peer, secure, certificate, proxied=remote), False)
+
+    def _find(self, url: str) -> tuple[int, Served]:
+        self._check_process()
+        if self._running is None:
+            raise BrokerError("the broker is not running")
+        for identifier, one in self._running.served.items():
+            if one.bound.url == url and one.listener.scheme == "asgi":
+                return identifier, one
+        raise KeyError(url)
+
+    def reload(self, config: Config | Mapping[str, Any]) -> Reload:
+        """Take over what can change while clients are connected: ``log.*``, ``auth.*`` but ``anonymous``, and TLS.
+
+        The files of TLS listeners, authenticators and rules are read again; connections keep the certificates that they began with,
+        and clients that were admitted stay. When this returns the new rules are in force; whether there are any at all needs a restart.
         Raises ``ConfigError`` for an invalid configuration; the old one then stays in force. What needs a
         restart is named in the answer and keeps its old value.
         """
@@ -152,8 +192,8 @@ class Broker:
             old = self._config
             changed = [key for key in _keys(new) if _value(new, key) != _value(old, key)]
             live = [key for key in changed if key in _LIVE_KEYS]
-            if self._running is not None and not self._running.asks_gate and (new.auth.allow or new.auth.deny):
-                # The listeners were started without the gate, so nobody would ask the new lists.
+            if self._running is not None and not self._running.asks_gate and asks_gate(new):
+                # The listeners were started without the gate, so nobody would ask the new lists and authenticators.
                 live = [key for key in live if not key.startswith("auth.")]
             if self._running is not None and logs.LEVELS[new.log.level] < self._running.level:
                 # Workers make no records below the level that they were started with.
@@ -163,6 +203,9 @@ class Broker:
                 rules.read(new.auth.acl_file)  # before anything changes
             if self._running is None or (rules is not None and new.auth.acl_file):
                 live += [key for key in changed if key == _ACL_KEY]
+            authenticator = self._own_authenticator
+            if self._running is not None and authenticator is None:
+                authenticator = self._running.authenticator_for(new, self._config, live)
             if self._running is not None and self._running.watched:
                 applied = old.model_copy(update={"listeners": _with_tls_keys(old.listeners, new.listeners), "tls": new.tls})
                 self._running.reload_tls(applied)
@@ -179,7 +222,8 @@ class Broker:
             if rules is not None and new.auth.acl_file:
                 rules.apply(new.auth.acl_file)
             if self._running is not None:
-                self._running.control.reconfigure(self._config, self._own_authenticator)
+                self._running.control.reconfigure(self._config, authenticator)
+                self._running.chain = authenticator if isinstance(authenticator, ChainAuthenticator) else None
         return Reload(tuple(live), tuple(waiting))
 
     def explain(
@@ -273,6 +317,25 @@ def _value(config: Config, key: str) -> object:
     return value
 
 
+def asks_gate(config: Config) -> bool:
+    """Whether the control plane has a say about clients with credentials."""
+    return bool(config.auth.allow or config.auth.deny or config.auth.sources)
+
+
+def warn_of_plain_passwords(config: Config) -> None:
+    """A line for each listener at which clients would send passwords that anybody on the way can read."""
+    if not {"password_file", "sql", "jwt", "http", "ldap"} & set(config.auth.sources):
+        return
+    for listener in config.listeners:
+        address = listener.address
+        if isinstance(address, InetAddress) and not address.tls and not is_local_host(address.host) and not listener.behind_proxy:
+            fields: dict[str, logs.Field] = {
+                "listener": listener.name or address.url(),
+                "detail": "passwords cross the network unencrypted here; use tls:// or wss://, or auth.scram alone",
+            }
+            logs.emit(_logger, logging.WARNING, "plain_passwords", fields)
+
+
 def _files_of(config: Config, listener: Listener) -> ListenerFiles | None:
     """What a listener's certificates are loaded into."""
     if not listener.is_tls:
@@ -299,7 +362,8 @@ class _Running:
     def __init__(self, config: Config, authenticator: Authenticator | None) -> None:
         self.last_stats: dict[str, int] = {}
         self.level = logs.LEVELS[config.log.level]
-        self.asks_gate = authenticator is not None or bool(config.auth.allow or config.auth.deny)
+        self.asks_gate = authenticator is not None or asks_gate(config)
+        self.chain = ChainAuthenticator(config) if authenticator is None and config.auth.sources else None
         self.files = [_files_of(config, listener) for listener in config.listeners]
         self.bound: list[BoundListener] = []
         self.rules: RulesInForce | None = None
@@ -318,13 +382,17 @@ class _Running:
             raise
 
     def _open(self, config: Config, authenticator: Authenticator | None) -> None:
-        served: dict[int, Served] = {}
+        served = self.served = dict[int, Served]()
         self.quic: dict[int, Any] = {}
         for bound, files in zip(self.bound, self.files, strict=True):
             self._add(bound, config, files, served)
+        warn_of_plain_passwords(config)
         if config.auth.acl_file:
             self.rules = RulesInForce(self.engine, config.auth.acl_file, _ids_of(served))
-        self.control = Control(self.engine, served, self.watched, self.quic, config, authenticator, self.stats, self.rules)
+        self.hub = Hub(self.engine, served, config)
+        self.control = Control(
+            self.engine, self.hub, served, self.watched, self.quic, config, authenticator or self.chain, self.stats, self.rules
+        )
         try:
             self.engine.start()
         except BaseException:
@@ -409,6 +477,15 @@ class _Running:
                 for name, count in files.native.stats().items():
                     stats[name] = stats.get(name, 0) + count
         return stats
+
+    def authenticator_for(self, new: Config, old: Config, live: list[str]) -> ChainAuthenticator | None:
+        """Of a reload: a new one if its section has changed, else the one that there is, its files read again. ``ConfigError``."""
+        if not any(key.startswith("auth.") for key in live):
+            if self.chain is not None:
+                self.chain.check()
+            return self.chain
+        taken = new.model_copy(update={"auth": new.auth.model_copy(update={"anonymous": old.auth.anonymous})})
+        return ChainAuthenticator(taken) if new.auth.sources else None
 
     def reload_tls(self, config: Config) -> None:
         """Read the files of all TLS listeners again, by this configuration; all or, with ``ConfigError``, none."""

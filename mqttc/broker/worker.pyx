@@ -3,7 +3,7 @@ from libc.string cimport memset, strlen
 from posix.unistd cimport close, usleep
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
-from mqttc.base.inbox cimport Mail, inbox_post, inbox_take, inbox_wake
+from mqttc.base.inbox cimport Mail, inbox_free, inbox_init, inbox_post, inbox_take, inbox_wake
 from mqttc.base.logring cimport LogRecord, log_text, logring_build, logring_free, logring_push
 from mqttc.base.map cimport map_free, map_init, map_next
 from mqttc.base.msg cimport Msg, msg_come_home, msg_drop, msg_take_strays, pool_free, pool_init
@@ -22,12 +22,14 @@ from mqttc.broker.gate cimport gate_free, gate_init
 from mqttc.broker.group cimport group_free
 from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.journal cimport DURABILITY_SYNCED, Body, JournalHooks, journal_free, journal_start, journal_stop
+from mqttc.broker.inside cimport inside_free, inside_pump_all, on_request
 from mqttc.broker.mail cimport mail_discard, post, post_all, publish_mail_done
 from mqttc.broker.on_connect cimport conn_init, connect_adopt, connect_welcome, on_answer
 from mqttc.broker.on_head cimport on_head_answer, tunnel_drained
 from mqttc.broker.on_publish cimport brakes_release, conn_brake
 from mqttc.broker.on_subscribe cimport rights_recheck
 from mqttc.broker.permit cimport rights_changed
+from mqttc.broker.port cimport delivery_free, port_flush
 from mqttc.broker.presence cimport session_timer
 from mqttc.broker.reply cimport END_REFUSED, conn_disconnect, conn_of, replies_release
 from mqttc.broker.report cimport (
@@ -37,11 +39,12 @@ from mqttc.broker.retain cimport retain_build, retain_free, retain_sweep
 from mqttc.broker.routes cimport route_drop, routes_free, routes_init
 from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
 from mqttc.broker.state cimport (
-    CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_REMOTE, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_BRAKE, MAIL_COMMITTED, MAIL_GROUP, MAIL_HEAD, MAIL_LINK,
-    MAIL_ACL, MAIL_PUBLISH, MAIL_SHUTDOWN, MAX_WORKERS, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, WAIT_OFFER, WAIT_SESSION, AclMail, AdoptMail, AnswerMail, BlocksMail,
-    BodiesMail, BrakeMail, CommittedMail, Conn, Engine, Group, GroupMail, HeadMail, LinkMail, Listener, PlainMail, PublishMail, Session, Settings, Wait, Worker,
+    CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_REMOTE, CONN_TUNNEL, MAIL_ACL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_BRAKE, MAIL_COMMITTED, MAIL_DELIVERY, MAIL_GROUP, MAIL_HEAD,
+    MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, MAX_WORKERS, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, WAIT_INSIDE, WAIT_OFFER, WAIT_SESSION, AclMail, AdoptMail, AnswerMail,
+    BlocksMail, BodiesMail, BrakeMail, CommittedMail, Conn, DeliveryMail, Engine, Group, GroupMail, HeadMail, LinkMail, Listener, PlainMail, PublishMail, RequestMail, Session, Settings, Wait, Worker,
 )
 from mqttc.broker.trie cimport trie_build, trie_free
+from mqttc.broker.verdicts cimport verdicts_free, verdicts_init
 from mqttc.net.outq cimport chunk_drop
 from mqttc.net.proxy cimport proxy_accept
 from mqttc.net.reactor cimport (
@@ -159,9 +162,11 @@ cdef void on_turn_end(void *context) noexcept nogil:
     cdef Worker *worker = <Worker *> context
     credits_grant(worker)
     own_mail(worker)
+    inside_pump_all(worker)
     if worker.engine.journal != NULL:
         journal_flush(worker)
     post_all(worker)
+    port_flush(worker)
 
 
 cdef void on_accept_error(void *context, uint16_t listener, int error) noexcept nogil:
@@ -215,6 +220,10 @@ cdef void wait_over(Worker *worker, Wait *wait) noexcept nogil:
         session = session_of(worker, wait.session)
         if session != NULL:
             delivery_ready(worker, session, wait.packet_id)
+    elif wait.kind == WAIT_INSIDE:
+        session = session_of(worker, wait.session)
+        if session != NULL and session.conn != NULL:
+            replies_release(worker, session.conn)
     else:
         conn = <Conn *> reactor_link(worker.reactor, <uint32_t> wait.session, <uint32_t> (wait.session >> 32))
         if conn == NULL:
@@ -355,6 +364,7 @@ cdef void on_mail(void *context, Mail *chain) noexcept nogil:
         elif mail.kind == MAIL_ANSWER:
             on_answer(worker, <AnswerMail *> mail)
             mem_free((<AnswerMail *> mail).auth_data)
+            mem_free((<AnswerMail *> mail).user)
             grant_drop((<AnswerMail *> mail).grant)
         elif mail.kind == MAIL_ACL:
             acl_take(worker, (<AclMail *> mail).acl)
@@ -369,6 +379,14 @@ cdef void on_mail(void *context, Mail *chain) noexcept nogil:
             on_link_mail(worker, <LinkMail *> mail)
         elif mail.kind == MAIL_BRAKE:
             on_brake_mail(worker, <BrakeMail *> mail)
+        elif mail.kind == MAIL_REQUEST:
+            on_request(worker, <RequestMail *> mail)
+            mail = next                 # it is on its way back, or freed
+            continue
+        elif mail.kind == MAIL_DELIVERY:
+            delivery_free(worker, <DeliveryMail *> mail)
+            mail = next
+            continue
         elif mail.kind == MAIL_SHUTDOWN:
             shutdown_begin(worker)
             mail = next                 # the worker's own, not freed
@@ -495,6 +513,11 @@ cdef void worker_empty(Worker *worker) noexcept nogil:
             next = mail.next
             mail_discard(worker, mail)
             mail = next
+    mail = worker.port_first
+    while mail != NULL:
+        next = mail.next
+        mail_discard(worker, mail)
+        mail = next
     link = reactor_next_link(worker.reactor, &cursor)
     while link != NULL:
         conn_release(conn_of(link))
@@ -506,6 +529,7 @@ cdef void worker_empty(Worker *worker) noexcept nogil:
         page = (<Session **> vec_at(&worker.session_pages, i))[0]
         for k in range(SESSION_PAGE):
             if page[k].client_id != NULL:
+                inside_free(worker, &page[k])
                 session_discard(worker, &page[k])
         mem_free(page)
     cursor = 0
@@ -518,6 +542,7 @@ cdef void worker_empty(Worker *worker) noexcept nogil:
     vec_free(&worker.session_free)
     vec_free(&worker.braked)
     acl_drop(worker.acl)
+    verdicts_free(&worker.verdicts)
     routes_free(&worker.routes)
     reactor_free(worker.reactor)
 
@@ -534,7 +559,8 @@ cdef Engine *engine_build(const Settings *settings) noexcept nogil:
     engine.log = logring_build(LOG_RECORDS)
     engine.trie = trie_build(settings.max_topic_levels)
     engine.retain = retain_build(settings.max_retained_messages, settings.max_retained_bytes)
-    if engine.log == NULL or engine.trie == NULL or engine.retain == NULL:
+    engine.port_open = inbox_init(&engine.port) == ST_OK
+    if engine.log == NULL or engine.trie == NULL or engine.retain == NULL or not engine.port_open or verdicts_init(&engine.verdict_rules) != ST_OK:
         engine_free(engine)
         return NULL
     for i in range(settings.workers):
@@ -627,6 +653,12 @@ cdef bint engine_stop(Engine *engine, uint32_t timeout_ms) noexcept nogil:
 cdef void engine_free(Engine *engine) noexcept nogil:
     cdef uint32_t i, k
     cdef uint32_t count = 0
+    cdef Mail *mail = inbox_take(&engine.port) if engine.port_open else NULL
+    cdef Mail *next
+    while mail != NULL:
+        next = mail.next
+        mail_discard(engine.workers[0], mail)
+        mail = next
     for i in range(engine.settings.workers):
         if engine.workers[i] != NULL:
             worker_empty(engine.workers[i])
@@ -650,6 +682,8 @@ cdef void engine_free(Engine *engine) noexcept nogil:
     if engine.log != NULL:
         logring_free(engine.log)
     gate_free(&engine.gate)
+    if engine.port_open:
+        inbox_free(&engine.port)
     for i in range(engine.listener_count):
         if engine.listeners[i].fd >= 0:
             close(engine.listeners[i].fd)
@@ -728,6 +762,9 @@ cdef void engine_abandon(Engine *engine) noexcept nogil:
     cdef uint32_t i
     for i in range(engine.settings.workers):
         reactor_abandon(engine.workers[i].reactor)
+    close(engine.port.wake_read_fd)
+    if engine.port.wake_write_fd != engine.port.wake_read_fd:
+        close(engine.port.wake_write_fd)
     if engine.journal != NULL:          # but not its file: SQLite's connection is the parent's thread's
         close(engine.journal.inbox.wake_read_fd)
         if engine.journal.inbox.wake_write_fd != engine.journal.inbox.wake_read_fd:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from mqttc import __version__, logs
 from mqttc.cli.terminal import printable
-from mqttc.config import Config, ConfigError, schema
+from mqttc.config import Config, ConfigError, Problem, schema
 
 if TYPE_CHECKING:
     from mqttc.server import Broker
@@ -40,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         description="An MQTT 3.1, 3.1.1 and 5.0 broker.",
         epilog="Every key of the configuration file is also a variable (MQTTC_LIMITS__MAX_PACKET_SIZE=65536) and an "
         "option (--set limits.max_packet_size=65536). SIGTERM and SIGINT end the broker, SIGHUP reads the "
-        "configuration again. mqttc-broker cert makes certificates; mqttc-broker store and mqttc-broker backup look after "
-        "what is kept in data_dir; "
+        "configuration again. mqttc-broker cert makes certificates; mqttc-broker passwd keeps a password file; "
+        "mqttc-broker store and mqttc-broker backup look after what is kept in data_dir; "
         "mqttc-broker explain says which rule of auth.acl_file decides. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file to read")
@@ -95,6 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from mqttc.cli.store import main as store
 
         return store(given[1:])
+    if given[:1] == ["passwd"]:
+        from mqttc.cli.passwd import main as passwd
+
+        return passwd(given[1:])
     if given[:1] == ["backup"]:
         from mqttc.cli.store import main_backup
 
@@ -130,6 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except ConfigError as error:
                 _complain(error)
                 return error.exit_code
+        if config.auth.sources:
+            from mqttc.auth.chain import ChainAuthenticator
+
+            try:
+                ChainAuthenticator(config)
+            except ConfigError as error:
+                _complain(error)
+                return error.exit_code
         print("mqttc-broker: the configuration is valid", file=sys.stderr)
         return _EXIT_OK
     if options.recover and (code := _recover(config)) != _EXIT_OK:
@@ -153,7 +165,15 @@ def _load(options: argparse.Namespace) -> Config:
         settings.append("tls.self_signed=true")
     if options.tls_host:
         settings.append(f"tls.hosts={json.dumps(options.tls_host)}")
-    return Config.load(options.config, os.environ, options.listen, settings)
+    config = Config.load(options.config, os.environ, options.listen, settings)
+    problems = [
+        Problem(listener.url, "asgi:// is for a broker inside a web application (docs/embedding.md); this program has none")
+        for listener in config.listeners
+        if listener.scheme == "asgi"
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def _complain(error: ConfigError) -> None:
@@ -175,6 +195,7 @@ def _hints(config: Config, options: argparse.Namespace) -> list[str]:
         if listener.behind_proxy
         and (config.auth.anonymous if listener.anonymous is None else listener.anonymous) == "loopback"
         and not config.auth.allow
+        and not config.auth.sources
     ]
 
 
