@@ -62,7 +62,9 @@ cdef void admit_begin(Worker *worker, Conn *conn, Rights *rights) noexcept nogil
     """They are the session's, and their end is waited for."""
     rights_take(worker, conn.session, rights)
     rights_recheck(worker, conn.session)
-    if rights != NULL and rights.expires_at_ms and (conn.keep_alive_ms == 0 or rights.expires_at_ms < worker.reactor.now_ms + conn.keep_alive_ms):
+    if rights == NULL or rights.expires_at_ms == 0 or (conn.ends_ms and conn.ends_ms <= rights.expires_at_ms):
+        return                          # the connection's own end comes first, and is waited for
+    if conn.keep_alive_ms == 0 or rights.expires_at_ms < worker.reactor.now_ms + conn.keep_alive_ms:
         wheel_add(worker.reactor.wheel, &conn.link.timer, rights.expires_at_ms)
 
 

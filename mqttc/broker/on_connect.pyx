@@ -541,6 +541,28 @@ cdef void username_keep(Worker *worker, Conn *conn, const Packet *packet) noexce
         conn.username_bytes = <uint16_t> packet.username.n
 
 
+cdef void expiry_set(Worker *worker, const Conn *conn, Session *session, const Packet *packet, Packet *connack) noexcept nogil:
+    """5.0 clients say when their sessions expire, and are told where that is cut; 3.x sessions have the broker's."""
+    cdef uint32_t most = worker.engine.settings.session_expiry_s
+    if not conn.dialect.session_expiry:
+        session.expiry_s = 0 if packet.clean_start else most
+        return
+    session.expiry_s = packet.props.session_expiry
+    if session.expiry_s > most:
+        session.expiry_s = most
+        connack.props.present |= HAS_SESSION_EXPIRY
+        connack.props.session_expiry = most
+
+
+cdef bint programs_own(Worker *worker, Conn *conn, Span client_id, uint32_t hash) noexcept nogil:
+    """Nobody takes the program's own clients over. True: refused."""
+    cdef Session *session = session_find(worker, client_id, hash)
+    if session == NULL or session.conn == NULL or session.conn.phase != CONN_INSIDE:
+        return False
+    refuse_connect(worker, conn, conn.dialect.level, RC_CLIENT_IDENTIFIER_NOT_VALID, nothing(), nothing())
+    return True
+
+
 cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span client_id, uint32_t hash, const Admission *admission) noexcept nogil:
     cdef Settings *settings = &worker.engine.settings
     cdef Session *session
@@ -549,11 +571,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     cdef Packet connack
     cdef bint present = False
     cdef bint discarded = False
-    session = session_find(worker, client_id, hash)
-    if session != NULL and session.conn != NULL and session.conn.phase == CONN_INSIDE:     # nobody takes the program's own clients over
-        refuse_connect(worker, conn, conn.dialect.level, RC_CLIENT_IDENTIFIER_NOT_VALID, nothing(), nothing())
-        return
-    if not admit_rights(worker, conn, packet, client_id, admission, &rights):
+    if programs_own(worker, conn, client_id, hash) or not admit_rights(worker, conn, packet, client_id, admission, &rights):
         return
     session = session_claim(worker, packet, client_id, hash, &present, &discarded)
     if session == NULL:
@@ -574,14 +592,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     session.receive_maximum = packet.props.receive_maximum
     if session.receive_maximum > settings.max_inflight:
         session.receive_maximum = <uint16_t> settings.max_inflight
-    if conn.dialect.session_expiry:
-        session.expiry_s = packet.props.session_expiry
-        if session.expiry_s > settings.session_expiry_s:
-            session.expiry_s = settings.session_expiry_s
-            connack.props.present |= HAS_SESSION_EXPIRY
-            connack.props.session_expiry = session.expiry_s
-    else:
-        session.expiry_s = 0 if packet.clean_start else settings.session_expiry_s
+    expiry_set(worker, conn, session, packet, &connack)
     if present:
         note_presence(worker, session, True)
     elif journaled(worker) and session.expiry_s and not note_session(worker, session):

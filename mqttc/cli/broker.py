@@ -118,35 +118,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return error.exit_code
     if options.check:
-        if any(listener.is_tls for listener in config.listeners):
-            from mqttc.tls import check_files
-
-            try:
-                check_files(config)
-            except ConfigError as error:
-                _complain(error)
-                return error.exit_code
-        if config.auth.acl_file:
-            from mqttc.auth.acl import AclTable, listener_ids
-
-            try:
-                AclTable.load(config.auth.acl_file).compile(listener_ids(config))
-            except ConfigError as error:
-                _complain(error)
-                return error.exit_code
-        if config.auth.sources:
-            from mqttc.auth.chain import ChainAuthenticator
-
-            try:
-                ChainAuthenticator(config)
-            except ConfigError as error:
-                _complain(error)
-                return error.exit_code
+        try:
+            _check(config)
+        except ConfigError as error:
+            _complain(error)
+            return error.exit_code
         print("mqttc-broker: the configuration is valid", file=sys.stderr)
         return _EXIT_OK
     if options.recover and (code := _recover(config)) != _EXIT_OK:
         return code
     return _serve(options, config, known)
+
+
+def _check(config: Config) -> None:
+    """``--check``: the files that the configuration names."""
+    if any(listener.is_tls for listener in config.listeners):
+        from mqttc.tls import check_files
+
+        check_files(config)
+    if config.auth.acl_file:
+        from mqttc.auth.acl import AclTable, listener_ids
+
+        AclTable.load(config.auth.acl_file).compile(listener_ids(config))
+    if config.auth.sources:
+        from mqttc.auth.chain import ChainAuthenticator
+
+        ChainAuthenticator(config)
 
 
 def _recover(config: Config) -> int:

@@ -158,3 +158,49 @@ def test_a_bad_grant_is_the_authenticators_failure(guarded: MakeGuarded, caplog:
     assert here.peer().connect("a", username="u").reason == 0x88
     here.broker.stop()
     assert any("authenticator_failed" in record.getMessage() for record in caplog.records)
+
+
+class Named:
+    """Finds everybody to be somebody, and lets the verdict be kept."""
+
+    def __init__(self, username: str | None) -> None:
+        self.username = username
+        self.asked = 0
+
+    async def authenticate(self, request: Request) -> Verdict:
+        self.asked += 1
+        return Verdict(0, username=self.username, keep=60)
+
+
+def test_whom_the_client_was_found_to_be_is_the_user(guarded: MakeGuarded) -> None:
+    """Also the second time: such a verdict is not given without asking."""
+    named = Named("real")
+    here = guarded('[[rules]]\nallow = "all"\ntopics = ["%u/#"]\n', authenticator=named)
+    for _ in range(2):
+        assert reasons(here.client("c", "claimed"), "real/x", "claimed/x") == [0x10, 0x87]
+    assert named.asked == 2
+
+
+def test_a_remembered_verdict_has_checked_the_name(guarded: MakeGuarded) -> None:
+    """CONNECTs that a worker admits without asking have the user of the one before."""
+    named = Named(None)
+    here = guarded('[[rules]]\nallow = "all"\ntopics = ["%u/#"]\n', authenticator=named, workers=1)
+    for _ in range(3):
+        assert reasons(here.client("c", "me"), "me/x", "you/x") == [0x10, 0x87]
+    assert named.asked == 1
+
+
+class Short:
+    """Ends connections after 10 s, or what is granted after 10 s, whichever is asked for."""
+
+    async def authenticate(self, request: Request) -> Verdict:
+        lasts, ttl = (10, 100) if request.client_id == "lasts" else (100, 10)
+        return Verdict(0, grant=Grant(ttl=ttl), lasts=lasts)
+
+
+@pytest.mark.parametrize(("client_id", "reason"), [("lasts", 0xA0), ("ttl", 0x87)])
+def test_whichever_end_comes_first(guarded: MakeGuarded, client_id: str, reason: int) -> None:
+    here = guarded(FILE, authenticator=Short())
+    peer = here.client(client_id, "u")
+    here.broker.advance_clock(11)
+    assert [(p.type, p.reason) for p in peer.expect_close()] == [(DISCONNECT, reason)]
