@@ -695,6 +695,11 @@ class Config(_Section):
     """Worker threads; 0: one for each core that this process may use."""
     data_dir: str = "mqttc-data"
     """Directory for what shall outlive the process: the store of ``[durability]``, the self-signed certificate of ``[tls]``."""
+    user: str = ""
+    """Name of the user that ``mqttc-broker``, started as root, becomes once all listeners are bound; empty: it stays who it is.
+    Files that are read again (certificates, password files) and ``data_dir`` must then be that user's to read and write."""
+    group: str = ""
+    """Name of the group to go with ``user``; empty: that user's own."""
     listeners: Annotated[list[Listener], Field(min_length=1)] = [Listener(url=DEFAULT_URL)]
     limits: Limits = Limits()
     auth: Auth = Auth()
@@ -703,6 +708,12 @@ class Config(_Section):
     http: Http = Http()
     log: Log = Log()
     broker: BrokerSection = BrokerSection()
+
+    @model_validator(mode="after")
+    def _check_user(self) -> Config:
+        if self.group and not self.user:
+            raise ValueError("group needs user")
+        return self
 
     @model_validator(mode="after")
     def _check_certificates(self) -> Config:

@@ -157,8 +157,17 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """Counters and gauges. Usable from ``__init__`` to ``close``."""
 
-    def advance_clock(self, milliseconds: int, wall_milliseconds: int) -> None:
-        """Move the monotonic and the wall clock of all workers forward (test seam)."""
+    def hold_clock(self, wall_milliseconds: int) -> None:
+        """Time stands still from now on, at that Unix time, until ``advance_clock`` moves it and ``stop`` lets it go.
+
+        RuntimeError after ``open_store`` or ``start``.
+        """
+
+    def advance_clock(self, milliseconds: int, wall_milliseconds: int, *, heard: bool = False) -> None:
+        """Move the monotonic and the wall clock of all workers forward (test seam), and return when their timers have run.
+
+        ``heard``: connections count as heard from meanwhile, so that keep alive ends none.
+        """
 
     @property
     def event_fd(self) -> int:

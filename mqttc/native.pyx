@@ -1,5 +1,6 @@
 """The border between the data plane and Python: see native.pyi for what is promised. Above it Python, below it no GIL."""
 
+import contextlib
 import ipaddress
 import os
 import time
@@ -26,7 +27,7 @@ from mqttc.broker.state cimport (
 from mqttc.broker.stats cimport C_COUNT
 from mqttc.broker.verdicts cimport VERDICT_ADDRESS, VERDICT_CLIENT_ID, VERDICT_ON, verdicts_configure
 from mqttc.broker.worker cimport (
-    engine_abandon, engine_acl, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_listen, engine_start, engine_stop,
+    engine_abandon, engine_acl, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_hold, engine_listen, engine_start, engine_stop,
 )
 from mqttc.net.proxy cimport Network, ProxyRules, proxy_live
 from mqttc.net.reactor cimport NetStats
@@ -506,6 +507,7 @@ cdef class Engine:
         engine.rules.durability = <uint8_t> engine.settings.durability
         memset(&self.recovery, 0, sizeof(self.recovery))
         self.inside += 1
+        self.store = path
         with nogil:
             engine.journal = journal_open(name, engine.settings.workers, max_backlog_bytes, retry_ms, why)
             status = engine_recover(engine, &self.recovery, why) if engine.journal != NULL else -3
@@ -598,6 +600,8 @@ cdef class Engine:
             stats["journal_syncs"] = atomic_load_u64_relaxed(&engine.journal.stats.syncs)
             stats["journal_records"] = atomic_load_u64_relaxed(&engine.journal.stats.records)
             stats["journal_cancelled"] = atomic_load_u64_relaxed(&engine.journal.stats.cancelled)
+            stats["journal_logged"] = atomic_load_u64_relaxed(&engine.journal.stats.logged)
+            stats["journal_folded"] = atomic_load_u64_relaxed(&engine.journal.stats.folded)
             stats["journal_failures"] = atomic_load_u64_relaxed(&engine.journal.stats.failures)
             stats["journal_gathers"] = atomic_load_u64_relaxed(&engine.journal.stats.gathers)
             stats["journal_reads"] = atomic_load_u64_relaxed(&engine.journal.stats.reads)
@@ -609,13 +613,19 @@ cdef class Engine:
         stats["log_records_dropped"] = logring_dropped(engine.log)
         return stats
 
-    def advance_clock(self, int64_t milliseconds, int64_t wall_milliseconds):
+    def hold_clock(self, int64_t wall_milliseconds):
+        cdef NativeEngine *engine = self.alive()
+        if self.started or engine.journal != NULL:
+            raise RuntimeError("the clock is held before open_store and start, or not")
+        engine_hold(engine, wall_milliseconds)
+
+    def advance_clock(self, int64_t milliseconds, int64_t wall_milliseconds, *, bint heard=False):
         cdef NativeEngine *engine = self.alive()
         if milliseconds < 0:
             raise ValueError("the monotonic clock does not go back")
         self.inside += 1
         with nogil:
-            engine_advance(engine, milliseconds, wall_milliseconds)
+            engine_advance(engine, milliseconds, wall_milliseconds, heard)
         self.inside -= 1
 
     @property
@@ -754,11 +764,28 @@ def live_objects():
         "websockets": ws_live(), "proxied": proxy_live(), "vouched": vouched_live(), "acls": acl_live()}
 
 
+def _close_store(path):
+    """SQLite does not tell its descriptors: whatever is open on its files. Locks are the parent's, and stay."""
+    files = set()
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(OSError):
+            status = os.stat(f"{path}{suffix}")
+            files.add((status.st_dev, status.st_ino))
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError, ValueError):
+                status = os.fstat(int(name))
+                if (status.st_dev, status.st_ino) in files:
+                    os.close(int(name))
+
+
 def _after_fork_in_child():
     cdef Engine engine
     for engine in list(ENGINES):
         if engine.engine != NULL:
             engine_abandon(engine.engine)
+            if engine.store is not None:
+                _close_store(engine.store)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -14,9 +14,10 @@ import os
 import socket
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from mqttc import logs, native
 from mqttc.auth import Authenticator
@@ -34,9 +35,13 @@ from mqttc.listen import BoundListener, Served, bind_all
 from mqttc.store import StoreError, open_store
 from mqttc.tls import ListenerFiles, ListenerTls
 
+if TYPE_CHECKING:
+    from mqttc.clock import VirtualClock
+
 _ANONYMOUS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "loopback": 2}
 _EXIT_TIMEOUT_MS: Final = 1000
 _PROGRESS_S: Final = 2.0
+_SETTLE_ROUNDS: Final = 100
 _ACL_KEY: Final = "auth.acl_file"
 _LIVE_AUTH_KEYS: Final = [key for key in Auth.model_fields if key not in ("anonymous", "acl_file")]
 _LIVE_KEYS: Final = frozenset({"log.level", "log.format", *(f"auth.{key}" for key in _LIVE_AUTH_KEYS)})
@@ -63,14 +68,21 @@ class Broker(InProcess):
     ``config`` is a ``Config``, a mapping of the same shape as the configuration file, or None for a listener
     on the loopback, port 1883. Files and the environment are not read (``Config.load`` does that), and
     nothing is written. An invalid mapping raises ``ConfigError``. ``authenticator`` decides about clients
-    with credentials instead of the lists of ``[auth]``.
+    with credentials instead of the lists of ``[auth]``. ``clock``: time that tests move; see ``mqttc.testing``.
 
     Start and stop it with ``start()`` and ``stop()``, ``with`` or ``async with``; afterwards it may be
     started again, empty. Methods may be called from any thread; in a forked child every call raises.
     """
 
-    def __init__(self, config: Config | Mapping[str, Any] | None = None, *, authenticator: Authenticator | None = None) -> None:
+    def __init__(
+        self,
+        config: Config | Mapping[str, Any] | None = None,
+        *,
+        authenticator: Authenticator | None = None,
+        clock: VirtualClock | None = None,
+    ) -> None:
         self._config = Config.of(config)
+        self._clock = clock
         self._own_authenticator = authenticator
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -93,16 +105,22 @@ class Broker(InProcess):
         running = self._running
         return () if running is None else tuple(bound.url for bound in running.bound)
 
-    def start(self) -> None:
+    def start(self, bound: list[BoundListener] | None = None) -> None:
         """Bring back what the store holds, bind all listeners and serve.
 
+        ``bound``: the configuration's listeners, bound already (`mqttc.listen.bind_all`); they are owned from here on.
         Raises ``ListenError``, ``mqttc.store.StoreError`` or another ``OSError``, and then nothing runs.
         """
         self._check_process()
         with self._lock:
             if self._running is not None:
                 raise BrokerError("the broker is running already")
-            self._running = _Running(self._config, self._own_authenticator)
+            try:
+                self._running = _Running(self._config, self._own_authenticator, self._clock, bound)
+            except BaseException:
+                for one in bound or ():
+                    one.close()
+                raise
             _running_brokers.add(self)
 
     def stop(self, timeout: float | None = None) -> bool:
@@ -140,13 +158,32 @@ class Broker(InProcess):
         return running.hub
 
     def advance_clock(self, seconds: float) -> None:
-        """Let the broker believe that time has passed: for tests of expiry, delays and keep alive."""
+        """Let the broker believe that time has passed. For tests; ``mqttc.testing.VirtualClock`` does more."""
         self._check_process()
+        if self._clock is not None:
+            raise BrokerError("the broker has a clock of its own: advance that")
         with self._lock:
             if self._running is None:
                 raise BrokerError("the broker is not running")
             milliseconds = round(seconds * 1000)
             self._running.engine.advance_clock(milliseconds, milliseconds)
+
+    def settle(self) -> None:
+        """Return when the workers have dealt with what had reached the broker's sockets, and with what followed from it. For tests:
+        what a client has sent before may still be on its way only if the client has not given it to its operating system yet.
+        While others go on sending, it returns after a bounded number of rounds.
+        """
+        self._check_process()
+        with self._lock:
+            if self._running is None:
+                raise BrokerError("the broker is not running")
+            seen = -1
+            for _ in range(_SETTLE_ROUNDS):
+                self._running.engine.advance_clock(0, 0)
+                received = self._running.engine.stats()["bytes_received"]
+                if received == seen:
+                    return
+                seen = received
 
     def listener(self, url: str) -> Listener:
         """The configuration of the listener with that URL, as `urls` has it. ``KeyError``: there is none."""
@@ -359,21 +396,26 @@ def _ids_of(served: Mapping[int, Served]) -> dict[str, list[int]]:
 class _Running:
     """Everything that exists from start to stop."""
 
-    def __init__(self, config: Config, authenticator: Authenticator | None) -> None:
+    def __init__(
+        self, config: Config, authenticator: Authenticator | None, clock: VirtualClock | None, bound: list[BoundListener] | None
+    ) -> None:
         self.last_stats: dict[str, int] = {}
+        self.clock = clock
         self.level = logs.LEVELS[config.log.level]
         self.asks_gate = authenticator is not None or asks_gate(config)
         self.chain = ChainAuthenticator(config) if authenticator is None and config.auth.sources else None
         self.files = [_files_of(config, listener) for listener in config.listeners]
         self.bound: list[BoundListener] = []
         self.rules: RulesInForce | None = None
-        self.store = open_store(config.data_dir, progress=_say) if config.stores else None
+        now_ms = None if clock is None else round(clock.time * 1000)
+        self.store = open_store(config.data_dir, progress=_say, now_ms=now_ms) if config.stores else None
         try:
             self.engine = native.Engine(response_information=config.broker.response_information, **config.engine_settings())
             try:
-                self._recover(config)
-                self.bound = bind_all(config.listeners)
-                self._open(config, authenticator)
+                with nullcontext() if clock is None else clock.starting(self.engine):
+                    self._recover(config)
+                    self.bound = bind_all(config.listeners) if bound is None else bound
+                    self._open(config, authenticator)
             except BaseException:
                 self.engine.close()
                 raise
@@ -497,6 +539,8 @@ class _Running:
 
     def stop(self, timeout_ms: int) -> bool:
         self.control.begin_stop()
+        if self.clock is not None:
+            self.clock.let_go(self.engine)
         try:
             flushed = self.engine.stop(timeout_ms)
         finally:

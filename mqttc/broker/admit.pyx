@@ -3,9 +3,9 @@ from libc.stdint cimport uint8_t
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport Span, span_make
 from mqttc.broker.acl cimport ACL_RETAIN, ACL_WILL, USES_CLIENT_ID, USES_USER, Grant
-from mqttc.broker.deliver cimport session_pump
 from mqttc.broker.on_subscribe cimport rights_recheck
 from mqttc.broker.permit cimport rights_take
+from mqttc.broker.pump cimport session_pump
 from mqttc.broker.reply cimport refuse_connect
 from mqttc.broker.report cimport EV_UNSAFE_NAME, LOG_WARNING, report, text
 from mqttc.broker.rights cimport BY_NAME, AclDecision, Rights, rights_allow, rights_build, rights_free, rights_own

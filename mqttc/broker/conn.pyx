@@ -3,7 +3,7 @@ from libc.string cimport memcmp
 
 from mqttc.base.alloc cimport mem_free
 from mqttc.base.timer cimport wheel_add
-from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, likely, span_make, unlikely
+from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_i64_relaxed, likely, span_make, unlikely
 from mqttc.broker.on_connect cimport on_auth, on_connect
 from mqttc.broker.on_head cimport head_data, tunnel_ended
 from mqttc.broker.on_publish cimport aliases_in_free, on_ack, on_publish
@@ -147,7 +147,7 @@ cdef int64_t conn_deadline(Worker *worker, Conn *conn) noexcept nogil:
     """Of a connection that is up: keep alive, an open re-authentication, the end of its authentication, or of its grant. 0: none."""
     cdef int64_t deadline = 0
     if conn.keep_alive_ms:
-        deadline = conn.last_packet_ms + conn.keep_alive_ms
+        deadline = max(conn.last_packet_ms, atomic_load_i64_relaxed(&worker.engine.heard_ms)) + conn.keep_alive_ms
         if conn.flags & CONN_BRAKE_PAUSED:                                      # we do not read, so the client cannot be late
             deadline = worker.reactor.now_ms + conn.keep_alive_ms
     if conn.flags & CONN_QUESTION_OPEN and (deadline == 0 or conn.question_due_ms < deadline):

@@ -9,7 +9,6 @@ from mqttc.base.types cimport ST_OK, Span, span_make
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.admin cimport on_admin
 from mqttc.broker.conn cimport conn_release
-from mqttc.broker.deliver cimport session_drop
 from mqttc.broker.durable cimport note_done
 from mqttc.broker.on_connect cimport ASSIGNED_BYTES, client_id_make
 from mqttc.broker.on_publish cimport on_publish
@@ -19,6 +18,7 @@ from mqttc.broker.presence cimport session_offline, session_online
 from mqttc.broker.reply cimport acknowledge, acks_held
 from mqttc.broker.retain cimport retain_done, retain_step
 from mqttc.broker.routes cimport subscription_ids_drop, subscription_ids_share
+from mqttc.broker.send cimport session_drop
 from mqttc.broker.session cimport (
     client_hash, handout_end, inbound_remove, membership_release, queue_pop, session_build, session_handle, session_of,
 )

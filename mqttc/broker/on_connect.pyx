@@ -8,11 +8,11 @@ from mqttc.base.timer cimport wheel_add, wheel_cancel
 from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u32_acquire, span_equal, span_make
 from mqttc.broker.acl cimport grant_drop, grant_share
 from mqttc.broker.admit cimport admit_again, admit_begin, admit_rights
-from mqttc.broker.deliver cimport session_pump
 from mqttc.broker.gate cimport gate_ask
 from mqttc.broker.mail cimport post
 from mqttc.broker.presence cimport session_finish, session_offline, session_online, session_rejoin, session_timer, will_free
 from mqttc.broker.durable cimport journal_fails, journaled, note_presence, note_session, note_will, until_now
+from mqttc.broker.pump cimport session_pump
 from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet, send_packet_after
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
 from mqttc.broker.rights cimport Rights, rights_free
@@ -56,8 +56,6 @@ cdef uint8_t connect_verdict(Worker *worker, Conn *conn, const Packet *packet) n
     cdef Settings *settings = &worker.engine.settings
     if atomic_load_u32_acquire(&worker.engine.stopping):
         return RC_SERVER_UNAVAILABLE
-    if journal_fails(worker) and not packet.clean_start:        # a session that cannot be kept is not promised
-        return RC_QUOTA_EXCEEDED
     if packet.client_id.n == 0:
         if not conn.dialect.empty_client_id or (conn.dialect.empty_client_id_needs_clean and not packet.clean_start):
             return RC_CLIENT_IDENTIFIER_NOT_VALID               # [MQTT-3.1.3-8]
@@ -530,6 +528,11 @@ cdef void connack_properties(Worker *worker, Conn *conn, const Packet *packet, P
         connack.props.auth_method = span_make(conn.auth_method, conn.auth_method_bytes)
 
 
+cdef bint may_keep(Worker *worker, const Packet *packet, Session *session) noexcept nogil:
+    """Notes a new session that outlives its connection. While commits fail one that must be kept is not promised; with Clean Start its CONNACK waits."""
+    return (packet.clean_start or not journal_fails(worker)) and note_session(worker, session)
+
+
 cdef void username_keep(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
     """For those who ask who is connected; without memory they are not told."""
     conn.connected_wall_ms = worker.reactor.wall_ms
@@ -570,10 +573,10 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     cdef Rights *rights
     cdef Packet connack
     cdef bint present = False
-    cdef bint discarded = False
+    cdef bint waits = False             # for the store: it discards a session or changes a will there
     if programs_own(worker, conn, client_id, hash) or not admit_rights(worker, conn, packet, client_id, admission, &rights):
         return
-    session = session_claim(worker, packet, client_id, hash, &present, &discarded)
+    session = session_claim(worker, packet, client_id, hash, &present, &waits)
     if session == NULL:
         rights_free(rights)
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no room for another session"))
@@ -586,6 +589,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
             session_finish(worker, session)
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return
+    waits |= session.durable != 0 and (will != NULL or session.will != NULL)
     packet_clear(&connack, CONNACK)
     connack.session_present = present                           # [MQTT-3.2.2-2, MQTT-3.2.2-3]
     conn.maximum_packet_size = packet.props.maximum_packet_size
@@ -595,11 +599,11 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     expiry_set(worker, conn, session, packet, &connack)
     if present:
         note_presence(worker, session, True)
-    elif journaled(worker) and session.expiry_s and not note_session(worker, session):
+    elif journaled(worker) and session.expiry_s and not may_keep(worker, packet, session):
         will_free(worker, will)
         rights_free(rights)
         session_finish(worker, session)
-        refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no memory"))
+        refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("the session cannot be kept"))
         return
     session_online(worker, session, conn)
     username_keep(worker, conn, packet)
@@ -616,7 +620,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
             connack.props.present |= HAS_AUTH_DATA
             connack.props.auth_data = admission.auth_data
     stat(&worker.stats, C_CONNECTS_ACCEPTED)
-    connack_send(worker, conn, &connack, discarded or (session.durable and session.made > worker.journal_committed))
+    connack_send(worker, conn, &connack, waits or (session.durable and session.made > worker.journal_committed))
 
 
 cdef void connack_send(Worker *worker, Conn *conn, const Packet *connack, bint committed) noexcept nogil:

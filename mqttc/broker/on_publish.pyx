@@ -8,11 +8,13 @@ from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
 from mqttc.broker.acl cimport ACL_PUBLISH, ACL_RETAIN
-from mqttc.broker.deliver cimport Publication, fan_out, publication_clear, publication_init, publication_msg, session_pump
+from mqttc.broker.deliver cimport fan_out
 from mqttc.broker.durable cimport journal_crowded, journal_fails, journaled, note_inbound_done, note_message, note_released, until_now, wait_add
-from mqttc.broker.journal cimport DURABILITY_OFF
 from mqttc.broker.permit cimport session_denied, session_may
 from mqttc.broker.port cimport inside_refused
+from mqttc.broker.publication cimport Publication, publication_clear, publication_init, publication_msg
+from mqttc.broker.pump cimport session_pump
+from mqttc.broker.record cimport DURABILITY_OFF
 from mqttc.broker.reply cimport acknowledge, acks_held, acks_release, answer, conn_disconnect, conn_fail
 from mqttc.broker.report cimport EV_RETAINED_LIMIT, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_set

@@ -6,10 +6,10 @@ from mqttc.base.map cimport hash_bytes
 from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, span_equal, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
 from mqttc.broker.acl cimport ACL_RECEIVE, ACL_SUBSCRIBE
-from mqttc.broker.deliver cimport session_pump, tell_group
 from mqttc.broker.durable cimport note_filter, note_group, note_subscribe, until_now
-from mqttc.broker.journal cimport HANDOUT_PENDING, RECORD_UNSUBSCRIBE
 from mqttc.broker.permit cimport session_denied, session_may
+from mqttc.broker.pump cimport session_pump
+from mqttc.broker.record cimport HANDOUT_PENDING, RECORD_UNSUBSCRIBE
 from mqttc.broker.reply cimport conn_fail, packet_clear, send_packet_after
 from mqttc.broker.report cimport EV_SUBSCRIBED, EV_UNSUBSCRIBED, LOG_DEBUG, report, text
 from mqttc.broker.retain cimport retain_cursor_init
@@ -17,6 +17,7 @@ from mqttc.broker.routes cimport OPTION_DURABLE, subscription_ids_build
 from mqttc.broker.session cimport (
     group_credit_of, groups_keep, groups_take_back, handout_end, membership_add, session_handle, subscription_add, subscription_find, subscription_remove,
 )
+from mqttc.broker.shared cimport tell_group
 from mqttc.broker.state cimport GROUP_JOIN, GROUP_LEAVE, Conn, GroupMail, Handout, Membership, Session, Settings, Subscription, Worker
 from mqttc.broker.stats cimport C_DENIED_SUBSCRIBE
 from mqttc.broker.trie cimport trie_group_join, trie_group_leave, trie_subscribe, trie_unsubscribe

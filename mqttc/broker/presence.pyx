@@ -7,11 +7,12 @@ from mqttc.base.ring cimport ring_at
 from mqttc.base.timer cimport wheel_add, wheel_cancel
 from mqttc.base.types cimport span_make
 from mqttc.base.vec cimport vec_at
-from mqttc.broker.deliver cimport publish_message, tell_group
+from mqttc.broker.deliver cimport publish_message
 from mqttc.broker.durable cimport note_presence, note_will_done
 from mqttc.broker.permit cimport rights_expire, session_denied, session_may_will
 from mqttc.broker.report cimport EV_SESSION_EXPIRED, LOG_INFO, report
 from mqttc.broker.session cimport group_credit_of, groups_take_back, session_end, session_handle
+from mqttc.broker.shared cimport tell_group
 from mqttc.broker.state cimport (
     GROUP_OFFLINE, GROUP_ONLINE, NEVER, OUT_DONE, QE_COUNTED, Conn, GroupMail, Membership, QueueEntry, Session, Will, Worker,
 )

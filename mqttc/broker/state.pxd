@@ -16,7 +16,8 @@ from mqttc.base.timer cimport TimerNode
 from mqttc.base.types cimport Span
 from mqttc.base.vec cimport Vec
 from mqttc.broker.acl cimport Acl, Grant
-from mqttc.broker.journal cimport Body, Journal, Record
+from mqttc.broker.journal cimport Journal
+from mqttc.broker.record cimport Body, Record
 from mqttc.broker.retain cimport RetainCursor, RetainStore
 from mqttc.broker.rights cimport Rights
 from mqttc.broker.routes cimport Route, RouteCache, RouteRules, SubscriptionIds
@@ -681,6 +682,7 @@ cdef struct Worker:
 cdef struct Engine:
     Settings settings
     Clock clock
+    int64_t heard_ms                   # atomic: connections count as heard from until then, whatever they sent; see engine_advance
     Trie *trie
     RetainStore *retain
     Journal *journal                   # NULL: nothing outlives the process

@@ -81,6 +81,8 @@ HELP: Final[Mapping[str, str]] = {
     "http_websockets": "WebSocket connections over HTTP/2.",
     "journal_backlog_bytes": "Bytes that wait to be written to the store.",
     "journal_cancelled": "Records that were done before their commit and were never written.",
+    "journal_logged": "Deliveries that went to the log of what is soon over.",
+    "journal_folded": "Deliveries of the log that became rows after all.",
     "journal_commit_us": "Microseconds that commits of the store took.",
     "journal_commits": "Commits of the store.",
     "journal_failing": "1 while the store cannot be written.",

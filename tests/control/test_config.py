@@ -319,7 +319,7 @@ WITH_CERTIFICATE = {"url": "quic://h", "certificate": "c"}
             for url in ("tcp://h", "tls://h?certificate=c", "ws://h", "wss://h?certificate=c", "unix:///x")
         ),
         *(
-            ({"url": url, "allowed_origins": ["http://a"]}, "allowed_origins is for ws:// and wss:// listeners")
+            ({"url": url, "allowed_origins": ["http://a"]}, "allowed_origins is for ws://, wss:// and asgi:// listeners")
             for url in ("tcp://h", "tls://h?certificate=c", "unix:///x")
         ),
         *(({"url": url, "key": "k"}, "key is for tls://, wss:// and quic:// listeners") for url in ("tcp://h", "ws://h", "unix:///x")),
