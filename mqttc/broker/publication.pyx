@@ -1,7 +1,7 @@
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_payload, msg_properties, msg_topic
+from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_expiry_left, msg_payload, msg_properties, msg_topic
 from mqttc.broker.state cimport Worker
 from mqttc.broker.stats cimport C_DROPPED_NO_MEMORY, stat
 
@@ -11,7 +11,6 @@ cdef void publication_init(Publication *pub) noexcept nogil:
 
 
 cdef void publication_of(Worker *worker, Publication *pub, Msg *msg) noexcept nogil:
-    cdef int64_t left_ms
     publication_init(pub)
     pub.msg = msg
     pub.topic = msg_topic(msg)
@@ -22,9 +21,8 @@ cdef void publication_of(Worker *worker, Publication *pub, Msg *msg) noexcept no
     pub.retain = msg.retain
     pub.expires_at_ms = msg.expires_at_ms
     if msg.expires_at_ms:
-        left_ms = msg.expires_at_ms - worker.reactor.now_ms
         pub.has_expiry = True
-        pub.message_expiry = <uint32_t> ((left_ms + 999) // 1000) if left_ms > 0 else 0
+        pub.message_expiry = msg_expiry_left(msg, worker.reactor.now_ms)
 
 
 cdef Msg *publication_msg(Worker *worker, Publication *pub) noexcept nogil:

@@ -3,7 +3,7 @@ from libc.string cimport memcpy
 
 from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.map cimport hash_bytes
-from mqttc.base.msg cimport Msg, msg_drop, msg_journal, msg_payload, msg_properties, msg_topic
+from mqttc.base.msg cimport Msg, msg_drop, msg_expiry_left, msg_journal, msg_payload, msg_properties, msg_topic
 from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport ST_OK, Span, span_equal, span_make
 from mqttc.broker.durable cimport note_done, note_sent, wait_add
@@ -126,13 +126,11 @@ cdef bint send_parts(Worker *worker, Conn *conn, PublishParts *parts) noexcept n
 
 cdef void parts_of_entry(Worker *worker, const QueueEntry *entry, PublishParts *parts) noexcept nogil:
     cdef Msg *msg = entry.msg
-    cdef int64_t left_ms
     parts_of(parts, msg_topic(msg), msg_properties(msg), msg_payload(msg), entry.qos, 1 if entry.state & (QE_RETAIN << 4) else 0)
     parts.packet_id = entry.packet_id
     if msg.expires_at_ms:                                    # [MQTT-3.3.2-6]
-        left_ms = msg.expires_at_ms - worker.reactor.now_ms
         parts.has_message_expiry = True
-        parts.message_expiry = <uint32_t> ((left_ms + 999) // 1000) if left_ms > 0 else 0
+        parts.message_expiry = msg_expiry_left(msg, worker.reactor.now_ms)
     if entry.subscription_ids != NULL:
         parts.subscription_ids = entry.subscription_ids.ids
         parts.subscription_id_count = entry.subscription_ids.count
