@@ -278,12 +278,12 @@ class HookRunner:
         if not concerned:
             return verdict
         grant = verdict.grant
-        if verdict.reason_code == SUCCESS and not request.is_reauthentication:
+        if verdict.reason_code == SUCCESS:
             username = verdict.username if verdict.username is not None else request.username
             client = HookClient(client_id, username, request.peer, request.listener, request.transport, request.protocol)
             reason, granted = await self._authorized(client, "connect", "")
-            grant = grant or granted
-            if reason == SUCCESS:
+            grant = granted or grant
+            if reason == SUCCESS and not request.is_reauthentication:
                 reason = await self._admitted(client)
             if reason != SUCCESS:
                 return Verdict(reason)

@@ -1,16 +1,17 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from mqttc.base.msg cimport Msg, msg_drop, msg_journal, msg_share
 from mqttc.base.types cimport ST_OK, likely, unlikely
-from mqttc.broker.durable cimport journaled, note_message, note_sent
+from mqttc.broker.durable cimport journaled, note_done, note_message, note_sent
 from mqttc.broker.mail cimport post_publish
+from mqttc.broker.permit cimport entry_permitted
 from mqttc.broker.port cimport is_inside
 from mqttc.broker.publication cimport Publication, publication_clear, publication_msg, publication_of
 from mqttc.broker.report cimport EV_RETAINED_LIMIT, LOG_WARNING, report
 from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport (
-    ENTRY_NOT_OWN, ENTRY_OWN_ONLY, ENTRY_RETAIN_AS_PUBLISHED, Route, RouteEntry, RouteSlice, route_lookup, subscription_ids_share,
+    ENTRY_NOT_OWN, ENTRY_OWN_ONLY, ENTRY_RETAIN_AS_PUBLISHED, Route, RouteEntry, RouteSlice, entry_applies, route_lookup, subscription_ids_share,
 )
 from mqttc.broker.send cimport conn_at, may_send_now, offer_entry, parts_of, qos0_waits, session_drop, under_pressure
 from mqttc.broker.session cimport inflight_done, inflight_push, session_of
@@ -125,6 +126,17 @@ cdef bint send_qos(Worker *worker, Publication *pub, Session *session, Conn *con
     return True
 
 
+cdef void delivery_void(Worker *worker, const Publication *pub, const Session *session, const RouteEntry *route_entry) noexcept nogil:
+    """The publisher's worker, which does not know the rights of others' sessions, has noted this delivery; it is through."""
+    cdef QueueEntry entry
+    memset(&entry, 0, sizeof(QueueEntry))
+    entry.msg = pub.msg
+    entry.qos = route_entry.qos if route_entry.qos < pub.qos else pub.qos
+    if entry.qos and entry_applies(route_entry, pub.publisher):
+        entry.state = QE_JOURNALED << 4
+        note_done(worker, session, &entry)
+
+
 cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept nogil:
     cdef RouteSlice *slice = &route.slices[worker.index]
     cdef RouteEntry *entries = route.entries + slice.first
@@ -146,6 +158,10 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
         route_entry = &entries[i]
         session = session_of(worker, route_entry.session)
         if unlikely(session == NULL):
+            continue
+        if unlikely(route_entry.epoch != session.rights_epoch or route_entry.denied) and not entry_permitted(worker, session, route_entry, pub.topic):
+            if lasting and session.durable:
+                delivery_void(worker, pub, session, route_entry)
             continue
         retain = 0
         if route_entry.flags:

@@ -11,8 +11,9 @@ from mqttc.broker.admin cimport on_admin
 from mqttc.broker.conn cimport conn_release
 from mqttc.broker.durable cimport note_done
 from mqttc.broker.on_connect cimport ASSIGNED_BYTES, client_id_make
-from mqttc.broker.on_publish cimport on_publish, publish_answered, unpark
+from mqttc.broker.on_publish cimport on_publish, publish_answered
 from mqttc.broker.on_subscribe cimport subscribe_one, unsubscribe_one
+from mqttc.broker.parked cimport unpark
 from mqttc.broker.port cimport inside_due, is_inside, port_put, request_answer, request_free
 from mqttc.broker.presence cimport session_offline, session_online
 from mqttc.broker.reply cimport acknowledge, acks_held

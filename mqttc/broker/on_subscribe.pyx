@@ -5,8 +5,10 @@ from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.map cimport hash_bytes
 from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_load_u32_relaxed, span_equal, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
+from mqttc.broker.acl cimport ACL_RECEIVE, ACL_SUBSCRIBE
 from mqttc.broker.durable cimport note_filter, note_group, note_subscribe, until_now
-from mqttc.broker.on_publish cimport park
+from mqttc.broker.parked cimport park
+from mqttc.broker.permit cimport session_denied, session_may
 from mqttc.broker.pump cimport session_pump
 from mqttc.broker.record cimport HANDOUT_PENDING, RECORD_UNSUBSCRIBE
 from mqttc.broker.reply cimport conn_fail, packet_clear, send_packet_after
@@ -21,16 +23,39 @@ from mqttc.broker.state cimport (
     GROUP_JOIN, GROUP_LEAVE, HOOK_CHANGE, HOOKS_ALLOW, HOOKS_SUBSCRIBE, QUESTION_SUBSCRIBE, Conn, GroupMail, Handout, HookMail, Membership, Session, Settings, Subscription,
     Worker,
 )
+from mqttc.broker.stats cimport C_DENIED_SUBSCRIBE
 from mqttc.broker.trie cimport trie_group_join, trie_group_leave, trie_subscribe, trie_unsubscribe
 from mqttc.net.reactor cimport END_NO_MEMORY, link_close
 from mqttc.proto.decode cimport decode_packet, filter_next
 from mqttc.proto.packet cimport (
     HAS_SUBSCRIPTION_ID, OPT_NO_LOCAL, OPT_QOS_MASK, OPT_RETAIN_AS_PUBLISHED, OPT_RETAIN_HANDLING_MASK, RC_IMPLEMENTATION_SPECIFIC_ERROR, RC_NO_SUBSCRIPTION_EXISTED,
-    RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED,
+    RC_NOT_AUTHORIZED, RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED,
     RC_SHARED_SUBSCRIPTIONS_NOT_SUPPORTED, RC_SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED, RC_SUCCESS, RC_TOPIC_FILTER_INVALID,
     RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED, SUBACK, SUBSCRIBE, UNSUBACK, UNSUBSCRIBE, Filter, Frame, Packet,
 )
 from mqttc.proto.topic cimport filter_check, filter_has_wildcard, level_count, share_split
+
+
+cdef bint filter_permitted(Worker *worker, Session *session, Span plain, bint shared) noexcept nogil:
+    """The filter lies inside what may be subscribed to. What a group gets is not looked at message by message, for one that its member may not have
+    would be lost to the others: so all of its filter must be allowed to be received."""
+    return session_may(worker, session, ACL_SUBSCRIBE, plain, False) and (not shared or session_may(worker, session, ACL_RECEIVE, plain, True))
+
+
+cdef void rights_recheck(Worker *worker, Session *session) noexcept nogil:
+    cdef Subscription *subscription
+    cdef Span filter, group, plain
+    cdef uint32_t i = 0
+    if session.rights == NULL or session.memberships == NULL:
+        return
+    while session.subscriptions != NULL and i < session.subscriptions.count:
+        subscription = <Subscription *> vec_at(session.subscriptions, i)
+        filter = span_make(subscription.filter, subscription.filter_bytes)
+        if subscription.membership and share_split(filter, &group, &plain) == 1 and not filter_permitted(worker, session, plain, True):
+            session_denied(worker, session, C_DENIED_SUBSCRIBE, filter)
+            unsubscribe_one(worker, session, filter)    # the last one takes its place
+        else:
+            i += 1
 
 
 cdef uint8_t filter_verdict(Worker *worker, Conn *conn, Span filter, Span *group, Span *plain, bint *shared) noexcept nogil:
@@ -48,6 +73,9 @@ cdef uint8_t filter_verdict(Worker *worker, Conn *conn, Span filter, Span *group
         return RC_TOPIC_FILTER_INVALID
     if not settings.wildcard_available and filter_has_wildcard(plain[0]):
         return RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
+    if conn.session.rights != NULL and not filter_permitted(worker, conn.session, plain[0], shared[0]):
+        session_denied(worker, conn.session, C_DENIED_SUBSCRIBE, filter)
+        return RC_NOT_AUTHORIZED
     return RC_SUCCESS
 
 
@@ -251,6 +279,7 @@ cdef void subscribe_all(Worker *worker, Conn *conn, const Packet *packet, Span *
     cdef uint32_t count = 0
     cdef uint32_t i = 0
     cdef uint32_t id = packet.props.subscription_id if packet.props.present & HAS_SUBSCRIPTION_ID else 0
+    cdef bint vetoed
     codes = codes_room(conn, SUBSCRIBE, packet.list, here, sizeof(here), &count)
     if codes == NULL:
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
@@ -260,8 +289,11 @@ cdef void subscribe_all(Worker *worker, Conn *conn, const Packet *packet, Span *
         codes[i] = refused
         if told != NULL and not told_next(told, &filter, &codes[i]):
             codes[i] = RC_IMPLEMENTATION_SPECIFIC_ERROR
-        if codes[i] < 0x80:
+        vetoed = codes[i] >= 0x80
+        if not vetoed:
             codes[i] = subscribe_one(worker, conn, &filter, id)
+        if (vetoed or codes[i] == RC_NOT_AUTHORIZED) and not conn.dialect.suback_failure:
+            codes[i] = filter.options & OPT_QOS_MASK            # 3.1, section 3.8: acknowledged, for it cannot be told; it gets nothing
         if codes[i] >= 0x80 and not conn.dialect.suback_failure:
             conn_fail(worker, conn, codes[i], text("subscription refused"))     # 3.1 has no word for it
             break

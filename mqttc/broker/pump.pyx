@@ -1,10 +1,12 @@
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from mqttc.base.msg cimport Msg, msg_drop, msg_journal_set, msg_payload, msg_properties, msg_topic
 from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport span_make
 from mqttc.base.vec cimport vec_at
+from mqttc.broker.acl cimport ACL_RECEIVE
 from mqttc.broker.durable cimport entry_id, note_filter, note_handout, note_read, note_sent, until_now
+from mqttc.broker.permit cimport session_may
 from mqttc.broker.publication cimport Publication, publication_clear, publication_init, publication_msg
 from mqttc.broker.record cimport RECORD_HANDED_OUT, Body
 from mqttc.broker.reply cimport answer
@@ -13,11 +15,11 @@ from mqttc.broker.routes cimport subscription_ids_share
 from mqttc.broker.send cimport conn_at, entry_drop, fits, hold_entry, out_high, parts_of_entry, send_parts, session_drop
 from mqttc.broker.session cimport handout_end, inflight_done, inflight_find, inflight_push, queue_pop, queue_remove, window_free
 from mqttc.broker.state cimport (
-    OUT_DONE, OUT_HELD, OUT_READY, OUT_RELEASED, OUT_SENT, QE_COUNTED, QE_JOURNALED, QE_RETAIN, QE_STORED, SESSION_HANDOUT_TURN, Conn, Handout,
+    OUT_DONE, OUT_HELD, OUT_READY, OUT_RELEASED, OUT_SENT, QE_COUNTED, QE_JOURNALED, QE_RETAIN, QE_STORED, SESSION_HANDOUT_TURN, SESSION_RECHECK, Conn, Handout,
     QueueEntry, Session, Worker,
 )
 from mqttc.broker.stats cimport (
-    C_DROPPED_EXPIRED, C_DROPPED_NO_MEMORY, C_DROPPED_TOO_LARGE, C_JOURNAL_LOST, C_MESSAGES_RESENT, C_RETAINED_HANDED_OUT, stat,
+    C_DENIED_RECEIVE, C_DROPPED_EXPIRED, C_DROPPED_NO_MEMORY, C_DROPPED_TOO_LARGE, C_JOURNAL_LOST, C_MESSAGES_RESENT, C_RETAINED_HANDED_OUT, stat,
 )
 from mqttc.net.reactor cimport END_NO_MEMORY, LINK_NOTIFY, link_close, link_dirty
 from mqttc.proto.encode cimport PublishParts
@@ -59,6 +61,10 @@ cdef bint handout_send(Worker *worker, Session *session, Conn *conn, QueueEntry 
     cdef QueueEntry *place = NULL
     cdef PublishParts parts
     cdef bint behind
+    if session.rights != NULL and not session_may(worker, session, ACL_RECEIVE, msg_topic(entry.msg), False):
+        stat(&worker.stats, C_DENIED_RECEIVE)
+        entry_drop(worker, session, entry)
+        return True
     parts_of_entry(worker, entry, &parts)
     if not fits(conn, &parts):
         session_drop(worker, session, C_DROPPED_TOO_LARGE)
@@ -207,6 +213,8 @@ cdef void session_pump(Worker *worker, Session *session) noexcept nogil:
             session_drop(worker, session, C_DROPPED_EXPIRED)
             entry_drop(worker, session, &entry)
             continue
+        if session.flags & SESSION_RECHECK and not permitted_still(worker, session, &entry):
+            continue
         send_queued(worker, session, conn, &entry)
 
 
@@ -217,11 +225,22 @@ cdef void delivery_ready(Worker *worker, Session *session, uint16_t packet_id) n
     session_pump(worker, session)
 
 
+cdef bint permitted_still(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
+    """Of a queued message, when the rights are others than when it came. False: it is gone."""
+    if session.queue.count == 0:
+        session.flags &= ~<uint8_t> SESSION_RECHECK
+    if entry.member or session_may(worker, session, ACL_RECEIVE, msg_topic(entry.msg), False):      # of a shared group: it is a member still
+        return True
+    stat(&worker.stats, C_DENIED_RECEIVE)
+    entry_drop(worker, session, entry)
+    return False
+
+
 cdef void hold_queued(Worker *worker, Session *session) noexcept nogil:
     """QoS 2 messages at the queue's front get their packet ids in the same commit as those before them."""
     cdef QueueEntry entry
     cdef QueueEntry *front
-    while session.queue.count and window_free(session):
+    while session.queue.count and window_free(session) and not session.flags & SESSION_RECHECK:
         front = <QueueEntry *> ring_at(&session.queue, 0)
         if front.qos != 2 or front.state & (QE_STORED << 4):
             return

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from mqttc.auth import Request
+from mqttc.auth import Request, Verdict
+from mqttc.auth.grant import Grant, Rule
 from mqttc.embed import Disconnected
 from mqttc.hooks import Accept, HookClient, Hooks, Refuse
 from mqttc.server import Broker
 from tests.conftest import BrokerFactory, tcp_address
-from tests.rawclient import Packet, Peer
+from tests.rawclient import AUTH, AUTH_DATA, AUTH_METHOD, CONNACK, Packet, Peer, connect_packet, packet, properties
 
 from ..embed.conftest import PeerFactory, until
 from .conftest import Loop, Serve, Shaped
@@ -113,6 +114,46 @@ def test_authorize(serve: Serve, hooks: Hooks, peer: PeerFactory, shaped: Shaped
     client.publish("ok/1", b"", 1)
     assert client.message("ok/1")
     assert len(asked) == before, "nobody is asked per message"
+
+
+def test_a_grant(serve: Serve, hooks: Hooks, peer: PeerFactory) -> None:
+    """By its rules the broker decides without asking, before hooks about messages and behind those about filters."""
+    rules = [Rule(True, ["publish", "subscribe"], ["own/%c/#"])]
+    hooks.authorize(lambda client, action, topic: Grant(rules, otherwise="deny") if action == "connect" else True)
+    asked: list[str] = []
+    hooks.on_publish("#")(lambda message: asked.append(message.topic))
+    client = peer(serve(), "c")
+    assert client.subscribe_many([("own/c/#", 1), ("other", 1)]) == [1, 0x87]
+    other, own = client.publish("other", b"", 1), client.publish("own/c/1", b"", 1)
+    assert other is not None and own is not None and (other.reason, own.reason) == (0x87, 0)
+    assert client.message("own/c/1")
+    assert asked == ["own/c/1"]
+
+
+class Exchange:
+    """One round of AUTH, and the user is known."""
+
+    async def authenticate(self, request: Request) -> Verdict:
+        return Verdict(0, username="known") if request.is_auth else Verdict(0x18, auth_data=b"who?")
+
+
+def test_enhanced_authentication(loop: Loop, broker_factory: BrokerFactory) -> None:
+    """The client is known by its id too when hooks are asked; of a re-authentication only what it may do."""
+    hooks = Hooks(loop=loop.loop)
+    seen: list[tuple[str, str, str | None]] = []
+    hooks.on_connect(lambda client: seen.append(("on_connect", client.client_id, client.username)), clients="watched")
+    hooks.authorize(lambda client, action, topic: seen.append(("authorize", client.client_id, client.username)), clients="watched")
+    broker = broker_factory(hooks=hooks, authenticator=Exchange())
+    client = Peer(tcp_address(broker.urls[0]), 5)
+    try:
+        client.send(connect_packet("watched", 5, props=[(AUTH_METHOD, "m")]))
+        client.expect(AUTH)
+        for kind, reason in ((CONNACK, 0x18), (AUTH, 0x19)):
+            client.send(packet(AUTH << 4, bytes([reason]) + properties([(AUTH_METHOD, "m"), (AUTH_DATA, b"me")])))
+            assert client.expect(kind).reason == 0
+    finally:
+        client.close()
+    assert seen == [("authorize", "watched", "known"), ("on_connect", "watched", "known"), ("authorize", "watched", "known")]
 
 
 def test_on_disconnect(serve: Serve, hooks: Hooks, peer: PeerFactory, shaped: Shaped) -> None:

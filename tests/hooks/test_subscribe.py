@@ -42,11 +42,13 @@ def test_per_filter(serve: Serve, hooks: Hooks, peer: PeerFactory, shaped: Shape
 
 
 def test_version_31_has_no_word_for_it(serve: Serve, hooks: Hooks, peer: PeerFactory) -> None:
-    hooks.on_subscribe("a")(lambda request: Refuse() if request.qos else None)
+    """It is acknowledged, and gets nothing."""
+    hooks.on_subscribe("a")(lambda request: Refuse(0x97))
     client = peer(serve(), "c", 3)
-    client.subscribe("a", 0)
-    client.send(subscribe_packet([("a", 1)], 3))
-    client.expect_close()
+    assert client.subscribe_many([("a", 1), ("b", 1)]) == [1, 1]
+    client.publish("a", b"", 1)
+    client.publish("b", b"", 1)
+    assert client.message().topic == "b"
 
 
 def test_options(serve: Serve, hooks: Hooks, peer: PeerFactory) -> None:
