@@ -98,20 +98,15 @@ class HookRunner:
         if self._loop is None and hooks.has_coroutines:
             raise BrokerError("hooks that are coroutine functions need a loop: start the broker on it, or give it to Hooks(loop=...)")
         hooks.attach(self._changed)
-        try:
-            self._apply()
-        except BaseException:
-            hooks.detach(self._changed)
-            raise
 
     @property
     def asks_at_connect(self) -> bool:
         return self._asks_at_connect
 
-    def _changed(self, hook: Hook) -> None:
-        if hook.kind in OF_CONNECT and not self._asks_at_connect:
+    def _changed(self, hook: Hook | None) -> None:
+        if hook is not None and hook.kind in OF_CONNECT and not self._asks_at_connect:
             raise BrokerError(f"{hook.kind} cannot be declared while a broker runs that was started without any such hook")
-        if hook.is_coroutine and self._loop is None:
+        if hook is not None and hook.is_coroutine and self._loop is None:
             raise BrokerError("hooks that are coroutine functions need a loop, and the broker runs without one")
         self._apply()
         self.forget()

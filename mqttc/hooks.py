@@ -147,8 +147,8 @@ class Hook:
             raise ValueError('on_failure is "allow" or "deny"')
         self.kind = kind
         self.function = function
-        called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-        self.is_coroutine = inspect.iscoroutinefunction(called)
+        called = getattr(type(function), "__call__", None)  # noqa: B004
+        self.is_coroutine = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
         self.deadline = deadline
         self.allows = on_failure == "allow"
         self.filters = filters
@@ -195,7 +195,7 @@ class Hooks:
         self._deadline = deadline
         self._lock = threading.RLock()
         self._hooks: tuple[Hook, ...] = ()
-        self._brokers: list[Callable[[Hook], None]] = []
+        self._brokers: list[Callable[[Hook | None], None]] = []
 
     # ---- declaring
 
@@ -329,12 +329,13 @@ class Hooks:
     def has_coroutines(self) -> bool:
         return any(hook.is_coroutine for hook in self._hooks)
 
-    def attach(self, told: Callable[[Hook], None]) -> None:
-        """It is called with what is declared or removed from now on, one call at a time, and may refuse it."""
+    def attach(self, told: Callable[[Hook | None], None]) -> None:
+        """It is called now, and with what is declared or removed from now on, one call at a time, and may refuse it."""
         with self._lock:
+            told(None)
             self._brokers.append(told)
 
-    def detach(self, told: Callable[[Hook], None]) -> None:
+    def detach(self, told: Callable[[Hook | None], None]) -> None:
         with self._lock:
             if told in self._brokers:
                 self._brokers.remove(told)

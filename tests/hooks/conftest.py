@@ -29,6 +29,7 @@ class Loop:
         self._go_on = threading.Event()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
+        self.name = self._thread.name
 
     def block(self) -> None:
         """Until `release`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from typing import Any
 
@@ -49,6 +50,25 @@ def test_methods(serve: Serve, hooks: Hooks, peer: PeerFactory) -> None:
     assert client.subscribe_many([("b", 0), ("c", 0)]) == [0x87, 0]
     client.publish("a/b", b"", 1)
     assert guard.calls == ["connect", "subscribe", "publish"]
+
+
+def test_what_is_a_coroutine_function(serve: Serve, hooks: Hooks, loop: Loop) -> None:
+    """Partial applications and objects too."""
+    threads: list[str] = []
+
+    async def coroutine(name: str, message: Publication) -> None:
+        threads.append(threading.current_thread().name)
+
+    class Callable:
+        async def __call__(self, message: Publication) -> None:
+            await coroutine("", message)
+
+    hooks.on_publish("a")(functools.partial(coroutine, "name"))
+    hooks.on_publish("a")(Callable())
+    hooks.on_publish("a")(lambda message: threads.append(threading.current_thread().name))
+    run(serve().publish("a", b"", 1))
+    assert threads[0] == threads[1] == loop.name
+    assert threads[2].startswith("mqttc-hook")
 
 
 def test_declaring_wrongly() -> None:
