@@ -1,0 +1,387 @@
+"""Clients that do anything, each step compared with the reference: what comes, in which order, with which flags, and the broker's gauges."""
+
+from __future__ import annotations
+
+import logging
+import select
+import time
+from typing import Any
+
+from hypothesis import assume
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from ..broker.conftest import Bench, Events
+from ..conftest import check_live_objects
+from ..rawclient import (
+    CONTENT_TYPE, CORRELATION_DATA, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, RECEIVE_MAXIMUM, SESSION_EXPIRY, SUBSCRIPTION_ID, TIMEOUT, USER_PROPERTY,
+    WILL_DELAY, Packet, Peer, Will, ack_packet, packet_end, publish_packet,
+)  # fmt: skip
+from .reference import UNLIMITED, Due, LastWill, Message, Reference, Sent, Session, Subscription
+
+CLIENTS = ("c0", "c1", "c2", "c3")
+NARROW = "narrow"
+"""A client of MQTT 5.0 that takes two unacknowledged messages at a time."""
+WINDOW = 2
+TOPICS = ("a/b", "a/c", "a", "d/b", "s/x", "s/y")
+FILTERS = ("a/b", "a/+", "a/#", "+/b", "d/b", "a")
+WILL_TOPICS = ("w/1", "w/2", "a/b", "s/x")
+WILL_FILTERS = ("w/+", "w/#")
+SHARED = ("$share/g/s/+", "$share/h/s/+", "$share/g/s/x")
+PROPERTIES = ((), ((CONTENT_TYPE, "t"), (USER_PROPERTY, ("k", "v")), (USER_PROPERTY, ("k", "w"))), ((CORRELATION_DATA, b"\0"),))
+SHORT = 1000  # seconds: of a session
+FOR_EVER = 86_400  # what the configuration gives 3.x sessions
+DELAY = 300
+HELD_IDS = 20_000  # identifiers of QoS 2 messages that are held open begin here
+
+clients = st.sampled_from((*CLIENTS, NARROW))
+
+
+class Clients(RuleBasedStateMachine):
+    workers = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        logging.getLogger("mqttc.broker").setLevel(logging.ERROR)
+        self.bench = Bench({"listeners": [{"url": "tcp://127.0.0.1:0"}], "workers": self.workers, "auth": {"anonymous": True}}, Events())
+        self.publisher = self.bench(5, "publisher")
+        self.reference = Reference()
+        self.peers: dict[str, Peer] = {}
+        self.manners: dict[str, str] = {}
+        """How a client acknowledges: "full", "half" (PUBREC only) or "none"."""
+        self.count = 0
+
+    def teardown(self) -> None:
+        self.bench.close()
+        check_live_objects()
+
+    # ------------------------------------------------------------------------------ what the clients see
+
+    def follow(self, message: Message, publisher: str | None) -> None:
+        """A publication, and what all clients see of it."""
+        outcome = self.reference.publish(message, publisher)
+        for client, copy in outcome.sessions.items():
+            self.read(client, [[copy]])
+        for key, copy in outcome.groups.items():
+            self.read_one_of(key, copy)
+
+    def read(self, client: str, streams: list[Due]) -> None:
+        """Exactly these packets come: each stream in its order, among each other in any; then what the window lets go."""
+        peer = self.peers[client]
+        while any(streams):
+            got = peer.recv()
+            for stream in streams:
+                if stream and self.is_that(peer, got, stream[0]):
+                    self.take(client, got, stream.pop(0))
+                    break
+            else:
+                raise AssertionError(f"{client}: {got} came, due are {[s[:1] for s in streams]}")
+        self.pump(client)
+
+    def pump(self, client: str) -> None:
+        session = self.reference.sessions[client]
+        while (message := self.reference.next_queued(session)) is not None:
+            peer = self.peers[client]
+            got = peer.recv()
+            assert self.is_that(peer, got, message), f"{client}: {got} came, due is {message}"
+            self.take(client, got, message)
+
+    def is_that(self, peer: Peer, got: Packet, due: Message | Sent) -> bool:
+        if isinstance(due, Sent) and due.released:
+            return (got.type, got.packet_id) == (PUBREL, due.packet_id)
+        message = due.message if isinstance(due, Sent) else due
+        if (got.type, got.topic, got.payload, got.qos, got.retain) != (PUBLISH, message.topic, message.payload, message.qos, message.retain):
+            return False
+        if got.dup != isinstance(due, Sent) or (isinstance(due, Sent) and got.packet_id != due.packet_id):
+            return False
+        if peer.version != 5:
+            return True
+        props = tuple(one for one in got.props if one[0] != SUBSCRIPTION_ID)
+        return props == message.props and tuple(sorted(got.all_props(SUBSCRIPTION_ID))) == message.subscription_ids
+
+    def take(self, client: str, got: Packet, due: Message | Sent) -> None:
+        """Acknowledged as the client's manners are; messages of groups always to the end."""
+        session = self.reference.sessions[client]
+        if isinstance(due, Message):
+            if due.qos == 0:
+                return
+            assert all(sent.packet_id != got.packet_id for sent in session.inflight), "a packet id that is in use"
+            due = Sent(due, got.packet_id)
+            session.inflight.append(due)
+            assert len(session.inflight) <= session.window, "more is in flight than the client takes"
+        if due.message.topic.startswith("s/") or self.manners[client] == "full":
+            self.finish(client, due)
+        elif self.manners[client] == "half" and due.message.qos == 2 and not due.released:
+            self.release(client, due)
+
+    def release(self, client: str, sent: Sent) -> None:
+        peer = self.peers[client]
+        peer.send(ack_packet(PUBREC, sent.packet_id))
+        peer.await_packet(PUBREL, sent.packet_id)
+        sent.released = True
+
+    def finish(self, client: str, sent: Sent) -> None:
+        peer = self.peers[client]
+        if sent.message.qos == 1:
+            peer.send(ack_packet(PUBACK, sent.packet_id))
+        else:
+            if not sent.released:
+                self.release(client, sent)
+            peer.send(ack_packet(PUBCOMP, sent.packet_id))
+        self.reference.sessions[client].inflight.remove(sent)
+
+    def read_one_of(self, key: str, message: Message) -> None:
+        """One member, and just one, gets it."""
+        members = self.reference.members_online(key)
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            for client in members:
+                peer = self.peers[client]
+                qos = min(message.qos, self.reference.sessions[client].subscriptions[key].qos)
+                copy = Message(message.topic, message.payload, qos, message.retain, message.props)
+                while packet_end(peer.buffer) is not None:
+                    peer.aside.append(peer._read())
+                found = next((packet for packet in peer.aside if self.is_that(peer, packet, copy)), None)
+                if found is not None:
+                    peer.aside.remove(found)
+                    self.take(client, found, copy)
+                    return
+            sockets = {self.peers[client].socket: self.peers[client] for client in members}
+            ready = select.select(list(sockets), [], [], max(deadline - time.monotonic(), 0))[0]
+            assert ready, f"no member of {key} got {message}"
+            for socket in ready:
+                sockets[socket].aside.append(sockets[socket]._read())
+
+    # ------------------------------------------------------------------------------ what clients do
+
+    def online(self) -> list[str]:
+        return list(self.peers)
+
+    def drawn(self, data: st.DataObject) -> tuple[str, Session, Peer]:
+        client = data.draw(st.sampled_from(self.online()))
+        return client, self.reference.sessions[client], self.peers[client]
+
+    def lost(self, client: str, *, with_will: bool) -> None:
+        self.peers.pop(client).close()
+        for will in self.reference.lose(client, with_will=with_will):
+            self.follow(will, None)
+
+    @rule(
+        client=clients,
+        version=st.sampled_from((3, 4, 5)),
+        clean=st.booleans(),
+        expiry=st.sampled_from((0, SHORT)),
+        manners=st.sampled_from(("full", "half", "none")),
+        will=st.none() | st.tuples(st.sampled_from(WILL_TOPICS), st.integers(0, 2), st.booleans(), st.sampled_from((0, DELAY))),
+    )
+    def connect(self, client: str, version: int, clean: bool, expiry: int, manners: str, will: tuple[str, int, bool, int] | None) -> None:
+        self.count += 1
+        if client == NARROW:
+            version = 5
+        last, packet_will = None, None
+        if will is not None:
+            topic, qos, retain, delay = will
+            # No two events of the clock at one time, so that their order is known.
+            delay = delay + 10 * self.count if delay and version == 5 else 0
+            last = LastWill(Message(topic, b"will %d" % self.count, qos, retain), delay)
+            packet_will = Will(topic, last.message.payload, qos, retain, ((WILL_DELAY, delay),) if delay else ())
+        window = WINDOW if client == NARROW else UNLIMITED
+        if version == 5:
+            expiry = expiry + 10 * self.count + 5 if expiry else 0
+        else:
+            expiry = 0 if clean else FOR_EVER
+        peer = self.bench.raw(version)
+        props = ((RECEIVE_MAXIMUM, window),) if client == NARROW else ()
+        connack = peer.connect(client, clean=clean, expiry=expiry, will=packet_will, props=props)
+        assert connack.reason == 0
+        if client in self.peers:
+            # Taken over: its will is due, a delayed one only if the session ends by this [MQTT-3.1.4-3, MQTT-3.1.3-9].
+            self.lost(client, with_will=True)
+        present, wills = self.reference.connect(client, clean=clean, expiry=expiry, window=window, will=last)
+        assert version == 3 or connack.session_present is present
+        self.peers[client], self.manners[client] = peer, manners
+        session = self.reference.sessions[client]
+        due: list[Due] = [list(session.inflight), *(self.reference.backlog(client, key) for key in session.subscriptions)]
+        self.read(client, due)
+        for message in wills:
+            self.follow(message, None)
+
+    @precondition(lambda self: self.peers)
+    @rule(
+        data=st.data(),
+        filters=st.lists(st.sampled_from(FILTERS + WILL_FILTERS + SHARED), min_size=1, max_size=3, unique=True),
+        qos=st.integers(0, 2),
+        no_local=st.booleans(),
+        as_published=st.booleans(),
+        retain_handling=st.integers(0, 2),
+        subscription_id=st.sampled_from((0, 1, 300)),
+    )
+    def subscribe(
+        self, data: st.DataObject, filters: list[str], qos: int, no_local: bool, as_published: bool, retain_handling: int, subscription_id: int
+    ) -> None:
+        client, session, peer = self.drawn(data)
+        if client == NARROW:
+            # What a member without room gets, and how hand-outs share the window, is the broker's choice.
+            filters = [one for one in filters if not one.startswith("$share/")]
+            retain_handling = 2
+        assume(filters)
+        options, wanted = [], []
+        has_shared = any(one.startswith("$share/") for one in filters)
+        for topic_filter in filters:
+            one = Subscription(qos)
+            handling = 0
+            if peer.version == 5 and not has_shared:
+                own = no_local and topic_filter not in WILL_FILTERS and not topic_filter.startswith("$share/")
+                one = Subscription(qos, own, as_published, subscription_id)
+                handling = retain_handling
+            wanted.append((one, handling))
+            options.append((topic_filter, one.qos | one.no_local << 2 | one.retain_as_published << 3 | handling << 4))
+        identified = peer.version == 5 and not has_shared and subscription_id
+        props = ((SUBSCRIPTION_ID, subscription_id),) if identified else ()
+        assert peer.subscribe_many(options, props) == [qos] * len(filters)
+        streams: list[Due] = []
+        for topic_filter, (one, handling) in zip(filters, wanted, strict=True):
+            streams += [[message] for message in self.reference.subscribe(client, topic_filter, one, handling)]
+            if topic_filter.startswith("$share/"):
+                streams.append(self.reference.backlog(client, topic_filter))
+        self.read(client, streams)
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data(), topic_filter=st.sampled_from(FILTERS + WILL_FILTERS + SHARED))
+    def unsubscribe(self, data: st.DataObject, topic_filter: str) -> None:
+        client, _, peer = self.drawn(data)
+        answer = peer.unsubscribe(topic_filter)
+        had = self.reference.unsubscribe(client, topic_filter)
+        assert peer.version != 5 or answer.reasons == [0 if had else 0x11]
+
+    def sender(self, data: st.DataObject) -> tuple[str | None, Peer]:
+        client = data.draw(st.sampled_from([None, *self.online()]))
+        return client, self.publisher if client is None else self.peers[client]
+
+    @rule(
+        data=st.data(),
+        topic=st.sampled_from(TOPICS),
+        qos=st.integers(0, 2),
+        retain=st.booleans(),
+        empty=st.integers(0, 4),
+        props=st.sampled_from(PROPERTIES),
+    )
+    def publish(self, data: st.DataObject, topic: str, qos: int, retain: bool, empty: int, props: tuple[Any, ...]) -> None:
+        self.count += 1
+        payload = b"" if retain and empty == 0 else b"%d" % self.count
+        client, peer = self.sender(data)
+        props = props if peer.version == 5 else ()
+        answer = peer.publish(topic, payload, qos, retain=retain, props=props)
+        assert answer is None or answer.reason in (0, 0x10)
+        peer.ping()
+        self.follow(Message(topic, payload, qos, retain, props), client)
+
+    # QoS 2 towards the broker, step by step.
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data(), topic=st.sampled_from(TOPICS))
+    def begin_exchange(self, data: st.DataObject, topic: str) -> None:
+        self.count += 1
+        client, session, peer = self.drawn(data)
+        packet_id = HELD_IDS + self.count
+        message = Message(topic, b"%d" % self.count, 2)
+        peer.send(publish_packet(topic, message.payload, peer.version, qos=2, packet_id=packet_id))
+        assert peer.await_packet(PUBREC, packet_id).reason in (0, 0x10)
+        session.inbound.add(packet_id)
+        peer.ping()
+        self.follow(message, client)
+
+    @precondition(lambda self: any(self.reference.sessions[client].inbound for client in self.peers))
+    @rule(data=st.data(), again=st.booleans())
+    def go_on_with_exchange(self, data: st.DataObject, again: bool) -> None:
+        """PUBLISH once more, which is no new message, or PUBREL."""
+        client = data.draw(st.sampled_from([one for one in self.peers if self.reference.sessions[one].inbound]))
+        session, peer = self.reference.sessions[client], self.peers[client]
+        packet_id = data.draw(st.sampled_from(sorted(session.inbound)))
+        if again:
+            peer.send(publish_packet("a/b", b"again", peer.version, qos=2, packet_id=packet_id, dup=True))
+            assert peer.await_packet(PUBREC, packet_id).reason == 0
+        else:
+            peer.send(ack_packet(PUBREL, packet_id))
+            assert peer.await_packet(PUBCOMP, packet_id).reason == 0
+            session.inbound.remove(packet_id)
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data())
+    def release_what_is_unknown(self, data: st.DataObject) -> None:
+        _, _, peer = self.drawn(data)
+        peer.send(ack_packet(PUBREL, HELD_IDS - 1))
+        assert peer.await_packet(PUBCOMP, HELD_IDS - 1).reason == (0x92 if peer.version == 5 else 0)
+
+    # Acknowledgements that were withheld.
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data())
+    def acknowledge(self, data: st.DataObject) -> None:
+        """All that is open, in order; from now on at once."""
+        client, session, _ = self.drawn(data)
+        self.manners[client] = "full"
+        for sent in list(session.inflight):
+            self.finish(client, sent)
+            self.pump(client)
+
+    @precondition(lambda self: any(self.reference.sessions[client].inflight for client in self.peers))
+    @rule(data=st.data(), refused=st.booleans())
+    def acknowledge_one(self, data: st.DataObject, refused: bool) -> None:
+        """Any of them; a refusal ends its exchange too [MQTT-4.4.0-2]."""
+        client = data.draw(st.sampled_from([one for one in self.peers if self.reference.sessions[one].inflight]))
+        session, peer = self.reference.sessions[client], self.peers[client]
+        sent = data.draw(st.sampled_from(session.inflight))
+        if refused and peer.version == 5 and not sent.released:
+            peer.send(ack_packet(PUBACK if sent.message.qos == 1 else PUBREC, sent.packet_id, 0x80))
+            session.inflight.remove(sent)
+        else:
+            self.finish(client, sent)
+        self.pump(client)
+
+    # Ends.
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data(), how=st.sampled_from(("goodbye", "with will", "drop", "reset")), expiry=st.sampled_from((None, 0, SHORT)))
+    def disconnect(self, data: st.DataObject, how: str, expiry: int | None) -> None:
+        self.count += 1
+        client, session, peer = self.drawn(data)
+        if how == "drop":
+            peer.drop()
+        elif how == "reset":
+            peer.reset()
+        elif peer.version == 5:
+            props = None
+            if expiry is not None and session.expiry:
+                session.expiry = expiry + 10 * self.count + 5 if expiry else 0
+                props = ((SESSION_EXPIRY, session.expiry),)
+            peer.disconnect(4 if how == "with will" else 0, props)
+        else:
+            peer.disconnect()
+        abrupt = how in ("drop", "reset") or (how == "with will" and peer.version == 5)
+        self.bench.until("connections_open", len(self.peers))  # one fewer, and the publisher
+        self.lost(client, with_will=abrupt)
+
+    @rule(far=st.booleans())
+    def time_passes(self, far: bool) -> None:
+        """To the next thing that happens by itself, or past all of them."""
+        events = self.reference.events()
+        for at in events if far else events[:1]:
+            if at - self.reference.now > FOR_EVER // 4:
+                break
+            self.bench.native.advance_clock(at + 2 - self.reference.now)
+            for will in self.reference.pass_time(at + 2):
+                self.follow(will, None)
+
+    # ------------------------------------------------------------------------------ what must always hold
+
+    @invariant()
+    def gauges(self) -> None:
+        for name, value in self.reference.gauges().items():
+            self.bench.until(name, value + (name in ("sessions", "connections_open")))
+
+    @invariant()
+    def nothing_more_came(self) -> None:
+        for client, peer in self.peers.items():
+            peer.ping()
+            assert not peer.aside, f"{client}: nobody expected {peer.aside}"
