@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import select
 import time
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import assume
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ..broker.conftest import Bench, Events
 from ..conftest import check_live_objects
@@ -25,7 +27,9 @@ NARROW = "narrow"
 WINDOW = 2
 TOPICS = ("a/b", "a/c", "a", "d/b", "s/x", "s/y")
 FILTERS = ("a/b", "a/+", "a/#", "+/b", "d/b", "a")
-WILL_TOPICS = ("w/1", "w/2", "a/b", "s/x")
+# Where a client takes its own connection over, a will at QoS 0, or to a group, may or may not find the new one there: no such wills.
+WILL_TOPICS = ("w/1", "w/2", "a/b")
+WILL_QOS = st.integers(1, 2)
 WILL_FILTERS = ("w/+", "w/#")
 SHARED = ("$share/g/s/+", "$share/h/s/+", "$share/g/s/x")
 PROPERTIES = ((), ((CONTENT_TYPE, "t"), (USER_PROPERTY, ("k", "v")), (USER_PROPERTY, ("k", "w"))), ((CORRELATION_DATA, b"\0"),))
@@ -62,8 +66,8 @@ class Clients(RuleBasedStateMachine):
         outcome = self.reference.publish(message, publisher)
         for client, copy in outcome.sessions.items():
             self.read(client, [[copy]])
-        for key, copy in outcome.groups.items():
-            self.read_one_of(key, copy)
+        if outcome.groups:
+            self.read_groups(outcome.groups)
 
     def read(self, client: str, streams: list[Due]) -> None:
         """Exactly these packets come: each stream in its order, among each other in any; then what the window lets go."""
@@ -130,27 +134,39 @@ class Clients(RuleBasedStateMachine):
             peer.send(ack_packet(PUBCOMP, sent.packet_id))
         self.reference.sessions[client].inflight.remove(sent)
 
-    def read_one_of(self, key: str, message: Message) -> None:
-        """One member, and just one, gets it."""
-        members = self.reference.members_online(key)
+    def read_groups(self, groups: dict[str, Message]) -> None:
+        """Of each group one member, and just one, gets it. Some are members of several."""
+        members = {key: self.reference.members_online(key) for key in groups}
+        concerned = sorted({client for clients in members.values() for client in clients})
         deadline = time.monotonic() + TIMEOUT
         while True:
-            for client in members:
-                peer = self.peers[client]
-                qos = min(message.qos, self.reference.sessions[client].subscriptions[key].qos)
-                copy = Message(message.topic, message.payload, qos, message.retain, message.props)
+            for peer in map(self.peers.__getitem__, concerned):
                 while packet_end(peer.buffer) is not None:
                     peer.aside.append(peer._read())
-                found = next((packet for packet in peer.aside if self.is_that(peer, packet, copy)), None)
-                if found is not None:
-                    peer.aside.remove(found)
-                    self.take(client, found, copy)
-                    return
-            sockets = {self.peers[client].socket: self.peers[client] for client in members}
+            came = [(client, packet) for client in concerned for packet in self.peers[client].aside]
+            if len(came) >= len(groups):
+                break
+            sockets = {self.peers[client].socket: self.peers[client] for client in concerned}
             ready = select.select(list(sockets), [], [], max(deadline - time.monotonic(), 0))[0]
-            assert ready, f"no member of {key} got {message}"
+            assert ready, f"of {groups} only {came} came"
             for socket in ready:
                 sockets[socket].aside.append(sockets[socket]._read())
+        for keys in itertools.permutations(groups):
+            copies = [self.copy_of(key, client, groups[key]) for key, (client, _) in zip(keys, came, strict=True)]
+            pairs = list(zip(came, copies, strict=True))
+            if all(copy is not None and self.is_that(self.peers[client], packet, copy) for (client, packet), copy in pairs):
+                for (client, packet), copy in pairs:
+                    assert copy is not None
+                    self.peers[client].aside.remove(packet)
+                    self.take(client, packet, copy)
+                return
+        raise AssertionError(f"{came} came, due are {groups} to {members}")
+
+    def copy_of(self, key: str, client: str, message: Message) -> Message | None:
+        """As this member gets it; None: it is none."""
+        if client not in self.reference.groups[key].members:
+            return None
+        return replace(message, qos=min(message.qos, self.reference.sessions[client].subscriptions[key].qos))
 
     # ------------------------------------------------------------------------------ what clients do
 
@@ -166,15 +182,29 @@ class Clients(RuleBasedStateMachine):
         for will in self.reference.lose(client, with_will=with_will):
             self.follow(will, None)
 
+    @initialize(versions=st.tuples(*[st.sampled_from((4, 5, 5))] * 4), manners=st.tuples(*[st.sampled_from(("full", "half", "none"))] * 5))
+    def begin(self, versions: tuple[int, ...], manners: tuple[str, ...]) -> None:
+        """All are there, with subscriptions that overlap, so that every step has company."""
+        for number, client in enumerate((*CLIENTS, NARROW)):
+            version = 5 if client == NARROW else versions[number]
+            self.come(client, version, clean=False, expiry=SHORT, manners=manners[number], will=None)
+            for topic_filter in (FILTERS[number], FILTERS[(number + 2) % len(FILTERS)], WILL_FILTERS[number % 2]):
+                self.ask(client, [topic_filter], number % 3, no_local=number == 1, as_published=number == 2, handling=0, subscription_id=number)
+            if client != NARROW and number % 2:
+                self.ask(client, [SHARED[number // 2]], number % 3)
+
     @rule(
         client=clients,
         version=st.sampled_from((3, 4, 5)),
         clean=st.booleans(),
         expiry=st.sampled_from((0, SHORT)),
         manners=st.sampled_from(("full", "half", "none")),
-        will=st.none() | st.tuples(st.sampled_from(WILL_TOPICS), st.integers(0, 2), st.booleans(), st.sampled_from((0, DELAY))),
+        will=st.none() | st.tuples(st.sampled_from(WILL_TOPICS), WILL_QOS, st.booleans(), st.sampled_from((0, DELAY))),
     )
     def connect(self, client: str, version: int, clean: bool, expiry: int, manners: str, will: tuple[str, int, bool, int] | None) -> None:
+        self.come(client, version, clean=clean, expiry=expiry, manners=manners, will=will)
+
+    def come(self, client: str, version: int, *, clean: bool, expiry: int, manners: str, will: tuple[str, int, bool, int] | None) -> None:
         self.count += 1
         if client == NARROW:
             version = 5
@@ -219,29 +249,41 @@ class Clients(RuleBasedStateMachine):
     def subscribe(
         self, data: st.DataObject, filters: list[str], qos: int, no_local: bool, as_published: bool, retain_handling: int, subscription_id: int
     ) -> None:
-        client, session, peer = self.drawn(data)
+        client, _, _ = self.drawn(data)
         if client == NARROW:
             # What a member without room gets, and how hand-outs share the window, is the broker's choice.
             filters = [one for one in filters if not one.startswith("$share/")]
             retain_handling = 2
         assume(filters)
-        options, wanted = [], []
-        has_shared = any(one.startswith("$share/") for one in filters)
-        for topic_filter in filters:
-            one = Subscription(qos)
-            handling = 0
-            if peer.version == 5 and not has_shared:
-                own = no_local and topic_filter not in WILL_FILTERS and not topic_filter.startswith("$share/")
-                one = Subscription(qos, own, as_published, subscription_id)
-                handling = retain_handling
-            wanted.append((one, handling))
-            options.append((topic_filter, one.qos | one.no_local << 2 | one.retain_as_published << 3 | handling << 4))
-        identified = peer.version == 5 and not has_shared and subscription_id
-        props = ((SUBSCRIPTION_ID, subscription_id),) if identified else ()
+        self.ask(
+            client, filters, qos, no_local=no_local, as_published=as_published, handling=retain_handling, subscription_id=subscription_id
+        )
+
+    def ask(
+        self,
+        client: str,
+        filters: list[str],
+        qos: int,
+        *,
+        no_local: bool = False,
+        as_published: bool = False,
+        handling: int = 0,
+        subscription_id: int = 0,
+    ) -> None:
+        """One SUBSCRIBE. What 5.0 alone has is left out for other versions, and where one of the filters is shared."""
+        peer = self.peers[client]
+        plain = peer.version != 5 or any(one.startswith("$share/") for one in filters)
+        if plain:
+            no_local, as_published, handling, subscription_id = False, False, 0, 0
+        wanted = {
+            one: Subscription(qos, no_local and one not in WILL_FILTERS, as_published, subscription_id) for one in filters
+        }  # whether No Local holds for one's own will, the standard does not say
+        options = [(one, qos | it.no_local << 2 | it.retain_as_published << 3 | handling << 4) for one, it in wanted.items()]
+        props = ((SUBSCRIPTION_ID, subscription_id),) if subscription_id else ()
         assert peer.subscribe_many(options, props) == [qos] * len(filters)
         streams: list[Due] = []
-        for topic_filter, (one, handling) in zip(filters, wanted, strict=True):
-            streams += [[message] for message in self.reference.subscribe(client, topic_filter, one, handling)]
+        for topic_filter, it in wanted.items():
+            streams += [[message] for message in self.reference.subscribe(client, topic_filter, it, handling)]
             if topic_filter.startswith("$share/"):
                 streams.append(self.reference.backlog(client, topic_filter))
         self.read(client, streams)

@@ -52,7 +52,7 @@ def play(workers: int, examples: int, *, derandomize: bool) -> None:
 
 @pytest.mark.parametrize("workers", sorted({1, WORKERS}))
 def test_clients_against_the_reference(workers: int) -> None:
-    play(workers, int(EXAMPLES or 60), derandomize=EXAMPLES is None)
+    play(workers, int(EXAMPLES or 200), derandomize=EXAMPLES is None)
 
 
 @pytest.mark.skipif(not SECONDS, reason="MQTTC_FUZZ_SECONDS is not set: the long run is that of tools/fuzz.py sessions")
