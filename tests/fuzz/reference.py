@@ -248,7 +248,7 @@ class Reference:
     def events(self) -> list[int]:
         """When something happens by itself, in order."""
         times = [at for one in self.sessions.values() for at in (one.will_at, one.ends_at) if at is not None and not one.online]
-        return sorted(set(times))
+        return sorted(times)
 
     def pass_time(self, to: int) -> list[Message]:
         """The wills that go out meanwhile."""
