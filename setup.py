@@ -5,7 +5,7 @@ Compiler directives and compiler flags stand here and nowhere else. What the env
 ``MQTTC_ONLY=mqttc.base,mqttc.proto``  build only these modules and what is below them in the dotted name.
 ``MQTTC_DEBUG=1``                      -O0, debug information, assertions, ``MQTTC_DEBUG`` defined for C, nothing stripped.
 ``MQTTC_SANITIZE=address|thread``      address (with undefined behaviour) or thread sanitizer; ``tools/dev.py`` does this in a tree copy.
-``MQTTC_SANITIZE=fuzz``                address and undefined behaviour, with libFuzzer's counters, by clang; ``tools/fuzz.py`` does this in a tree copy.
+``MQTTC_SANITIZE=fuzz``                the former with libFuzzer's counters, by clang; ``tools/fuzz.py`` does this in a tree copy.
 ``MQTTC_FACES=1``                      also build the test-only modules ``tests.face.*``, the kqueue poller over a stand-in header too.
 ``MQTTC_ANNOTATE=1``                   write Cython's annotated HTML next to the C files under ``build/c``.
 ``MQTTC_JOBS=n``                       parallel jobs; by default one per core.

@@ -7,9 +7,10 @@ TARGET              one of those that `list` names, `native`, `python` or `all`;
 --minimise          afterwards keep in tests/fuzz/corpus/TARGET.txt the fewest inputs that reach the same edges
 --input FILE        run this one input, a file that an earlier run left, instead
 
-Native targets (tests/face/fuzz_*.pyx) are run by libFuzzer: needs clang with its runtime (Debian: clang-14, or MQTTC_CLANG). They are built in
-build/fuzz, with counters at each branch and the address and undefined behaviour sanitizers. Python targets (tests/fuzz/targets.py) are guided by
-atheris where it is installed, else inputs of the corpus are changed blindly. What fails is written to build/fuzz/found, with how to run it again.
+Native targets (tests/face/fuzz_*.pyx) are run by libFuzzer: needs clang with its runtime (Debian: clang-14, or MQTTC_CLANG). They are
+built in build/fuzz, with counters at each branch and the address and undefined behaviour sanitizers. Python targets
+(tests/fuzz/targets.py) are guided by the lines that they reach: an input that reaches new ones joins those that are changed. What
+fails is written to build/fuzz/found, with how to run it again.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -53,6 +56,7 @@ NATIVE = {
 }
 LONGEST = 1024  # bytes of an input that is kept in the repository
 SESSIONS = "sessions"
+HANGS_S = 20  # seconds that one input of a Python target may take
 
 
 # ---------------------------------------------------------------------------------------------- native targets
@@ -150,7 +154,9 @@ def fuzz_native(name: str, environment: dict[str, str], seconds: float, seed: in
         return code == 0
     folder = fill(name)
     options = [f"-max_total_time={max(int(seconds), 1)}", f"-seed={seed}", "-max_len=2048", "-timeout=10", "-rss_limit_mb=2048"]
-    options += ["-print_final_stats=1", "-use_value_profile=1", f"-artifact_prefix={FOUND}/{name}-", f"-dict={words_of(name)}", "-detect_leaks=0"]
+    options += ["-print_final_stats=1", "-use_value_profile=1", f"-artifact_prefix={FOUND}/{name}-", "-detect_leaks=0"]
+    if corpora.words(name):
+        options.append(f"-dict={words_of(name)}")
     code = fuzzer(name, environment, [*options, folder], log)
     text = log.read_text("utf-8", "replace")
     runs = re.findall(r"stat::number_of_executed_units: (\d+)", text)
@@ -161,7 +167,11 @@ def fuzz_native(name: str, environment: dict[str, str], seconds: float, seed: in
         f" (of {edges[-1] if edges else '?'} in all modules), {covered[-1][2] if covered else '?'} inputs", flush=True,
     )  # fmt: skip
     if code:
-        print("\n".join(line for line in text.splitlines() if re.search(r"broken promise|ERROR|SUMMARY|runtime error|Test unit written", line)))
+        print(
+            "\n".join(
+                line for line in text.splitlines() if re.search(r"broken promise|ERROR|SUMMARY|runtime error|Test unit written", line)
+            )
+        )
         print(f"{name}: see {log}; again with: python tools/fuzz.py {name} --input FILE", flush=True)
     return code == 0
 
@@ -188,7 +198,7 @@ def minimise(name: str, environment: dict[str, str]) -> None:
 # ---------------------------------------------------------------------------------------------- Python targets
 
 
-def fuzz_python(name: str, seconds: float, seed: int, one: str | None) -> bool:
+def fuzz_python(name: str, seconds: float, seed: int, one: str | None, smaller: bool) -> bool:
     from tests.fuzz import targets
 
     target = targets.TARGETS[name]
@@ -196,27 +206,46 @@ def fuzz_python(name: str, seconds: float, seed: int, one: str | None) -> bool:
         target(Path(one).read_bytes())
         return True
     FOUND.mkdir(parents=True, exist_ok=True)
+    corpus = corpora.read(name)
+    lines = mutation.Lines()
     end = time.monotonic() + seconds
     runs = 0
-    for data in mutation.inputs(corpora.read(name), corpora.words(name), random.Random(seed)):
+    for data in mutation.inputs(corpus, corpora.words(name), random.Random(seed)):
         if time.monotonic() > end:
             break
         runs += 1
+        signal.setitimer(signal.ITIMER_REAL, HANGS_S)
         try:
-            target(data)
+            if lines.reached(target, data) and len(data) <= LONGEST:
+                corpus.append(data)
         except Exception:
             path = FOUND / f"{name}-{hashlib.sha1(data).hexdigest()[:16]}"
             path.write_bytes(data)
             print(f"{name}: run {runs} fails: python tools/fuzz.py {name} --input {path.relative_to(ROOT)}", flush=True)
-            raise
-    print(f"{name}: {runs} runs in {seconds / 60:.1f} min", flush=True)
+            traceback.print_exc()
+            return False
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    print(f"{name}: {runs} runs in {seconds / 60:.1f} min, {len(lines.seen)} lines, {len(corpus)} inputs", flush=True)
+    if smaller and lines.seen:  # there are none where all is native
+        corpora.write(name, mutation.fewest(corpus, target))
+        print(f"{name}: {len(corpora.read(name))} inputs, {corpora.path_of(name).stat().st_size} bytes", flush=True)
     return True
+
+
+def hangs(*_: object) -> None:
+    raise TimeoutError(f"not done after {HANGS_S} seconds")
 
 
 def fuzz_sessions(seconds: float) -> bool:
     """Histories that no earlier run has seen, until the time is over."""
     environment = {"MQTTC_FUZZ_SECONDS": str(seconds), "PYTHONPATH": str(ROOT)}
-    return dev.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/fuzz/test_sessions.py", "-k", "long"], ROOT, environment) == 0
+    return (
+        dev.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/fuzz/test_sessions.py", "-k", "long"], ROOT, environment
+        )
+        == 0
+    )
 
 
 # ---------------------------------------------------------------------------------------------- command
@@ -253,6 +282,7 @@ def main() -> int:
     if any(name not in NATIVE for name in names):
         dev.build()
     environment = build_native() if any(name in NATIVE for name in names) else {}
+    signal.signal(signal.SIGALRM, hangs)
     good = True
     for name in names:
         if name in NATIVE:
@@ -263,7 +293,7 @@ def main() -> int:
         elif name == SESSIONS:
             good = fuzz_sessions(seconds) and good
         else:
-            good = fuzz_python(name, seconds, seed, options.input) and good
+            good = fuzz_python(name, seconds, seed, options.input, options.minimise) and good
     return 0 if good else 1
 
 

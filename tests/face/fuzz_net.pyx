@@ -20,10 +20,15 @@ cdef extern from "<sys/socket.h>" nogil:
     int shutdown(int fd, int how)
     const int AF_UNIX
     const int SOCK_STREAM
-    const int SOCK_NONBLOCK
-    const int SOCK_CLOEXEC
-    const int MSG_NOSIGNAL
     const int SHUT_WR
+
+cdef extern from "<fcntl.h>" nogil:
+    int fcntl(int fd, int command, int value)
+    const int F_SETFL
+    const int O_NONBLOCK
+
+cdef extern from "mqttc/net/sockets.h" nogil:
+    const int MQTTC_SEND_FLAGS
 
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd)
@@ -32,7 +37,7 @@ ctypedef const char *(*Target)(const uint8_t *data, size_t n) noexcept nogil
 
 cdef enum:
     MOST = 8192                    # bytes of one input
-    ROOM = 65536                   # bytes that a run may get or send
+    ROOM = 32768                   # bytes that a run may get or send
     FRAME_MOST = 4096              # payload of a frame that is let in
 
 cdef const char *ANSWER = b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: accept\r\n\r\n"
@@ -313,8 +318,10 @@ cdef const char *proxy_play(const uint8_t *data, size_t n, uint32_t noise, Proxi
     outcome.peer.family = 1                     # Unix sockets are trusted
     outcome.payload_bytes = 0
     outcome.failed = False
-    if socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) != 0:
+    if socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0:
         return NULL
+    fcntl(fds[0], F_SETFL, O_NONBLOCK)
+    fcntl(fds[1], F_SETFL, O_NONBLOCK)
     transport.ops = tcp_ops()
     transport.state = NULL
     transport.fd = fds[0]
@@ -324,7 +331,7 @@ cdef const char *proxy_play(const uint8_t *data, size_t n, uint32_t noise, Proxi
     while not over:
         turns += 1
         part = piece(&noise, n - sent)
-        if part and send(fds[1], data + sent, part, MSG_NOSIGNAL) != <ssize_t> part:
+        if part and send(fds[1], data + sent, part, MQTTC_SEND_FLAGS) != <ssize_t> part:
             break
         sent += part
         if sent == n:

@@ -14,7 +14,7 @@ from mqttc.proto.topic cimport filter_check, topic_check, topic_matches
 ctypedef const char *(*Target)(const uint8_t *data, size_t n) noexcept nogil
 
 cdef enum:
-    ENTRIES = 128                  # subscriptions and groups of one history
+    ENTRIES = 48                   # subscriptions and groups of one history
     TEXT = 15                      # bytes of a filter or topic
     STEPS = 400
     PROBES = 4                     # topics whose routes might be cached
@@ -40,7 +40,7 @@ cdef struct Probe:
 cdef struct World:
     Trie *trie
     Vec matches
-    Entry entries[128]
+    Entry entries[48]
     Probe probes[4]
 
 

@@ -1,4 +1,4 @@
-"""Clients that do anything, each step compared with the reference: what comes, in which order, with which flags, and the broker's gauges."""
+"""Clients that do anything, compared with the reference: what comes, in which order, with which flags; and the broker's gauges."""
 
 from __future__ import annotations
 
@@ -16,9 +16,26 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ..broker.conftest import Bench, Events
 from ..conftest import check_live_objects
 from ..rawclient import (
-    CONTENT_TYPE, CORRELATION_DATA, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, RECEIVE_MAXIMUM, SESSION_EXPIRY, SUBSCRIPTION_ID, TIMEOUT, USER_PROPERTY,
-    WILL_DELAY, Packet, Peer, Will, ack_packet, packet_end, publish_packet,
-)  # fmt: skip
+    CONTENT_TYPE,
+    CORRELATION_DATA,
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    RECEIVE_MAXIMUM,
+    SESSION_EXPIRY,
+    SUBSCRIPTION_ID,
+    TIMEOUT,
+    USER_PROPERTY,
+    WILL_DELAY,
+    Packet,
+    Peer,
+    Will,
+    ack_packet,
+    packet_end,
+    publish_packet,
+)
 from .reference import UNLIMITED, Due, LastWill, Message, Reference, Sent, Session, Subscription
 
 CLIENTS = ("c0", "c1", "c2", "c3")
@@ -35,8 +52,10 @@ SHARED = ("$share/g/s/+", "$share/h/s/+", "$share/g/s/x")
 PROPERTIES = ((), ((CONTENT_TYPE, "t"), (USER_PROPERTY, ("k", "v")), (USER_PROPERTY, ("k", "w"))), ((CORRELATION_DATA, b"\0"),))
 FOR_EVER = 10**9  # seconds: what the configuration gives 3.x sessions
 UNIT = 400
-"""Seconds. The model's clock stands at multiples of this, and what happens by itself does so half-way between two: the broker's clock, which runs on
-while a history is played, is never on the other side of it."""
+"""Seconds. The model's clock stands at multiples of this, and what happens by itself does so half-way between two: the broker's
+clock, which runs on while a history is played, is never on the other side of it."""
+WillChoice = tuple[str, int, bool, bool]
+"""Topic, QoS, RETAIN, and whether it is delayed."""
 SOON, LATE = 1, 20  # units: of a will's delay, of a session
 HELD_IDS = 20_000  # identifiers of QoS 2 messages that are held open begin here
 
@@ -97,7 +116,13 @@ class Clients(RuleBasedStateMachine):
         if isinstance(due, Sent) and due.released:
             return (got.type, got.packet_id) == (PUBREL, due.packet_id)
         message = due.message if isinstance(due, Sent) else due
-        if (got.type, got.topic, got.payload, got.qos, got.retain) != (PUBLISH, message.topic, message.payload, message.qos, message.retain):
+        if (got.type, got.topic, got.payload, got.qos, got.retain) != (
+            PUBLISH,
+            message.topic,
+            message.payload,
+            message.qos,
+            message.retain,
+        ):
             return False
         if got.dup != isinstance(due, Sent) or (isinstance(due, Sent) and got.packet_id != due.packet_id):
             return False
@@ -190,9 +215,12 @@ class Clients(RuleBasedStateMachine):
         """All are there, with subscriptions that overlap, so that every step has company."""
         for number, client in enumerate((*CLIENTS, NARROW)):
             version = 5 if client == NARROW else versions[number]
-            self.come(client, version, clean=False, expires=True, manners=manners[number], will=None)
+            will = (WILL_TOPICS[number % 2], 1 + number % 2, number == 0, True) if version == 5 else None
+            self.come(client, version, clean=False, expires=True, manners=manners[number], will=will)
             for topic_filter in (FILTERS[number], FILTERS[(number + 2) % len(FILTERS)], WILL_FILTERS[number % 2]):
-                self.ask(client, [topic_filter], number % 3, no_local=number == 1, as_published=number == 2, handling=0, subscription_id=number)
+                self.ask(
+                    client, [topic_filter], number % 3, no_local=number == 1, as_published=number == 2, handling=0, subscription_id=number
+                )
             if client != NARROW and number % 2:
                 self.ask(client, [SHARED[number // 2]], number % 3)
 
@@ -204,14 +232,14 @@ class Clients(RuleBasedStateMachine):
         manners=st.sampled_from(("full", "half", "none")),
         will=st.none() | st.tuples(st.sampled_from(WILL_TOPICS), WILL_QOS, st.booleans(), st.booleans()),
     )
-    def connect(self, client: str, version: int, clean: bool, expires: bool, manners: str, will: tuple[str, int, bool, bool] | None) -> None:
+    def connect(self, client: str, version: int, clean: bool, expires: bool, manners: str, will: WillChoice | None) -> None:
         self.come(client, version, clean=clean, expires=expires, manners=manners, will=will)
 
     def period(self, units: int) -> int:
         """Seconds, each time others, so that hardly two things happen at one time."""
         return UNIT * (units + self.count) + UNIT // 2
 
-    def come(self, client: str, version: int, *, clean: bool, expires: bool, manners: str, will: tuple[str, int, bool, bool] | None) -> None:
+    def come(self, client: str, version: int, *, clean: bool, expires: bool, manners: str, will: WillChoice | None) -> None:
         self.count += 1
         if client == NARROW:
             version = 5
@@ -222,10 +250,8 @@ class Clients(RuleBasedStateMachine):
             last = LastWill(Message(topic, b"will %d" % self.count, qos, retain), delay)
             packet_will = Will(topic, last.message.payload, qos, retain, ((WILL_DELAY, delay),) if delay else ())
         window = WINDOW if client == NARROW else UNLIMITED
-        if version == 5:
-            expiry = self.period(LATE) if expires else 0
-        else:
-            expiry = 0 if clean else FOR_EVER
+        until = self.period(LATE) if expires else 0
+        expiry = until if version == 5 else 0 if clean else FOR_EVER
         peer = self.bench.raw(version)
         props = ((RECEIVE_MAXIMUM, window),) if client == NARROW else ()
         connack = peer.connect(client, clean=clean, expiry=expiry, will=packet_will, props=props)
@@ -237,7 +263,11 @@ class Clients(RuleBasedStateMachine):
         assert version == 3 or connack.session_present is present
         self.peers[client], self.manners[client] = peer, manners
         session = self.reference.sessions[client]
-        due: list[Due] = [list(session.inflight), *(self.reference.backlog(client, key) for key in session.subscriptions)]
+        stored: Due = list(session.inflight)
+        if window == UNLIMITED:
+            stored += session.queue
+            session.queue = []
+        due: list[Due] = [stored, *(self.reference.backlog(client, key) for key in session.subscriptions)]
         self.read(client, due)
         for message in wills:
             self.follow(message, None)
@@ -249,21 +279,26 @@ class Clients(RuleBasedStateMachine):
         qos=st.integers(0, 2),
         no_local=st.booleans(),
         as_published=st.booleans(),
-        retain_handling=st.integers(0, 2),
+        handling=st.integers(0, 2),
         subscription_id=st.sampled_from((0, 1, 300)),
     )
     def subscribe(
-        self, data: st.DataObject, filters: list[str], qos: int, no_local: bool, as_published: bool, retain_handling: int, subscription_id: int
+        self,
+        data: st.DataObject,
+        filters: list[str],
+        qos: int,
+        no_local: bool,
+        as_published: bool,
+        retain_handling: int,
+        subscription_id: int,
     ) -> None:
         client, _, _ = self.drawn(data)
         if client == NARROW:
             # What a member without room gets, and how hand-outs share the window, is the broker's choice.
             filters = [one for one in filters if not one.startswith("$share/")]
-            retain_handling = 2
+            handling = 2
         assume(filters)
-        self.ask(
-            client, filters, qos, no_local=no_local, as_published=as_published, handling=retain_handling, subscription_id=subscription_id
-        )
+        self.ask(client, filters, qos, no_local=no_local, as_published=as_published, handling=handling, subscription_id=subscription_id)
 
     def ask(
         self,

@@ -1,9 +1,15 @@
-"""Inputs near those of a corpus: where nothing counts branches, and in the suite, which plays the same ones each time."""
+"""Inputs near those of a corpus, for targets in Python, and for the suite, which plays the same ones each time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from random import Random
+from types import CodeType, FrameType
+from typing import Any
+
+import mqttc
 
 LONGEST = 4096  # bytes
 
@@ -38,10 +44,41 @@ def _changed(data: bytearray, corpus: Sequence[bytes], words: Sequence[bytes], r
 
 
 def inputs(corpus: Sequence[bytes], words: Sequence[bytes], random: Random) -> Iterator[bytes]:
-    """The corpus as it is, then for ever inputs with one to eight changes."""
-    yield from corpus
+    """The corpus as it is, then for ever inputs with one to eight changes. What joins the corpus meanwhile is changed too."""
+    yield from list(corpus)
     while True:
         data = bytearray(random.choice(corpus) if corpus and random.random() < 0.95 else random.randbytes(random.randrange(40)))
         for _ in range(1 << random.randrange(4)):
             _changed(data, corpus, words, random)
         yield bytes(data[:LONGEST])
+
+
+class Lines:
+    """Lines of the package that calls have reached."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[CodeType, int]] = set()
+        self._folder = str(Path(mqttc.__file__).parent)
+
+    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        return self._line if frame.f_code.co_filename.startswith(self._folder) else None
+
+    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        self.seen.add((frame.f_code, frame.f_lineno))
+        return self._line
+
+    def reached(self, call: Callable[[bytes], None], data: bytes) -> int:
+        """Makes the call; the number of lines that none before it had reached."""
+        before = len(self.seen)
+        sys.settrace(self._call)
+        try:
+            call(data)
+        finally:
+            sys.settrace(None)
+        return len(self.seen) - before
+
+
+def fewest(corpus: Sequence[bytes], call: Callable[[bytes], None]) -> list[bytes]:
+    """Of the corpus those, short ones first, that reach lines which the ones before them do not."""
+    lines = Lines()
+    return [data for data in sorted(corpus, key=len) if lines.reached(call, data)]

@@ -1,6 +1,6 @@
-"""A broker of a page, as the standards have it: what each session, shared group and topic holds, and what is due to whom. No I/O, no clock of its own.
+"""A broker of a few pages, as the standards have it: what each session, group and topic holds, and what is due to whom. No I/O, no clock.
 
-Only what has one right answer is here: the order of messages that come from different places is left to the comparison (`Due` is a list of streams).
+Only what has one right answer is here: the order of messages that come from different places is left to who compares.
 """
 
 from __future__ import annotations

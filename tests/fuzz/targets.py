@@ -11,7 +11,6 @@ import logging
 import re
 import shutil
 import socket
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,12 +28,13 @@ from mqttc.adapters.upgrade import HTTP2_PREFACE, Decision, Rules, decide
 from mqttc.client.url import parse_url as parse_broker_url
 from mqttc.config import Config, ConfigError
 from mqttc.config import parse_url as parse_listener_url
-from mqttc.store import StoreError, check, database, info, open_store, schema
+from mqttc.store import StoreError, check, info, open_store, schema
 from tests.store.stores import add_session, make_store, writing
 
 _DATE = re.compile(rb"date: [^\r]*\r\n")
 _STATUS = re.compile(rb"^HTTP/1\.1 ([0-9]{3}) ", re.MULTILINE)
 _PEER = "192.0.2.9:5000"
+TURNS = 16
 _RULES = Rules("/mqtt", ("https://good.example",), (ipaddress.ip_network("192.0.2.0/24"),))
 
 
@@ -127,8 +127,9 @@ def fuzz_url(data: bytes) -> None:
     try:
         target = parse_broker_url(text)
     except ValueError as error:
-        password = re.search(r"//[^/?#]*:([^/?#@]{8,})@", text)
-        assert password is None or password[1] not in str(error), "the password is in the error"
+        password = re.match(r"[a-zA-Z]+://[^/?#:@]*:([^/?#@]{8,})@", text)
+        if password is not None and text.count(password[1]) == 1:
+            assert password[1] not in str(error), "the password is in the error"
         return
     assert 0 <= target.port <= 65535 and target.authority is not None
     assert target.password is None or len(target.password) < 8 or f":{target.password}@" not in repr(target)
@@ -189,11 +190,11 @@ class Stage:
         return ours
 
     async def settled(self) -> None:
-        """Turns of the loop until nobody has anything to do."""
-        for _ in range(3):
+        """Turns of the loop until nobody has anything to do, or can for want of the peer's window."""
+        for turn in range(TURNS):
             await asyncio.sleep(0)
-        while self.shared.tasks:
-            await asyncio.wait(set(self.shared.tasks), timeout=10)
+            if turn > 2 and not self.shared.tasks:
+                break
 
     def feed(self, parts: Iterator[bytes] | list[bytes]) -> bytes:
         for part in parts:

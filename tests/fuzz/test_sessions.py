@@ -1,7 +1,7 @@
 """A whole broker against the reference: sessions, QoS, windows, retained messages, wills, shared groups, clients of all versions.
 
-`MQTTC_TEST_EXAMPLES` is the number of histories (always the same ones; with a number, different ones each time). The long run, different histories for
-`MQTTC_FUZZ_SECONDS`, is that of `tools/fuzz.py sessions`.
+`MQTTC_TEST_EXAMPLES` is the number of histories (always the same ones; with a number, different ones each time). The long run,
+different histories for `MQTTC_FUZZ_SECONDS`, is that of `tools/fuzz.py sessions`.
 """
 
 from __future__ import annotations
