@@ -289,7 +289,7 @@ class Clients(RuleBasedStateMachine):
         qos: int,
         no_local: bool,
         as_published: bool,
-        retain_handling: int,
+        handling: int,
         subscription_id: int,
     ) -> None:
         client, _, _ = self.drawn(data)
