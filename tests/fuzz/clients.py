@@ -129,7 +129,9 @@ class Clients(RuleBasedStateMachine):
         if peer.version != 5:
             return True
         props = tuple(one for one in got.props if one[0] != SUBSCRIPTION_ID)
-        return props == message.props and tuple(sorted(got.all_props(SUBSCRIPTION_ID))) == message.subscription_ids
+        ids = tuple(sorted(got.all_props(SUBSCRIPTION_ID)))
+        optional = isinstance(due, Sent) and not due.identified and ids == ()
+        return props == message.props and (ids == message.subscription_ids or optional)
 
     def take(self, client: str, got: Packet, due: Message | Sent) -> None:
         """Acknowledged as the client's manners are; messages of groups always to the end."""
@@ -138,7 +140,7 @@ class Clients(RuleBasedStateMachine):
             if due.qos == 0:
                 return
             assert all(sent.packet_id != got.packet_id for sent in session.inflight), "a packet id that is in use"
-            due = Sent(due, got.packet_id)
+            due = Sent(due, got.packet_id, identified=self.peers[client].version == 5)
             session.inflight.append(due)
             assert len(session.inflight) <= session.window, "more is in flight than the client takes"
         if due.message.topic.startswith("s/") or self.manners[client] == "full":

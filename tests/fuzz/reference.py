@@ -41,6 +41,8 @@ class Sent:
     message: Message
     packet_id: int
     released: bool = False
+    identified: bool = True
+    """Whether its Subscription Identifiers were sent: when it was sent to a 3.x client they are not, and need not come again."""
 
 
 Due = list[Message | Sent]
