@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mqttc import codec as codec
+    from mqttc.broker_thread import BrokerThread as BrokerThread
     from mqttc.client import Client as Client
     from mqttc.client import SyncClient as SyncClient
     from mqttc.config import Config as Config
     from mqttc.config import ConfigError as ConfigError
+    from mqttc.errors import BrokerError as BrokerError
     from mqttc.errors import MqttError as MqttError
     from mqttc.listen import ListenError as ListenError
     from mqttc.server import Broker as Broker
-    from mqttc.server import BrokerError as BrokerError
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Broker": "mqttc.server",
-    "BrokerError": "mqttc.server",
+    "BrokerError": "mqttc.errors",
+    "BrokerThread": "mqttc.broker_thread",
     "Client": "mqttc.client",
     "Config": "mqttc.config",
     "ConfigError": "mqttc.config",
@@ -33,7 +35,19 @@ _HOMES = {
 }
 _MODULES = ("codec",)
 
-__all__ = ["Broker", "BrokerError", "Client", "Config", "ConfigError", "ListenError", "MqttError", "SyncClient", "__version__", "codec"]
+__all__ = [
+    "Broker",
+    "BrokerError",
+    "BrokerThread",
+    "Client",
+    "Config",
+    "ConfigError",
+    "ListenError",
+    "MqttError",
+    "SyncClient",
+    "__version__",
+    "codec",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -44,8 +44,11 @@ class Pair:
         return cls(folder / f"{name}.pem", folder / f"{name}.key")
 
 
-def write_file(path: Path, data: bytes, mode: int) -> None:
-    """Replace the file at once; nobody ever sees a part of it, nor the bytes with wider permissions."""
+def write_file(path: Path, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
+    """Replace the file at once; nobody ever sees a part of it, nor the bytes with wider permissions.
+
+    ``owner``: user and group that it shall have, if this process may give it to them.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
@@ -53,6 +56,9 @@ def write_file(path: Path, data: bytes, mode: int) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            if owner is not None and owner != (os.geteuid(), os.getegid()):
+                with contextlib.suppress(PermissionError):
+                    os.fchown(file.fileno(), *owner)
             os.fchmod(file.fileno(), mode)
         os.replace(name, path)
     except BaseException:

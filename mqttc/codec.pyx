@@ -13,7 +13,7 @@ import enum
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, likely, span_make, unlikely
 from mqttc.proto cimport topic as native_topic
@@ -1023,6 +1023,41 @@ cdef class Publish(Packet):
         return out
 
 
+cdef class Received:
+    """A PUBLISH that has arrived, under the topic that it is about: its own may be empty where an alias stood for it."""
+    cdef public str topic
+    cdef readonly Publish packet
+    cdef public object receipt
+
+    def __cinit__(self, str topic not None, Publish packet not None, object receipt=None):
+        self.topic = topic
+        self.packet = packet
+        self.receipt = receipt
+
+    @property
+    def payload(self):
+        return self.packet.holder if not self.packet.view else self.packet.payload
+
+    @property
+    def qos(self):
+        return QOS[self.packet._qos]
+
+    @property
+    def retain(self):
+        return self.packet.retain
+
+    @property
+    def dup(self):
+        return self.packet.dup
+
+    @property
+    def properties(self):
+        return properties_made(self.packet.section, self.packet.present)
+
+    def __reduce__(self):
+        return type(self), (self.topic, self.packet, self.receipt)
+
+
 cdef class Ack(Packet):
     """What PUBACK, PUBREC, PUBREL and PUBCOMP have in common."""
     cdef readonly uint16_t packet_id
@@ -1449,6 +1484,7 @@ cdef class Decoder:
     cdef const uint8_t *end
     cdef bytes pending                      # the part of a packet that came in earlier chunks; written to while only we hold it
     cdef uint32_t pending_bytes
+    cdef str topic                          # of the last PUBLISH: the next one's is often the same
     cdef Raw raw
 
     def __init__(self, version=None, *, max_packet_size=VARINT_MAXIMUM + 5, bint payload_views=False):
@@ -1464,6 +1500,7 @@ cdef class Decoder:
         self.at = self.end = NULL
         self.pending = None
         self.pending_bytes = 0
+        self.topic = ""
 
     @property
     def version(self):
@@ -1495,6 +1532,44 @@ cdef class Decoder:
         return self
 
     def __next__(self):
+        cdef Packet packet = self.take()
+        if packet is None:
+            raise StopIteration
+        return packet
+
+    def run(self, list messages not None, list acknowledged not None, dict aliases not None, kind not None=Received):
+        """Takes packets as long as they are plain, which is nearly always; returns the first other one, None when no whole packet is left.
+
+        A PUBLISH of QoS 0 without properties, or with no other than an alias that `aliases` (number to topic) knows and that stands for its
+        topic, becomes a `kind` (a class with Received's signature) in `messages`. Of a PUBACK without properties `acknowledged` gets its
+        packet identifier, plus 0x10000 times its reason code.
+        """
+        cdef Packet packet
+        cdef Publish publish
+        cdef str topic
+        while True:
+            packet = self.take()
+            if packet is None:
+                return packet
+            if packet.kind == PUBLISH:
+                publish = <Publish> packet
+                topic = publish.topic
+                if packet.present == HAS_TOPIC_ALIAS and PyUnicode_GET_LENGTH(topic) == 0:
+                    topic = aliases.get(self.raw.props.topic_alias)
+                elif packet.present or PyUnicode_GET_LENGTH(topic) == 0:
+                    return packet
+                if publish._qos or topic is None:
+                    return packet
+                messages.append(kind(topic, publish))
+            elif packet.present:
+                return packet
+            elif packet.kind == PUBACK:
+                acknowledged.append((<uint32_t> (<Ack> packet).reason << 16) | (<Ack> packet).packet_id)
+            else:
+                return packet
+
+    cdef Packet take(self):
+        """The next packet; None when there is no whole one."""
         cdef Frame frame
         cdef int status
         cdef bint split = self.pending_bytes != 0
@@ -1510,7 +1585,7 @@ cdef class Decoder:
         if status == ST_NEED_MORE:
             if not split:
                 self.pending_start(frame.total_bytes)
-            raise StopIteration
+            return None
         if likely(status == ST_OK):
             packet = self.packet_next(&frame, &status, holder)
         if unlikely(status < 0):
@@ -1534,7 +1609,7 @@ cdef class Decoder:
             if unlikely(status[0] < 0):
                 return None
             publish = Publish.__new__(Publish)
-            publish.topic = span_text(raw.topic)
+            publish.topic = self.topic_text(raw.topic)
             if unlikely(self.views):
                 publish.holder = holder
                 publish.start = <uint32_t> (raw.payload.p - <const uint8_t *> PyBytes_AS_STRING(holder))
@@ -1553,6 +1628,17 @@ cdef class Decoder:
             return ack_made(raw) if status[0] == ST_OK else None
         status[0] = decode_packet(self.dialect, frame, raw)
         return rare_made(raw) if status[0] == ST_OK else None
+
+    cdef inline str topic_text(self, Span span):
+        """The same object as long as the topic is the same, so that its hash is known and `is` tells."""
+        cdef str last = self.topic
+        if (
+            PyUnicode_IS_COMPACT_ASCII(last) and PyUnicode_GET_LENGTH(last) == <Py_ssize_t> span.n
+            and memcmp(PyUnicode_DATA(last), span.p, span.n) == 0
+        ):
+            return last
+        last = self.topic = span_text(span)
+        return last
 
     cdef Packet connect_next(self, const Frame *frame, int *status):
         """CONNECT, or another packet where CONNECT must come first [MQTT-3.1.0-1]."""
@@ -1650,6 +1736,66 @@ def encode(Packet packet not None, int version=5):
     a valid packet (AUTH, a password without user name, a refusal without return code before 5.0; a QoS above 0 without packet_id).
     """
     return packet.write(dialect_of(version))
+
+
+def publish_bytes(
+    str topic not None, bytes payload not None=b"", int qos=0, bint retain=False, bint dup=False, int packet_id=0, Properties properties=None,
+    int version=5,
+):
+    """What `encode(Publish(...), version)` gives, and raises, without a Publish."""
+    cdef const Dialect *dialect = dialect_of(version)
+    cdef PublishParts parts
+    cdef uint32_t size
+    cdef bint aliased = False
+    cdef bytes out
+    parts.properties = span_make(NULL, 0)
+    if properties is not None and properties.present:
+        properties_fit(properties, PUBLISH)
+        parts.properties = bytes_span(properties.section)
+        aliased = properties.present & HAS_TOPIC_ALIAS != 0
+    topic_name(topic, aliased)
+    if unlikely(not 0 <= packet_id <= 65535):
+        raise EncodeError(f"packet_id {packet_id}: must be 0 to 65535")
+    parts.qos = qos_for(qos)
+    if unlikely(qos == 0 and (packet_id or dup)):
+        raise EncodeError("packet_id and dup only with QoS 1 and 2 [MQTT-2.2.1-2, MQTT-3.3.1-2]")
+    if unlikely(qos != 0 and packet_id == 0):
+        raise EncodeError("packet_id is 0, QoS 1 and 2 need one [MQTT-2.2.1-3]")
+    if unlikely(PyBytes_GET_SIZE(payload) > VARINT_MAXIMUM):
+        raise EncodeError("payload of over 268435455 bytes", RC_PACKET_TOO_LARGE)
+    text_span(topic, &parts.topic)
+    if unlikely(parts.topic.n == 0 and not dialect.properties):
+        raise EncodeError("an alias instead of a topic needs MQTT 5.0")
+    parts.dup = dup
+    parts.retain = retain
+    parts.packet_id = <uint16_t> packet_id
+    parts.has_message_expiry = False
+    parts.topic_alias = 0
+    parts.subscription_id_count = 0
+    parts.payload = bytes_span(payload)
+    size = publish_size(dialect, &parts)
+    if unlikely(size == 0):
+        raise EncodeError("PUBLISH of over 268435455 bytes", RC_PACKET_TOO_LARGE)
+    out = PyBytes_FromStringAndSize(NULL, size)
+    encode_publish(dialect, &parts, <uint8_t *> PyBytes_AS_STRING(out))
+    return out
+
+
+def run_end(list events not None, Py_ssize_t first):
+    """Of the messages (Received) of one topic object that nothing is owed for and that begin at `first`: the index behind the last, and the
+    bytes of their payloads. `first` itself is one of them."""
+    cdef Py_ssize_t at = first
+    cdef Py_ssize_t count = len(events)
+    cdef Received begin = events[first]
+    cdef Py_ssize_t size = 0
+    cdef object event
+    while at < count:
+        event = events[at]
+        if type(event) is not type(begin) or (<Received> event).topic is not begin.topic or (<Received> event).receipt is not None:
+            break
+        size += (<Received> event).packet.size
+        at += 1
+    return at, size
 
 
 def topic_matches(str topic_filter not None, str topic not None):

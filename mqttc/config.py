@@ -17,10 +17,15 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from mqttc.config_auth import SOURCES, Cache, Chain, ClientCertificate, Failures, Hashing, Jwt, Ldap, Scram, Sql, WebService, chain_names
+from mqttc.sections import Bytes, Count, PositiveCount, Seconds
+from mqttc.sections import Section as _Section
 
 ENVIRONMENT_PREFIX = "MQTTC_"
 DEFAULT_URL = "tcp://127.0.0.1:1883"
@@ -106,7 +111,17 @@ class UnixAddress:
         return f"unix://@{path}" if self.abstract else f"unix://{path}"
 
 
-Address = InetAddress | UnixAddress
+@dataclass(frozen=True, slots=True)
+class AsgiAddress:
+    """Connections that an ASGI application of the same program hands on (`mqttc.asgi`)."""
+
+    name: str
+
+    def url(self) -> str:
+        return f"asgi://{self.name}"
+
+
+Address = InetAddress | UnixAddress | AsgiAddress
 
 _INET_SCHEMES: Final[Mapping[str, tuple[InetScheme, int]]] = {
     "tcp": ("tcp", 1883),
@@ -133,12 +148,17 @@ def parse_url(url: str) -> tuple[Address, dict[str, str]]:
     if scheme == "unix":
         rest, _, query = url[len("unix://") :].partition("?")
         address: Address = _unix_address(unquote(rest), url)
+    elif scheme == "asgi":
+        name, _, query = url[len("asgi://") :].partition("?")
+        if not re.fullmatch(r"[A-Za-z0-9._-]*", name):
+            raise ValueError(f"{url!r}: write asgi:// or asgi://name, of letters, digits and ._-")
+        address = AsgiAddress(name)
     elif scheme in _INET_SCHEMES:
         parts = urlsplit(url)
         query = parts.query
         address = _inet_address(url, parts)
     else:
-        hint = _suggestion(scheme, (*_INET_SCHEMES, "unix"))
+        hint = _suggestion(scheme, (*_INET_SCHEMES, "unix", "asgi"))
         raise ValueError(f"unknown scheme {scheme!r}{hint}; use tcp://, tls://, ws://, wss://, quic:// or unix://")
     pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     options = dict(pairs)
@@ -256,11 +276,6 @@ Mode = Annotated[str, BeforeValidator(_check_mode)]
 Network = Annotated[str, AfterValidator(_network)]
 TopicFilter = Annotated[str, AfterValidator(_topic_filter)]
 Origin = Annotated[str, Field(max_length=300), AfterValidator(_origin)]
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-PositiveCount = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Bytes = Annotated[int, Field(ge=1, le=2**40)]
-Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
-
 QUEUE_POLICIES = ("drop_oldest", "drop_newest", "drop_qos0_first", "disconnect")
 GROUP_STRATEGIES = ("round_robin", "least_in_flight")
 DURABILITY_MODES = ("off", "written", "synced")
@@ -278,7 +293,7 @@ _KEY_SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(TLS_KEYS, ("tls", "wss", "quic")),
     # QUIC is TLS 1.3 by another library: one certificate, that library's cipher suites, no pre-shared keys.
     **dict.fromkeys(("certificates", "ciphers", "ciphersuites", "minimum_tls_version", "psk_file", "psk_hint"), ("tls", "wss")),
-    "allowed_origins": ("ws", "wss"),
+    "allowed_origins": ("ws", "wss", "asgi"),
     "proxy_protocol": (*_TCP_SCHEMES, "unix"),
     "trusted_proxies": _TCP_SCHEMES,
     **dict.fromkeys(("early_data", "idle_timeout", "stateless_retry"), ("quic",)),
@@ -291,10 +306,6 @@ _PROTOCOLS: Final[Mapping[str, tuple[str, ...]]] = {
     "quic": ("mqtt", "mqtt-quic"),
 }
 """ALPN protocol names of a listener without ``alpn``, the preferred one first."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class Certificate(_Section):
@@ -314,7 +325,8 @@ class Listener(_Section):
     url: str
     """``tcp://host:port`` (``mqtt://`` is the same), ``tls://host:port`` (``mqtts://``), ``ws://host:port/path``,
     ``wss://host:port/path``, ``quic://host:port``, ``unix:///path`` or ``unix://@name``. Host ``*`` or none: every
-    address, IPv4 and IPv6. Port 0: a free one; no port: 1883, 8883, 80, 443, 14567. No path: ``/mqtt``."""
+    address, IPv4 and IPv6. Port 0: a free one; no port: 1883, 8883, 80, 443, 14567. No path: ``/mqtt``. Inside a program also
+    ``asgi://name``: connections that its web application hands on (``mqttc.asgi``)."""
     name: str = ""
     """What log lines call it; the URL if empty."""
     mode: Mode | None = None
@@ -394,7 +406,7 @@ class Listener(_Section):
             if key in data:
                 raise ValueError(f"{key} stands both in the URL and beside it")
             merged[key] = _value_of_text(text, _is_text(cls, key))
-        if merged.get("mode") is not None and (isinstance(address, InetAddress) or address.abstract):
+        if merged.get("mode") is not None and (not isinstance(address, UnixAddress) or address.abstract):
             raise ValueError("mode is for Unix sockets with a path")
         return merged
 
@@ -429,9 +441,11 @@ class Listener(_Section):
 
     @property
     def scheme(self) -> str:
-        """The URL's scheme by its main name: ``tcp``, ``tls``, ``ws``, ``wss``, ``quic`` or ``unix``."""
+        """The URL's scheme by its main name: ``tcp``, ``tls``, ``ws``, ``wss``, ``quic``, ``unix`` or ``asgi``."""
         address = self.address
-        return address.scheme if isinstance(address, InetAddress) else "unix"
+        if isinstance(address, InetAddress):
+            return address.scheme
+        return "unix" if isinstance(address, UnixAddress) else "asgi"
 
     @property
     def is_tls(self) -> bool:
@@ -564,22 +578,53 @@ class Limits(_Section):
     """QUIC connections at the same time, all listeners together."""
     max_quic_streams: Annotated[int, Field(ge=1, le=10_000)] = 100
     """MQTT connections, each a bidirectional stream, at the same time on one QUIC connection."""
+    verdict_cache_entries: Annotated[int, Field(ge=0, le=2**24)] = 65_536
+    """Decisions about clients that each worker remembers, 48 bytes each once there is one; 0: every client is asked about."""
     http_timeout: Seconds = 30.0
     """Seconds that an HTTP connection may stay without a request or a stream."""
 
 
 class Auth(_Section):
-    """``[auth]``: who may connect. Passwords are not checked in this version: a name is only a claim."""
+    """``[auth]``: who may connect. Without any authenticator passwords are not checked: a name is only a claim then."""
 
     anonymous: Anonymous = "loopback"
     """Clients that no other rule decides about: false refuses them, true admits them, ``"loopback"``
     admits those of this machine (Unix sockets, 127.0.0.0/8, ::1)."""
     allow: list[str] = []
-    """User names to admit, shell patterns (``sensor-*``). If there are any, other names are refused."""
+    """User names to admit, shell patterns (``sensor-*``). If there are any, other names are refused. Where there are
+    authenticators, names on the list still have to prove who they are."""
     deny: list[str] = []
     """User names to refuse, shell patterns; they win over ``allow``."""
     delay: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.0
     """Seconds before a client with a user name is told the decision; slows down guessing."""
+    password_file: str = ""
+    """File of users and password hashes; empty: none. ``mqttc-broker passwd`` makes it."""
+    sql: Sql | None = None
+    jwt: Jwt | None = None
+    certificate: ClientCertificate | None = None
+    http: WebService | None = None
+    scram: Scram | None = None
+    ldap: Ldap | None = None
+    chain: Chain | None = None
+    """How the authenticators work together: the name of one, ``{ any = […] }`` or ``{ all = […] }`` of names and further such
+    tables; default: any of those that there are, in the order in which they are listed here."""
+    cache: Cache = Cache()
+    failures: Failures = Failures()
+    hashing: Hashing = Hashing()
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Auth:
+        if self.scram is not None and not getattr(self, self.scram.users):
+            raise ValueError(f"auth.scram needs auth.{self.scram.users}, whose users it admits")
+        named = set(self.sources if self.chain is None else chain_names(self.chain))
+        for name in named - set(self.sources):
+            raise ValueError(f"auth.chain names {name}, but there is no auth.{name}")
+        return self
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The authenticators that there are."""
+        return tuple(name for name in SOURCES if getattr(self, name))
 
 
 class DurableFilter(_Section):
@@ -650,6 +695,11 @@ class Config(_Section):
     """Worker threads; 0: one for each core that this process may use."""
     data_dir: str = "mqttc-data"
     """Directory for what shall outlive the process: the store of ``[durability]``, the self-signed certificate of ``[tls]``."""
+    user: str = ""
+    """Name of the user that ``mqttc-broker``, started as root, becomes once all listeners are bound; empty: it stays who it is.
+    Files that are read again (certificates, password files) and ``data_dir`` must then be that user's to read and write."""
+    group: str = ""
+    """Name of the group to go with ``user``; empty: that user's own."""
     listeners: Annotated[list[Listener], Field(min_length=1)] = [Listener(url=DEFAULT_URL)]
     limits: Limits = Limits()
     auth: Auth = Auth()
@@ -658,6 +708,12 @@ class Config(_Section):
     http: Http = Http()
     log: Log = Log()
     broker: BrokerSection = BrokerSection()
+
+    @model_validator(mode="after")
+    def _check_user(self) -> Config:
+        if self.group and not self.user:
+            raise ValueError("group needs user")
+        return self
 
     @model_validator(mode="after")
     def _check_certificates(self) -> Config:
@@ -735,7 +791,6 @@ _CONTROL_LIMITS = ("max_http_connections", "max_http_streams", "max_quic_connect
 
 _NOT_BUILT_KEYS = frozenset(
     {
-        ("auth", "password_file"),
         ("auth", "acl_file"),
     }
 )
@@ -796,7 +851,7 @@ class _Sources:
                 self.origins["listeners", index] = f"--listen {url}"
         for setting in settings:
             key, separator, value = setting.partition("=")
-            where = f"--set {setting}"
+            where = f"--set {key}=…" if _is_secret(key.strip().rpartition(".")[2]) else f"--set {setting}"
             if not separator or not key.strip():
                 self.problems.append(Problem(where, "write --set section.key=value"))
                 continue
@@ -833,8 +888,7 @@ class _Sources:
                 self.origins[path] = where
             node = node[key]
             field = model.model_fields.get(key) if model is not None else None
-            annotation = field.annotation if field is not None else None
-            model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+            model = _model_of(field.annotation) if field is not None else None
 
     def build(self) -> Config:
         refused = list(self._not_built())
@@ -887,9 +941,21 @@ class _Sources:
         if kind == "missing":
             return Problem(self._where(path), f"{name} is missing")
         value = detail["input"]
-        got = "" if kind == "value_error" and isinstance(value, Mapping) else f" (got {_shown(value)})"
+        hidden = (kind == "value_error" and isinstance(value, Mapping)) or any(_is_secret(str(part)) for part in path)
+        got = "" if hidden else f" (got {_shown(value)})"
         where = self._where(path)
         return Problem(where, message if where.startswith("--listen ") else f"{name}: {message}{got}")
+
+
+def _is_secret(key: str) -> bool:
+    """Whether a key's value must not be shown."""
+    return key in ("password", "bind_password", "key_password", "secret", "token")
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key's type is, or is beside None."""
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType] or [annotation]
+    return kinds[0] if isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel) else None
 
 
 def _shown(value: object) -> str:

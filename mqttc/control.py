@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from mqttc import logs, native
 from mqttc.auth import SERVER_UNAVAILABLE, Authenticator, PeerIdentity, Request
+from mqttc.auth.chain import ChainAuthenticator
 from mqttc.auth.static import StaticAuthenticator
 from mqttc.config import Config, ConfigError
+from mqttc.embed.hub import Hub
 from mqttc.listen import Served
 from mqttc.tls import ListenerFiles
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 _WATCH_S: Final = 2.0
 _QUESTION_AUTH: Final = 1
 _QUESTION_HEAD: Final = 2
+_REAUTHENTICATE: Final = 0x19
 _logger = logging.getLogger(logs.LOGGER_NAME)
 
 
@@ -30,6 +34,7 @@ class Control:
     def __init__(
         self,
         engine: native.Engine,
+        hub: Hub,
         served: Mapping[int, Served],
         files: Sequence[ListenerFiles],
         quic: Mapping[int, QuicFiles],
@@ -38,35 +43,81 @@ class Control:
         status: Callable[[], Mapping[str, int]],
     ) -> None:
         self._engine = engine
+        self._hub = hub
         self._served = served
         self._files = files
         self._quic = quic
         self._config = config
         self._status = status
         self._auth_timeout_s = config.limits.auth_timeout
-        self.reconfigure(config, authenticator)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._chain: ChainAuthenticator | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._helpers: set[asyncio.Task[None]] = set()
+        self._level = logs.LEVELS[config.log.level]
+        self._authenticator = self._chosen(config, authenticator)
         self._decisions: set[asyncio.Task[None]] = set()
         self._roads: Roads | None = None
         self._last_stats: dict[str, int] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
         self._ready = threading.Event()
         self._http_ends: asyncio.Event | None = None
         self._ended: asyncio.Event | None = None
         self.thread = threading.Thread(target=self._run, name="mqttc-control", daemon=True)
+        hub.thread = self.thread
         self.thread.start()
         self._ready.wait()
         if self._loop is None:
             raise RuntimeError("the control thread did not start") from self._failure
 
     def reconfigure(self, config: Config, authenticator: Authenticator | None) -> None:
-        """Single assignments: the control thread sees the old or the new value of each."""
+        """Returns when the new ones are asked. Of a chain, which must be a new one or the same, the old one ends when it has answered."""
         self._level = logs.LEVELS[config.log.level]
-        self._authenticator: Authenticator = authenticator or StaticAuthenticator(config.auth)
+        chosen = self._chosen(config, authenticator)
+        loop = self._loop
+        if loop is None:
+            return
+        done = asyncio.run_coroutine_threadsafe(self._exchange(chosen), loop)
+        if threading.current_thread() is not self.thread:
+            done.result()
+
+    @staticmethod
+    def _chosen(config: Config, authenticator: Authenticator | None) -> Authenticator:
+        return authenticator or StaticAuthenticator(config.auth)
+
+    async def _exchange(self, chosen: Authenticator) -> None:
+        """Put an authenticator in force, on the control loop. What others have decided is forgotten after that."""
+        old, self._chain = self._chain, chosen if isinstance(chosen, ChainAuthenticator) else None
+        if self._chain is not None and self._chain is not old:
+            self._chain.forget = self._forget
+            await self._chain.start()
+        self._authenticator = chosen
+        self._forget()
+        if old is not None and old is not self._chain:
+            self._help(old.retire())
+        if (self._files or self._chain is not None) and self._watching is None:
+            self._watching = self._help(self._watch())
+
+    def _help(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._helpers.add(task)
+        task.add_done_callback(self._helpers.discard)
+        return task
+
+    def _forget(self) -> None:
+        """Any thread."""
+        chain = self._chain
+        if chain is not None:
+            self._engine.verdicts(on=True, client_id=chain.depends_on_client_id, address=chain.depends_on_address)
+        else:
+            every = not isinstance(self._authenticator, StaticAuthenticator)  # a program's own may look at whatever it is told
+            self._engine.verdicts(on=True, client_id=every, address=every)
 
     def stats(self) -> dict[str, int]:
-        """Of HTTP and QUIC. Any thread."""
-        return self._last_stats if self._roads is None else self._roads.stats()
+        """Of authentication, HTTP and QUIC. Any thread."""
+        chain, roads = self._chain, self._roads
+        found = {} if chain is None else chain.stats()
+        return self._last_stats | found if roads is None else found | roads.stats()
 
     def begin_stop(self) -> None:
         """HTTP clients are told, and their connections end as soon as the engine has ended what they carry."""
@@ -82,6 +133,8 @@ class Control:
         self._last_stats = self.stats()
         self._roads = None
         self._files = ()  # what it was given is free when the broker has stopped, not when cycles are collected
+        self._watching = None
+        self._chain = None
         self._status = dict
 
     def _run(self) -> None:
@@ -100,24 +153,30 @@ class Control:
             from mqttc.roads import Roads  # late: brokers without these listeners need none of it
 
             self._roads = Roads(loop, self._engine, self._served, self._quic, self._config, self._status)
+        await self._exchange(self._authenticator)
         loop.add_reader(self._engine.event_fd, self._drain)
+        loop.add_reader(self._hub.port.fd, self._hub.drain)
         self._loop = loop
         self._ready.set()
-        helpers = [loop.create_task(self._watch())] if self._files else []
         http = loop.create_task(self._end_http())
         await self._ended.wait()
         await http
         if self._roads is not None:
             await self._roads.close()
+        helpers = list(self._helpers)
         for helper in helpers:
             helper.cancel()
         await asyncio.gather(*helpers, return_exceptions=True)
         loop.remove_reader(self._engine.event_fd)
-        while self._drain():
+        loop.remove_reader(self._hub.port.fd)
+        while self._drain() or self._hub.drain():
             pass
+        self._hub.close()
         for decision in self._decisions:
             decision.cancel()
         await asyncio.gather(*self._decisions, return_exceptions=True)
+        if self._chain is not None:
+            await self._chain.close()
 
     async def _end_http(self) -> None:
         assert self._http_ends is not None
@@ -126,7 +185,7 @@ class Control:
             await self._roads.end_http()
 
     async def _watch(self) -> None:
-        """Look whether certificates and keys have changed on disk."""
+        """Look whether certificates, keys and what authenticators read have changed on disk."""
         while True:
             await asyncio.sleep(_WATCH_S)
             for files in self._files:
@@ -135,6 +194,13 @@ class Control:
                         logs.emit(_logger, logging.INFO, "certificates_loaded", {})
                 except (ConfigError, OSError, ValueError) as error:
                     logs.emit(_logger, logging.ERROR, "certificates_refused", {"problem": str(error)})
+            chain = self._chain
+            if chain is not None:
+                try:
+                    if await asyncio.to_thread(chain.check):
+                        logs.emit(_logger, logging.INFO, "auth_loaded", {})
+                except ConfigError as error:
+                    logs.emit(_logger, logging.ERROR, "auth_refused", {"problem": str(error)})
 
     def _drain(self) -> int:
         events = self._engine.events()
@@ -176,6 +242,10 @@ class Control:
             auth_method=question.auth_method,
             auth_data=question.auth_data,
             identity=identity,
+            listener=served.name,
+            transport=served.listener.scheme,
+            connection=question.id >> 32,
+            is_reauthentication=question.reason == _REAUTHENTICATE,
         )
         deadline = asyncio.timeout(self._auth_timeout_s)
         try:
@@ -188,4 +258,12 @@ class Control:
             logs.emit(_logger, logging.ERROR, "authenticator_failed", fields)
             self._engine.answer(question.id, SERVER_UNAVAILABLE)
             return
-        self._engine.answer(question.id, verdict.reason_code, auth_data=verdict.auth_data)
+        self._engine.answer(
+            question.id,
+            verdict.reason_code,
+            auth_data=verdict.auth_data,
+            username=verdict.username,
+            lasts_ms=0 if verdict.lasts is None else max(1, math.ceil(verdict.lasts * 1000)),
+            # What a client may do depends on who it is: a grant is brought by an answer only.
+            keep_ms=0 if verdict.grant is not None else round(verdict.keep * 1000),
+        )

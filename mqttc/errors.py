@@ -1,4 +1,5 @@
-"""What the client raises: a small hierarchy whose members carry the reason code of MQTT 5.0, where there is one.
+"""What the client raises, and the broker inside a program: a small hierarchy whose members carry the reason code of MQTT 5.0,
+where there is one.
 
     MqttError
       ConnectError (ConnectionError)         no connection: it could not be dialled, or what answers does not speak MQTT
@@ -6,10 +7,13 @@
       ConnectionLostError (ConnectionError)  it was there and broke, or the broker ended it
         DisconnectedError                    by a DISCONNECT that says why
       PublishError                           the broker refused a message
+      ExpiredError                           a message waited here for longer than its message_expiry_interval
       SubscribeError                         the broker refused every filter of a subscription, or of an end of one
       NotSupportedError                      the broker, or this version of MQTT, does not have what was asked for; nothing was sent
       QueueFullError                         a bound of the client was met; nothing was queued
       ClosedError                            the client is closed, or was closed meanwhile
+
+    BrokerError (RuntimeError)               a call that the state of the broker in this process does not allow
 
 Deadlines raise `TimeoutError`, and a packet that cannot be built `codec.EncodeError`, which is a `ValueError`.
 """
@@ -19,10 +23,12 @@ from __future__ import annotations
 from mqttc.codec import Properties, ReasonCode
 
 __all__ = [
+    "BrokerError",
     "ClosedError",
     "ConnectError",
     "ConnectionLostError",
     "DisconnectedError",
+    "ExpiredError",
     "MqttError",
     "NotSupportedError",
     "PublishError",
@@ -41,6 +47,10 @@ def reason_text(code: int, properties: Properties | None = None) -> str:
         text = f"0x{code:02x}"
     said = None if properties is None else properties.reason_string
     return f"{text}: {said}" if said else text
+
+
+class BrokerError(RuntimeError):
+    """A call that the broker's state does not allow: not running, running already, stopped meanwhile, or after a fork."""
 
 
 class MqttError(Exception):
@@ -78,6 +88,10 @@ class DisconnectedError(ConnectionLostError):
 
 class PublishError(MqttError):
     """The broker refused a message: a reason code of 0x80 or above in PUBACK or PUBREC."""
+
+
+class ExpiredError(MqttError):
+    """A message was not sent before its message_expiry_interval ended (section 3.3.2.3.3), and is dropped."""
 
 
 class SubscribeError(MqttError):

@@ -40,7 +40,10 @@ class Question:
     client_id: Final[str]
     protocol: Final[int]
     """Protocol level of the CONNECT: 3, 4 or 5."""
+    reason: Final[int]
+    """Of an AUTH: 0x18 goes on with an exchange, 0x19 begins one."""
     username: Final[str | None]
+    """Of an AUTH: what the answer before it named, if it was an admission."""
     password: Final[bytes | None]
     auth_method: Final[str | None]
     auth_data: Final[bytes | None]
@@ -154,8 +157,17 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """Counters and gauges. Usable from ``__init__`` to ``close``."""
 
-    def advance_clock(self, milliseconds: int, wall_milliseconds: int) -> None:
-        """Move the monotonic and the wall clock of all workers forward (test seam)."""
+    def hold_clock(self, wall_milliseconds: int) -> None:
+        """Time stands still from now on, at that Unix time, until ``advance_clock`` moves it and ``stop`` lets it go.
+
+        RuntimeError after ``open_store`` or ``start``.
+        """
+
+    def advance_clock(self, milliseconds: int, wall_milliseconds: int, *, heard: bool = False) -> None:
+        """Move the monotonic and the wall clock of all workers forward (test seam), and return when their timers have run.
+
+        ``heard``: connections count as heard from meanwhile, so that keep alive ends none.
+        """
 
     @property
     def event_fd(self) -> int:
@@ -164,8 +176,28 @@ class Engine:
     def events(self) -> list[LogEvent | Question]:
         """Take what waits, oldest first; maybe only a part, then ``event_fd`` stays readable."""
 
-    def answer(self, question: int, reason_code: int, *, auth_data: bytes | None = None) -> None:
+    def verdicts(self, *, on: bool, client_id: bool, address: bool) -> None:
+        """Forget all remembered verdicts; ``on``: remember them from now on, those that ``answer`` allows it of.
+
+        ``client_id``, ``address``: they depend on these too. What always counts: listener, version, user name,
+        password, what the transport proves, and whether the client would get in without credentials.
+        """
+
+    def answer(
+        self,
+        question: int,
+        reason_code: int,
+        *,
+        auth_data: bytes | None = None,
+        username: str | None = None,
+        lasts_ms: int = 0,
+        keep_ms: int = 0,
+    ) -> None:
         """Decide a question: 0 admits, 0x18 goes on with an AUTH, 0x80 and above refuses.
+
+        ``username``: whom the client was found to be; questions about its AUTH packets tell it again. ``lasts_ms``: its
+        connection ends after as long (5.0: 0xA0), 0: never. ``keep_ms``: a worker may give the same verdict about the
+        same CONNECT by itself for as long, 0: it must ask.
 
         A question whose deadline passed or whose connection is gone is ignored.
         """

@@ -14,14 +14,15 @@ from mqttc.base.types cimport Span, atomic_load_u32_relaxed, atomic_load_u64_rel
 from mqttc.broker.gate cimport gate_answer, gate_answer_head, gate_take
 from mqttc.broker.handle cimport handle_make
 from mqttc.broker.journal cimport Journal, journal_open
-from mqttc.broker.recover cimport Recovery, engine_recover
+from mqttc.broker.recover cimport engine_recover
 from mqttc.broker.routes cimport DurableFilter, routes_live, subscription_ids_live
 from mqttc.broker.state cimport (
     HEAD_RESPOND, HEAD_SPLICE, HEAD_UPGRADE, Engine as NativeEngine, Listener, Question as NativeQuestion, Settings, Worker,
 )
 from mqttc.broker.stats cimport C_COUNT
+from mqttc.broker.verdicts cimport VERDICT_ADDRESS, VERDICT_CLIENT_ID, VERDICT_ON, verdicts_configure
 from mqttc.broker.worker cimport (
-    engine_abandon, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_listen, engine_start, engine_stop,
+    engine_abandon, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_hold, engine_listen, engine_start, engine_stop,
 )
 from mqttc.net.proxy cimport Network, ProxyRules, proxy_live
 from mqttc.net.reactor cimport NetStats
@@ -39,6 +40,7 @@ EVENT_NAMES = (
     "connected", "disconnected", "connect refused", "protocol error", "taken over", "keep alive timeout", "connect timeout", "connection lost",
     "session expired", "messages dropped", "accept failed", "connection limit", "no memory", "shutting down", "subscribed", "unsubscribed",
     "retained limit", "handshake failed", "http request refused", "store fails", "store holds again",
+    "authentication expired",
 )
 
 cdef tuple PACKET_NAMES = (
@@ -49,11 +51,11 @@ cdef tuple PACKET_NAMES = (
 # In the order of stats.Counter, from C_CONNECTS_ACCEPTED on.
 cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_NAMES) + tuple(f"packets_sent_{name}" for name in PACKET_NAMES) + (
     "connects_accepted", "connects_refused", "takeovers", "sessions_resumed", "sessions_expired", "disconnects_clean", "disconnects_abrupt",
-    "protocol_errors", "keep_alive_timeouts", "connect_timeouts", "gate_questions", "gate_timeouts", "messages_received", "messages_sent",
+    "protocol_errors", "keep_alive_timeouts", "connect_timeouts", "gate_questions", "gate_timeouts", "verdicts_kept", "verdicts_reused", "auth_expired", "messages_received", "messages_sent",
     "messages_resent", "wills_published", "retained_handed_out", "messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog",
     "subscriptions", "dropped_queue_full", "dropped_output_full", "dropped_expired", "dropped_too_large", "dropped_session_end", "dropped_group_full",
     "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "rejected_by_client", "publishers_braked", "mail_sent", "journal_notes_lost", "journal_refused",
-    "websockets_upgraded", "http_requests_refused", "http_connections_spliced",
+    "websockets_upgraded", "http_requests_refused", "http_connections_spliced", "events_lost",
 )
 assert len(COUNTER_NAMES) == C_COUNT
 
@@ -63,11 +65,13 @@ NAMES.update(dict.fromkeys((
     "receive_maximum", "max_inflight", "topic_alias_maximum", "topic_alias_out", "session_expiry_s", "max_keep_alive_s", "retain_available",
     "wildcard_available", "shared_available", "subscription_ids_available", "max_topic_levels", "max_topic_bytes", "max_client_id_bytes",
     "connect_timeout_ms", "auth_timeout_ms", "shutdown_timeout_ms", "max_group_backlog", "group_strategy", "route_cache_entries", "turn_bytes",
-    "max_request_head", "max_frame_size", "queue_qos0_offline",
+    "max_request_head", "max_frame_size", "verdict_cache_entries", "queue_qos0_offline",
     "durability", "spill_after", "log_level",
 ), 0xFFFFFFFF))
 NAMES.update(dict.fromkeys(("max_queued_bytes", "max_retained_messages", "max_retained_bytes"), 0xFFFFFFFFFFFFFFFF))
 NAMES.update(workers=255, receive_maximum=65535, max_inflight=65535, topic_alias_maximum=65535, topic_alias_out=65535, max_keep_alive_s=65535, max_topic_bytes=65535)
+
+cdef int64_t MOST_MS = 3153600000000   # a hundred years
 
 cdef object ENGINES = weakref.WeakSet()
 
@@ -106,6 +110,7 @@ cdef class Question:
     cdef readonly str peer
     cdef readonly str client_id
     cdef readonly int protocol
+    cdef readonly int reason
     cdef readonly object username
     cdef readonly object password
     cdef readonly object auth_method
@@ -142,6 +147,7 @@ cdef Question question(const NativeQuestion *native):
     made.peer = text_of(native.peer, native.peer_bytes)
     made.client_id = span_text(native.client_id)
     made.protocol = native.level
+    made.reason = native.reason
     made.username = span_text(native.username) if native.has_username else None
     made.password = span_bytes(native.password) if native.has_password else None
     made.auth_method = span_text(native.auth_method) if native.auth_method.p != NULL else None
@@ -281,16 +287,6 @@ cdef class Tls:
 
 
 cdef class Engine:
-    cdef NativeEngine *engine
-    cdef object process
-    cdef bint started
-    cdef bint stopped
-    cdef Recovery recovery
-    cdef uint64_t adopted               # connections, so that workers take turns
-    cdef int inside                    # threads that are in the engine without the GIL
-    cdef double started_at              # time.monotonic
-    cdef object __weakref__
-
     def __init__(self, *, str response_information="", **settings):
         cdef Settings native
         cdef bytes information = response_information.encode()
@@ -341,6 +337,7 @@ cdef class Engine:
         native.turn_bytes = settings["turn_bytes"]
         native.max_request_head = settings["max_request_head"]
         native.max_frame_size = settings["max_frame_size"]
+        native.verdict_cache_entries = settings["verdict_cache_entries"]
         native.queue_qos0_offline = settings["queue_qos0_offline"]
         native.durability = settings["durability"]
         native.spill_after = settings["spill_after"]
@@ -454,7 +451,7 @@ cdef class Engine:
             engine.rules.filters[engine.rules.filter_count].durability = <uint8_t> mode
             engine.rules.filter_count += 1
         engine.rules.durability = <uint8_t> engine.settings.durability
-        memset(&self.recovery, 0, sizeof(Recovery))
+        memset(&self.recovery, 0, sizeof(self.recovery))
         self.inside += 1
         with nogil:
             engine.journal = journal_open(name, engine.settings.workers, max_backlog_bytes, retry_ms, why)
@@ -559,13 +556,19 @@ cdef class Engine:
         stats["log_records_dropped"] = logring_dropped(engine.log)
         return stats
 
-    def advance_clock(self, int64_t milliseconds, int64_t wall_milliseconds):
+    def hold_clock(self, int64_t wall_milliseconds):
+        cdef NativeEngine *engine = self.alive()
+        if self.started or engine.journal != NULL:
+            raise RuntimeError("the clock is held before open_store and start, or not")
+        engine_hold(engine, wall_milliseconds)
+
+    def advance_clock(self, int64_t milliseconds, int64_t wall_milliseconds, *, bint heard=False):
         cdef NativeEngine *engine = self.alive()
         if milliseconds < 0:
             raise ValueError("the monotonic clock does not go back")
         self.inside += 1
         with nogil:
-            engine_advance(engine, milliseconds, wall_milliseconds)
+            engine_advance(engine, milliseconds, wall_milliseconds, heard)
         self.inside -= 1
 
     @property
@@ -593,13 +596,25 @@ cdef class Engine:
             logring_wake(engine.log)
         return taken
 
-    def answer(self, question, int reason_code, *, auth_data=None):
+    def verdicts(self, *, bint on, bint client_id, bint address):
         cdef NativeEngine *engine = self.alive()
-        cdef bytes data
+        verdicts_configure(&engine.verdict_rules, VERDICT_ON * on | VERDICT_CLIENT_ID * client_id | VERDICT_ADDRESS * address)
+
+    def answer(self, question, int reason_code, *, auth_data=None, str username=None, int64_t lasts_ms=0, int64_t keep_ms=0):
+        cdef NativeEngine *engine = self.alive()
+        cdef bytes data, name
         cdef Span span = span_make(NULL, 0)
+        cdef Span user = span_make(NULL, 0)
         cdef uint16_t worker = <uint16_t> ((question >> 120) & 0xFF)
         if not 0 <= reason_code <= 255:
             raise ValueError("a reason code is a byte")
+        if not (0 <= lasts_ms <= MOST_MS and 0 <= keep_ms <= MOST_MS):
+            raise ValueError("lasts_ms and keep_ms are from 0 to a hundred years")
+        if username is not None:
+            name = username.encode()
+            if len(name) > 65535:
+                raise ValueError("a user name is longer than 65535 bytes")
+            user = span_of(name)
         if self.stopped or worker >= engine.settings.workers:
             return
         if auth_data is not None:
@@ -609,7 +624,7 @@ cdef class Engine:
             span = span_make(<const char *> data, len(data))
         if gate_answer(
             engine, worker, <uint32_t> ((question >> 64) & 0xFFFFFFFF), <uint32_t> ((question >> 32) & 0xFFFFFFFF), <uint32_t> (question & 0xFFFFFFFF),
-            <uint8_t> reason_code, span,
+            <uint8_t> reason_code, span, user, lasts_ms, keep_ms,
         ) != 0:
             raise MemoryError()
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from mqttc import logs, native
 from mqttc.adapters import Origin
+from mqttc.adapters.adopt import adopt, socket_pair
 from mqttc.adapters.exchange import HttpLimits
 from mqttc.adapters.http import HttpSide
 from mqttc.adapters.quic import QuicListener
@@ -88,7 +89,7 @@ class Roads:
         self._http = HttpSide(
             loop,
             app,
-            self._adopt,
+            self._adopted,
             HttpLimits(
                 max_request_head=limits.max_request_head,
                 max_http_connections=limits.max_http_connections,
@@ -100,7 +101,7 @@ class Roads:
         for identifier, files in quic.items():
             one = served[identifier]
             sockets = [one.bound.sockets.pop(0) for _ in list(one.bound.sockets)]
-            files.listening = QuicListener(loop, sockets, self._adopt, identifier, _logger, files.settings, one.name)
+            files.listening = QuicListener(loop, sockets, self._adopted, identifier, _logger, files.settings, one.name)
             files.loop = loop
             self._quic.append(files.listening)
 
@@ -149,31 +150,9 @@ class Roads:
                 key_name=question.key_name,
                 proxied=served.listener.proxy_protocol,
             )
-            ours, theirs = _socket_pair()
+            ours, theirs = socket_pair()
             self._engine.splice(question.id, theirs.detach())
             self._http.serve(ours, origin, self._rules[question.listener])
 
-    def _adopt(self, origin: Origin, websocket: bool) -> socket.socket:
-        """A socket pair whose other end a worker serves as a new connection."""
-        ours, theirs = _socket_pair()
-        try:
-            self._engine.adopt(
-                theirs.detach(),
-                origin.listener,
-                peer=origin.peer,
-                websocket=websocket,
-                certificate=origin.certificate,
-                key_name=origin.key_name,
-                remote=origin.proxied,
-            )
-        except (MemoryError, RuntimeError) as error:
-            ours.close()
-            raise OSError(str(error)) from error
-        return ours
-
-
-def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    return ours, theirs
+    def _adopted(self, origin: Origin, websocket: bool) -> socket.socket:
+        return adopt(self._engine, origin, websocket)

@@ -11,24 +11,35 @@ import asyncio
 import atexit
 import logging
 import os
+import socket
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from mqttc import logs, native
 from mqttc.auth import Authenticator
-from mqttc.config import DURABILITY_MODES, TLS_KEYS, Config, Listener
+from mqttc.auth.chain import ChainAuthenticator
+from mqttc.config import DURABILITY_MODES, TLS_KEYS, Auth, Config, InetAddress, Listener
+from mqttc.config_auth import is_local_host
 from mqttc.control import Control
+from mqttc.embed.api import InProcess
+from mqttc.embed.hub import Hub
+from mqttc.errors import BrokerError
 from mqttc.listen import BoundListener, Served, bind_all
 from mqttc.store import StoreError, open_store
 from mqttc.tls import ListenerFiles, ListenerTls
 
+if TYPE_CHECKING:
+    from mqttc.clock import VirtualClock
+
 _ANONYMOUS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "loopback": 2}
 _EXIT_TIMEOUT_MS: Final = 1000
 _PROGRESS_S: Final = 2.0
-_LIVE_KEYS: Final = frozenset({"log.level", "log.format", "auth.allow", "auth.deny", "auth.delay"})
+_SETTLE_ROUNDS: Final = 100
+_LIVE_KEYS: Final = frozenset({"log.level", "log.format", *(f"auth.{key}" for key in Auth.model_fields if key != "anonymous")})
 
 
 _logger: Final = logging.getLogger(logs.LOGGER_NAME)
@@ -36,10 +47,6 @@ _logger: Final = logging.getLogger(logs.LOGGER_NAME)
 
 def _say(line: str) -> None:
     logs.emit(_logger, logging.WARNING, "store", {"detail": line})
-
-
-class BrokerError(RuntimeError):
-    """A call that the broker's state does not allow: not running, running already, or after a fork."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +57,27 @@ class Reload:
     needs_restart: tuple[str, ...]
 
 
-class Broker:
+class Broker(InProcess):
     """An MQTT broker inside this process; several may run side by side.
 
     ``config`` is a ``Config``, a mapping of the same shape as the configuration file, or None for a listener
     on the loopback, port 1883. Files and the environment are not read (``Config.load`` does that), and
     nothing is written. An invalid mapping raises ``ConfigError``. ``authenticator`` decides about clients
-    with credentials instead of the lists of ``[auth]``.
+    with credentials instead of the lists of ``[auth]``. ``clock``: time that tests move; see ``mqttc.testing``.
 
     Start and stop it with ``start()`` and ``stop()``, ``with`` or ``async with``; afterwards it may be
     started again, empty. Methods may be called from any thread; in a forked child every call raises.
     """
 
-    def __init__(self, config: Config | Mapping[str, Any] | None = None, *, authenticator: Authenticator | None = None) -> None:
+    def __init__(
+        self,
+        config: Config | Mapping[str, Any] | None = None,
+        *,
+        authenticator: Authenticator | None = None,
+        clock: VirtualClock | None = None,
+    ) -> None:
         self._config = Config.of(config)
+        self._clock = clock
         self._own_authenticator = authenticator
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -86,16 +100,22 @@ class Broker:
         running = self._running
         return () if running is None else tuple(bound.url for bound in running.bound)
 
-    def start(self) -> None:
+    def start(self, bound: list[BoundListener] | None = None) -> None:
         """Bring back what the store holds, bind all listeners and serve.
 
+        ``bound``: the configuration's listeners, bound already (`mqttc.listen.bind_all`); they are owned from here on.
         Raises ``ListenError``, ``mqttc.store.StoreError`` or another ``OSError``, and then nothing runs.
         """
         self._check_process()
         with self._lock:
             if self._running is not None:
                 raise BrokerError("the broker is running already")
-            self._running = _Running(self._config, self._own_authenticator)
+            try:
+                self._running = _Running(self._config, self._own_authenticator, self._clock, bound)
+            except BaseException:
+                for one in bound or ():
+                    one.close()
+                raise
             _running_brokers.add(self)
 
     def stop(self, timeout: float | None = None) -> bool:
@@ -125,19 +145,76 @@ class Broker:
         with self._lock:
             return dict(self._last_stats) if self._running is None else self._running.stats()
 
-    def advance_clock(self, seconds: float) -> None:
-        """Let the broker believe that time has passed: for tests of expiry, delays and keep alive."""
+    def _hub(self) -> Hub:
         self._check_process()
+        running = self._running
+        if running is None:
+            raise BrokerError("the broker is not running")
+        return running.hub
+
+    def advance_clock(self, seconds: float) -> None:
+        """Let the broker believe that time has passed. For tests; ``mqttc.testing.VirtualClock`` does more."""
+        self._check_process()
+        if self._clock is not None:
+            raise BrokerError("the broker has a clock of its own: advance that")
         with self._lock:
             if self._running is None:
                 raise BrokerError("the broker is not running")
             milliseconds = round(seconds * 1000)
             self._running.engine.advance_clock(milliseconds, milliseconds)
 
-    def reload(self, config: Config | Mapping[str, Any]) -> Reload:
-        """Take over what can change while clients are connected: ``log.*``, ``auth.allow``, ``deny``, ``delay``, and TLS.
+    def settle(self) -> None:
+        """Return when the workers have dealt with what had reached the broker's sockets, and with what followed from it. For tests:
+        what a client has sent before may still be on its way only if the client has not given it to its operating system yet.
+        While others go on sending, it returns after a bounded number of rounds.
+        """
+        self._check_process()
+        with self._lock:
+            if self._running is None:
+                raise BrokerError("the broker is not running")
+            seen = -1
+            for _ in range(_SETTLE_ROUNDS):
+                self._running.engine.advance_clock(0, 0)
+                received = self._running.engine.stats()["bytes_received"]
+                if received == seen:
+                    return
+                seen = received
 
-        The files of TLS listeners are read again; connections keep the certificates that they began with.
+    def listener(self, url: str) -> Listener:
+        """The configuration of the listener with that URL, as `urls` has it. ``KeyError``: there is none."""
+        with self._lock:
+            return self._find(url)[1].listener
+
+    def adopt(self, url: str, peer: str, *, secure: bool = False, remote: bool = True, certificate: bytes | None = None) -> socket.socket:
+        """A new connection whose bytes this program carries: one end of a socket pair, non-blocking, which the caller owns.
+
+        ``url``: which listener's rules hold, one of `urls` of the scheme ``asgi``; ``KeyError`` if there is none such. ``peer``: the
+        client, ``host:port``, for log lines and decisions. ``secure``: whether the client's road to this program is encrypted.
+        ``remote``: whether it is no program of this machine whatever its address says, so that ``anonymous = "loopback"`` does not
+        hold. ``certificate``: the client's, DER, already verified. Raises ``OSError`` where limits allow no further connection.
+        """
+        from mqttc.adapters import Origin
+        from mqttc.adapters.adopt import adopt
+
+        with self._lock:
+            identifier, _ = self._find(url)
+            assert self._running is not None
+            return adopt(self._running.engine, Origin(identifier, peer, secure, certificate, proxied=remote), False)
+
+    def _find(self, url: str) -> tuple[int, Served]:
+        self._check_process()
+        if self._running is None:
+            raise BrokerError("the broker is not running")
+        for identifier, one in self._running.served.items():
+            if one.bound.url == url and one.listener.scheme == "asgi":
+                return identifier, one
+        raise KeyError(url)
+
+    def reload(self, config: Config | Mapping[str, Any]) -> Reload:
+        """Take over what can change while clients are connected: ``log.*``, ``auth.*`` but ``anonymous``, and TLS.
+
+        The files of TLS listeners and of authenticators are read again; connections keep the certificates that they began with,
+        and clients that were admitted stay.
         Raises ``ConfigError`` for an invalid configuration; the old one then stays in force. What needs a
         restart is named in the answer and keeps its old value.
         """
@@ -147,12 +224,15 @@ class Broker:
             old = self._config
             changed = [key for key in _keys(new) if _value(new, key) != _value(old, key)]
             live = [key for key in changed if key in _LIVE_KEYS]
-            if self._running is not None and not self._running.asks_gate and (new.auth.allow or new.auth.deny):
-                # The listeners were started without the gate, so nobody would ask the new lists.
+            if self._running is not None and not self._running.asks_gate and asks_gate(new):
+                # The listeners were started without the gate, so nobody would ask the new lists and authenticators.
                 live = [key for key in live if not key.startswith("auth.")]
             if self._running is not None and logs.LEVELS[new.log.level] < self._running.level:
                 # Workers make no records below the level that they were started with.
                 live = [key for key in live if key != "log.level"]
+            authenticator = self._own_authenticator
+            if self._running is not None and authenticator is None:
+                authenticator = self._running.authenticator_for(new, self._config, live)
             if self._running is not None and self._running.watched:
                 applied = old.model_copy(update={"listeners": _with_tls_keys(old.listeners, new.listeners), "tls": new.tls})
                 self._running.reload_tls(applied)
@@ -167,7 +247,8 @@ class Broker:
                 update = target.model_copy(update={name: getattr(source, name) for name in names})
                 self._config = self._config.model_copy(update={section: update})
             if self._running is not None:
-                self._running.control.reconfigure(self._config, self._own_authenticator)
+                self._running.control.reconfigure(self._config, authenticator)
+                self._running.chain = authenticator if isinstance(authenticator, ChainAuthenticator) else None
         return Reload(tuple(live), tuple(waiting))
 
     def __enter__(self) -> Self:
@@ -243,6 +324,25 @@ def _value(config: Config, key: str) -> object:
     return value
 
 
+def asks_gate(config: Config) -> bool:
+    """Whether the control plane has a say about clients with credentials."""
+    return bool(config.auth.allow or config.auth.deny or config.auth.sources)
+
+
+def warn_of_plain_passwords(config: Config) -> None:
+    """A line for each listener at which clients would send passwords that anybody on the way can read."""
+    if not {"password_file", "sql", "jwt", "http", "ldap"} & set(config.auth.sources):
+        return
+    for listener in config.listeners:
+        address = listener.address
+        if isinstance(address, InetAddress) and not address.tls and not is_local_host(address.host) and not listener.behind_proxy:
+            fields: dict[str, logs.Field] = {
+                "listener": listener.name or address.url(),
+                "detail": "passwords cross the network unencrypted here; use tls:// or wss://, or auth.scram alone",
+            }
+            logs.emit(_logger, logging.WARNING, "plain_passwords", fields)
+
+
 def _files_of(config: Config, listener: Listener) -> ListenerFiles | None:
     """What a listener's certificates are loaded into."""
     if not listener.is_tls:
@@ -257,19 +357,25 @@ def _files_of(config: Config, listener: Listener) -> ListenerFiles | None:
 class _Running:
     """Everything that exists from start to stop."""
 
-    def __init__(self, config: Config, authenticator: Authenticator | None) -> None:
+    def __init__(
+        self, config: Config, authenticator: Authenticator | None, clock: VirtualClock | None, bound: list[BoundListener] | None
+    ) -> None:
         self.last_stats: dict[str, int] = {}
+        self.clock = clock
         self.level = logs.LEVELS[config.log.level]
-        self.asks_gate = authenticator is not None or bool(config.auth.allow or config.auth.deny)
+        self.asks_gate = authenticator is not None or asks_gate(config)
+        self.chain = ChainAuthenticator(config) if authenticator is None and config.auth.sources else None
         self.files = [_files_of(config, listener) for listener in config.listeners]
         self.bound: list[BoundListener] = []
-        self.store = open_store(config.data_dir, progress=_say) if config.stores else None
+        now_ms = None if clock is None else round(clock.time * 1000)
+        self.store = open_store(config.data_dir, progress=_say, now_ms=now_ms) if config.stores else None
         try:
             self.engine = native.Engine(response_information=config.broker.response_information, **config.engine_settings())
             try:
-                self._recover(config)
-                self.bound = bind_all(config.listeners)
-                self._open(config, authenticator)
+                with nullcontext() if clock is None else clock.starting(self.engine):
+                    self._recover(config)
+                    self.bound = bind_all(config.listeners) if bound is None else bound
+                    self._open(config, authenticator)
             except BaseException:
                 self.engine.close()
                 raise
@@ -278,11 +384,13 @@ class _Running:
             raise
 
     def _open(self, config: Config, authenticator: Authenticator | None) -> None:
-        served: dict[int, Served] = {}
+        served = self.served = dict[int, Served]()
         self.quic: dict[int, Any] = {}
         for bound, files in zip(self.bound, self.files, strict=True):
             self._add(bound, config, files, served)
-        self.control = Control(self.engine, served, self.watched, self.quic, config, authenticator, self.stats)
+        warn_of_plain_passwords(config)
+        self.hub = Hub(self.engine, served, config)
+        self.control = Control(self.engine, self.hub, served, self.watched, self.quic, config, authenticator or self.chain, self.stats)
         try:
             self.engine.start()
         except BaseException:
@@ -368,6 +476,15 @@ class _Running:
                     stats[name] = stats.get(name, 0) + count
         return stats
 
+    def authenticator_for(self, new: Config, old: Config, live: list[str]) -> ChainAuthenticator | None:
+        """Of a reload: a new one if its section has changed, else the one that there is, its files read again. ``ConfigError``."""
+        if not any(key.startswith("auth.") for key in live):
+            if self.chain is not None:
+                self.chain.check()
+            return self.chain
+        taken = new.model_copy(update={"auth": new.auth.model_copy(update={"anonymous": old.auth.anonymous})})
+        return ChainAuthenticator(taken) if new.auth.sources else None
+
     def reload_tls(self, config: Config) -> None:
         """Read the files of all TLS listeners again, by this configuration; all or, with ``ConfigError``, none."""
         pairs = [(files, listener) for files, listener in zip(self.files, config.listeners, strict=True) if files is not None]
@@ -378,6 +495,8 @@ class _Running:
 
     def stop(self, timeout_ms: int) -> bool:
         self.control.begin_stop()
+        if self.clock is not None:
+            self.clock.let_go(self.engine)
         try:
             flushed = self.engine.stop(timeout_ms)
         finally:

@@ -12,14 +12,20 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
+from mqttc.auth.grant import Grant
+
 if TYPE_CHECKING:
     from cryptography import x509
 
+
 SUCCESS: Final = 0x00
 CONTINUE_AUTHENTICATION: Final = 0x18
+BAD_USER_NAME_OR_PASSWORD: Final = 0x86
 NOT_AUTHORIZED: Final = 0x87
 SERVER_UNAVAILABLE: Final = 0x88
+SERVER_BUSY: Final = 0x89
 BAD_AUTHENTICATION_METHOD: Final = 0x8C
+CONNECTION_RATE_EXCEEDED: Final = 0x9F
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,20 @@ class Request:
     auth_data: bytes | None = field(default=None, repr=False)
     identity: PeerIdentity | None = None
     """What the client has proved in the TLS handshake; None: nothing."""
+    listener: str = ""
+    """Name or URL of the listener."""
+    transport: str = ""
+    """``tcp``, ``tls``, ``ws``, ``wss``, ``quic`` or ``unix``."""
+    connection: int = 0
+    """The same for all questions about one connection until it is admitted, and again for all after that."""
+    is_reauthentication: bool = False
+    """An AUTH of a client that is admitted already, and that begins (0x19) an authentication. ``username`` is then what the
+    verdict before it has named."""
+
+    @property
+    def host(self) -> str:
+        """``peer`` without its port; IPv6 without brackets; ``unix`` over a Unix socket."""
+        return self.peer.rpartition(":")[0].strip("[]") or self.peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +130,15 @@ class Verdict:
 
     reason_code: int
     auth_data: bytes | None = field(default=None, repr=False)
+    grant: Grant | None = None
+    """With 0x00: what the client may do; None: what the ACL file says. A re-authentication's replaces the one before."""
+    username: str | None = None
+    """Whom the client was found to be; None: what CONNECT says."""
+    lasts: float | None = None
+    """Seconds after which the connection ends (5.0: 0xA0); None: it does not."""
+    keep: float = 0.0
+    """Seconds for which worker threads may give the same verdict about the same CONNECT (same client id, user name, password,
+    address, certificate, listener and version) without asking. Not heeded with a ``grant``."""
 
 
 class Authenticator(Protocol):

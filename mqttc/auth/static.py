@@ -6,9 +6,13 @@ import asyncio
 import re
 from collections.abc import Sequence
 from fnmatch import translate
+from typing import Final
 
 from mqttc.auth import BAD_AUTHENTICATION_METHOD, NOT_AUTHORIZED, SUCCESS, Request, Verdict
 from mqttc.config import Auth
+
+_KEEP_S: Final = 3600.0
+"""A change of the lists is a reload, and that forgets what was decided by them."""
 
 
 class StaticAuthenticator:
@@ -20,13 +24,13 @@ class StaticAuthenticator:
 
     def __init__(self, auth: Auth) -> None:
         self._delay_s = auth.delay
-        self._allow = _compile(auth.allow)
-        self._deny = _compile(auth.deny)
+        self._allow = compile_patterns(auth.allow)
+        self._deny = compile_patterns(auth.deny)
 
     async def authenticate(self, request: Request) -> Verdict:
         if self._delay_s:
             await asyncio.sleep(self._delay_s)
-        return Verdict(self.decide(request))
+        return Verdict(self.decide(request), keep=0.0 if self._delay_s else _KEEP_S)
 
     def decide(self, request: Request) -> int:
         """The reason code."""
@@ -40,7 +44,7 @@ class StaticAuthenticator:
         return SUCCESS if request.anonymous_admitted else NOT_AUTHORIZED
 
 
-def _compile(patterns: Sequence[str]) -> re.Pattern[str] | None:
+def compile_patterns(patterns: Sequence[str]) -> re.Pattern[str] | None:
     """One expression for all shell patterns; None if there are none."""
     if not patterns:
         return None

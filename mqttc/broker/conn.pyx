@@ -3,28 +3,28 @@ from libc.string cimport memcmp
 
 from mqttc.base.alloc cimport mem_free
 from mqttc.base.timer cimport wheel_add
-from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, likely, span_make, unlikely
+from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_i64_relaxed, likely, span_make, unlikely
 from mqttc.broker.on_connect cimport on_auth, on_connect
 from mqttc.broker.on_head cimport head_data, tunnel_ended
 from mqttc.broker.on_publish cimport aliases_in_free, on_ack, on_publish
 from mqttc.broker.on_subscribe cimport on_subscribe, on_unsubscribe
 from mqttc.broker.presence cimport session_offline
-from mqttc.broker.reply cimport END_DISCONNECT, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet
-from mqttc.broker.report cimport EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, EV_TRANSPORT_FAILED, LOG_INFO, report, text
+from mqttc.broker.reply cimport END_DISCONNECT, conn_disconnect, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet
+from mqttc.broker.report cimport EV_AUTH_EXPIRED, EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, EV_TRANSPORT_FAILED, LOG_INFO, report, text
 from mqttc.broker.routes cimport route_drop
 from mqttc.broker.state cimport (
     CONN_ASKED, CONN_AUTHENTICATING, CONN_BRAKE_PAUSED, CONN_COMMITTING, CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_HEAD_ASKED, CONN_NEW, CONN_QUESTION_OPEN, CONN_UP, Conn,
     Session, Worker,
 )
 from mqttc.broker.stats cimport (
-    C_CONNECT_TIMEOUTS, C_DISCONNECTS_ABRUPT, C_DISCONNECTS_CLEAN, C_GATE_TIMEOUTS, C_KEEP_ALIVE_TIMEOUTS, C_RECEIVED, stat,
+    C_AUTH_EXPIRED, C_CONNECT_TIMEOUTS, C_DISCONNECTS_ABRUPT, C_DISCONNECTS_CLEAN, C_GATE_TIMEOUTS, C_KEEP_ALIVE_TIMEOUTS, C_RECEIVED, stat,
 )
 from mqttc.net.reactor cimport LINK_NO_LINGER, LINK_PAUSED, link_close
 from mqttc.net.tcp cimport tcp_ops
 from mqttc.net.transport cimport transport_failure
 from mqttc.proto.decode cimport decode_packet, frame_next
 from mqttc.proto.packet cimport (
-    AUTH, CONNECT, DISCONNECT, HAS_SESSION_EXPIRY, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, RC_KEEP_ALIVE_TIMEOUT, RC_MALFORMED_PACKET, RC_NOT_AUTHORIZED,
+    AUTH, CONNECT, DISCONNECT, HAS_SESSION_EXPIRY, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, RC_KEEP_ALIVE_TIMEOUT, RC_MALFORMED_PACKET, RC_MAXIMUM_CONNECT_TIME, RC_NOT_AUTHORIZED,
     RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED, RC_SUCCESS, SUBSCRIBE, UNSUBSCRIBE, Frame, Packet,
 )
 
@@ -143,14 +143,16 @@ cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32
 
 
 cdef int64_t conn_deadline(Worker *worker, Conn *conn) noexcept nogil:
-    """Of a connection that is up: keep alive, or an open re-authentication. 0: none."""
+    """Of a connection that is up: keep alive, an open re-authentication, or the end of its authentication. 0: none."""
     cdef int64_t deadline = 0
     if conn.keep_alive_ms:
-        deadline = conn.last_packet_ms + conn.keep_alive_ms
+        deadline = max(conn.last_packet_ms, atomic_load_i64_relaxed(&worker.engine.heard_ms)) + conn.keep_alive_ms
         if conn.flags & CONN_BRAKE_PAUSED:                                      # we do not read, so the client cannot be late
             deadline = worker.reactor.now_ms + conn.keep_alive_ms
     if conn.flags & CONN_QUESTION_OPEN and (deadline == 0 or conn.question_due_ms < deadline):
         deadline = conn.question_due_ms
+    if conn.ends_ms and (deadline == 0 or conn.ends_ms < deadline):
+        deadline = conn.ends_ms
     return deadline
 
 
@@ -161,6 +163,11 @@ cdef void conn_timer(Worker *worker, Conn *conn) noexcept nogil:
             stat(&worker.stats, C_GATE_TIMEOUTS)
             conn.question += 1
             conn_fail(worker, conn, RC_NOT_AUTHORIZED, text("re-authentication took too long"))
+            return
+        if conn.ends_ms and worker.reactor.now_ms >= conn.ends_ms:
+            stat(&worker.stats, C_AUTH_EXPIRED)
+            report(worker, LOG_INFO, EV_AUTH_EXPIRED, RC_MAXIMUM_CONNECT_TIME, conn, conn.session, span_make(NULL, 0))
+            conn_disconnect(worker, conn, RC_MAXIMUM_CONNECT_TIME)
             return
         deadline = conn_deadline(worker, conn)
         if deadline == 0:
@@ -238,3 +245,7 @@ cdef void conn_release(Conn *conn) noexcept nogil:
     conn.pending = NULL
     mem_free(conn.auth_method)
     conn.auth_method = NULL
+    mem_free(conn.user)
+    conn.user = NULL
+    mem_free(conn.username)
+    conn.username = NULL

@@ -17,6 +17,7 @@ from mqttc.broker.group cimport (
 from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.journal cimport RECORD_HANDED_OUT, Body
 from mqttc.broker.mail cimport post_group, post_publish
+from mqttc.broker.port cimport inside_due, is_inside
 from mqttc.broker.reply cimport answer, conn_disconnect
 from mqttc.broker.report cimport EV_MESSAGES_DROPPED, EV_RETAINED_LIMIT, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_done, retain_set, retain_step
@@ -373,6 +374,8 @@ cdef void queue_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
         return
     if session.conn != NULL:
         session.conn.link.flags |= LINK_NOTIFY              # goes on when the output has drained
+        if is_inside(session):
+            inside_due(worker, session)
 
 
 cdef inline bint lent(const QueueEntry *entry) noexcept nogil:
@@ -391,7 +394,7 @@ cdef uint32_t droppable(const Session *session) noexcept nogil:
 cdef bint under_pressure(Worker *worker, Session *session, uint8_t qos) noexcept nogil:
     """Three quarters of a bound of an on-line session: its publishers are slowed before anything is lost. For PATIENCE_MS, and with QoS > 0 for as long
     as its client goes on acknowledging; a client that stands still stops nobody else for longer, and the queue's policy acts."""
-    cdef const Conn *conn = conn_at(session)
+    cdef const Conn *conn = session.conn if is_inside(session) else conn_at(session)
     cdef Settings *settings = &worker.engine.settings
     if conn == NULL:
         return False
@@ -547,7 +550,7 @@ cdef void fan_out_slice(Worker *worker, Publication *pub, Route *route) noexcept
                     shares -= 1
                     sent += 1
                 continue
-        elif conn == NULL and qos == 0 and not worker.engine.settings.queue_qos0_offline:
+        elif conn == NULL and qos == 0 and not worker.engine.settings.queue_qos0_offline and not is_inside(session):
             continue
         if publication_msg(worker, pub) == NULL:
             break

@@ -14,7 +14,7 @@ from mqttc.broker.journal cimport (
 )
 from mqttc.broker.routes cimport ENTRY_DURABLE, ENTRY_RETAIN_AS_PUBLISHED, Route, RouteEntry, SubscriptionIds, entry_applies, route_drop
 from mqttc.broker.state cimport (
-    NEVER, OUT_RELEASED, QE_JOURNALED, QE_STORED, WAIT_CONN, Conn, Membership, QueueEntry, Session, Wait, Will, Worker,
+    CONN_INSIDE, NEVER, OUT_RELEASED, QE_JOURNALED, QE_STORED, WAIT_CONN, WAIT_INSIDE, Conn, Membership, QueueEntry, Session, Wait, Will, Worker,
 )
 from mqttc.broker.stats cimport C_JOURNAL_LOST, stat
 
@@ -413,9 +413,12 @@ cdef void wait_conn(Worker *worker, Conn *conn, uint64_t until) noexcept nogil:
     cdef Wait *wait
     if conn.waits_until >= until:
         return
-    wait = wait_for(worker, WAIT_CONN, until)
+    wait = wait_for(worker, WAIT_INSIDE if conn.phase == CONN_INSIDE else WAIT_CONN, until)
     if wait == NULL:
         stat(&worker.stats, C_JOURNAL_LOST)     # the next turn's release takes its replies along
         return
-    wait.session = handle_make(0, conn.link.slot, 0) | <uint64_t> conn.link.generation << 32
+    if conn.phase == CONN_INSIDE:
+        wait.session = handle_make(worker.index, conn.session.slot, conn.session.generation)
+    else:
+        wait.session = handle_make(0, conn.link.slot, 0) | <uint64_t> conn.link.generation << 32
     conn.waits_until = until

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
@@ -115,13 +115,16 @@ cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, con
     cdef Question *question
     cdef uint8_t *room
     cdef Span client_id = packet.client_id
+    cdef Span username = packet.username
     if kind == QUESTION_AUTH:
         client_id = span_make(NULL, 0)
         if conn.session != NULL:
             client_id = span_make(conn.session.client_id, conn.session.client_id_bytes)
+        if conn.user != NULL:
+            username = span_make(conn.user, conn.user_bytes)
     question = question_build(
         worker, conn, kind, number,
-        <uint64_t> client_id.n + packet.username.n + packet.password.n + packet.props.auth_method.n + packet.props.auth_data.n,
+        <uint64_t> client_id.n + username.n + packet.password.n + packet.props.auth_method.n + packet.props.auth_data.n,
     )
     if question == NULL:
         return ST_NO_MEMORY
@@ -129,11 +132,15 @@ cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, con
     question.level = conn.dialect.level
     question.reason = packet.reason
     question.client_id = keep(&room, client_id)
-    if kind != QUESTION_AUTH:
+    if kind == QUESTION_AUTH:
+        question.has_username = conn.user != NULL
+        if question.has_username:
+            question.username = keep(&room, username)
+    else:
         question.has_username = packet.has_username
         question.has_password = packet.has_password
         if packet.has_username:
-            question.username = keep(&room, packet.username)
+            question.username = keep(&room, username)
         if packet.has_password:
             question.password = keep(&room, packet.password)
     if packet.props.present & HAS_AUTH_METHOD:
@@ -165,7 +172,21 @@ cdef Question *gate_take(Gate *gate) noexcept nogil:
     return chain
 
 
-cdef int gate_answer(Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t reason, Span auth_data) noexcept nogil:
+cdef bint span_copy(Span span, uint8_t **copy) noexcept nogil:
+    """False: no memory. NULL stays NULL."""
+    copy[0] = NULL
+    if span.p == NULL:
+        return True
+    copy[0] = <uint8_t *> mem_alloc(span.n if span.n else 1)
+    if copy[0] == NULL:
+        return False
+    memcpy(copy[0], span.p, span.n)
+    return True
+
+
+cdef int gate_answer(
+    Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t reason, Span auth_data, Span user, int64_t lasts_ms, int64_t keep_ms,
+) noexcept nogil:
     cdef AnswerMail *mail = <AnswerMail *> mem_alloc_zeroed(1, sizeof(AnswerMail))
     if mail == NULL:
         return ST_NO_MEMORY
@@ -174,13 +195,14 @@ cdef int gate_answer(Engine *engine, uint16_t worker, uint32_t slot, uint32_t ge
     mail.generation = generation
     mail.question = number
     mail.reason = reason
-    if auth_data.p != NULL:
-        mail.auth_data = <uint8_t *> mem_alloc(auth_data.n if auth_data.n else 1)
-        if mail.auth_data == NULL:
-            mem_free(mail)
-            return ST_NO_MEMORY
-        memcpy(mail.auth_data, auth_data.p, auth_data.n)
-        mail.auth_data_bytes = auth_data.n
+    mail.lasts_ms = lasts_ms
+    mail.keep_ms = keep_ms
+    if not span_copy(auth_data, &mail.auth_data) or not span_copy(user, &mail.user):
+        mem_free(mail.auth_data)
+        mem_free(mail)
+        return ST_NO_MEMORY
+    mail.auth_data_bytes = auth_data.n
+    mail.user_bytes = <uint16_t> user.n
     if inbox_post(&engine.workers[worker].reactor.inbox, &mail.mail, &mail.mail):
         inbox_wake(&engine.workers[worker].reactor.inbox)
     return ST_OK

@@ -9,6 +9,10 @@ from libc.stdint cimport uint8_t, uint32_t
 from mqttc.broker.state cimport AdoptMail, AnswerMail, Conn, Worker
 from mqttc.proto.packet cimport Frame, Packet
 
+cdef enum:
+    ASSIGNED_BYTES = 28                # of a client id that the server makes: "mqttc-" and 22 letters and digits, 131 bits
+
+cdef bint client_id_make(Worker *worker, uint8_t *out) noexcept nogil             # ASSIGNED_BYTES that live on this worker; False: no randomness
 cdef void conn_init(Worker *worker, Conn *conn) noexcept nogil                    # of a fresh link
 # packet_start: the first byte of the CONNECT; rest: what follows it in the input. True: the connection has left this worker, do not touch it.
 cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8_t *packet_start, const uint8_t *rest, uint32_t rest_bytes) noexcept nogil

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
@@ -15,10 +15,11 @@ from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle
 from mqttc.broker.state cimport (
-    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
-    AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, Will, Worker,
+    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_INSIDE, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
+    AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, VerdictEntry, Will, Worker,
 )
-from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, stat
+from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, C_VERDICTS_REUSED, stat
+from mqttc.broker.verdicts cimport verdict_find, verdict_keep, verdict_key
 from mqttc.net.reactor cimport END_NO_MEMORY, Link, link_adopt, link_close, link_detach, link_pause, link_resume, reactor_link
 from mqttc.net.tcp cimport peer_is_loopback, tcp_keep_alive
 from mqttc.net.transport cimport transport_proves
@@ -27,15 +28,11 @@ from mqttc.proto.dialect cimport dialect_for
 from mqttc.proto.packet cimport (
     AUTH, CONNACK, HAS_ASSIGNED_CLIENT_ID, HAS_AUTH_DATA, HAS_AUTH_METHOD, HAS_MAXIMUM_PACKET_SIZE, HAS_MAXIMUM_QOS, HAS_MESSAGE_EXPIRY, HAS_PAYLOAD_FORMAT,
     HAS_RECEIVE_MAXIMUM, HAS_RESPONSE_INFO, HAS_RETAIN_AVAILABLE, HAS_SERVER_KEEP_ALIVE, HAS_SESSION_EXPIRY, HAS_SHARED_AVAILABLE, HAS_SUBSCRIPTION_ID_AVAILABLE,
-    HAS_TOPIC_ALIAS_MAXIMUM, HAS_WILDCARD_AVAILABLE, RC_BAD_AUTHENTICATION_METHOD, RC_CLIENT_IDENTIFIER_NOT_VALID, RC_CONTINUE_AUTHENTICATION, RC_NOT_AUTHORIZED,
+    HAS_TOPIC_ALIAS_MAXIMUM, HAS_WILDCARD_AVAILABLE, RC_BAD_AUTHENTICATION_METHOD, RC_BAD_USER_NAME_OR_PASSWORD, RC_CLIENT_IDENTIFIER_NOT_VALID, RC_CONTINUE_AUTHENTICATION, RC_NOT_AUTHORIZED,
     RC_PAYLOAD_FORMAT_INVALID, RC_PROTOCOL_ERROR, RC_QOS_NOT_SUPPORTED, RC_QUOTA_EXCEEDED, RC_REAUTHENTICATE, RC_RETAIN_NOT_SUPPORTED, RC_SERVER_BUSY,
     RC_SERVER_UNAVAILABLE, RC_SESSION_TAKEN_OVER, RC_SUCCESS, RC_TOPIC_NAME_INVALID, RC_UNSUPPORTED_PROTOCOL_VERSION, RC_USE_ANOTHER_SERVER, Frame, Packet,
 )
 from mqttc.proto.topic cimport level_count, topic_check, utf8_check
-
-cdef enum:
-    ASSIGNED_BYTES = 28                # "mqttc-" and 22 letters and digits, 131 bits
-
 
 cdef Span nothing() noexcept nogil:
     return span_make(NULL, 0)
@@ -75,19 +72,27 @@ cdef uint8_t connect_verdict(Worker *worker, Conn *conn, const Packet *packet) n
     return RC_SUCCESS
 
 
-cdef uint8_t native_verdict(Worker *worker, Conn *conn, const Packet *packet, bint *ask) noexcept nogil:
-    """Who may come in without the gate: RC_SUCCESS with ask false is in, with ask true the gate decides."""
+cdef uint8_t native_verdict(Worker *worker, Conn *conn, const Packet *packet, bint *ask, PendingConnect *remembered) noexcept nogil:
+    """Who may come in without the gate: RC_SUCCESS with ask false is in, with ask true the gate decides. remembered: how its verdict is kept then."""
     cdef Listener *listener = worker.engine.listeners[conn.link.listener]
+    cdef bint admitted = listener.anonymous == 1 or (listener.anonymous == 2 and not conn.flags & CONN_REMOTE and peer_is_loopback(&conn.link.peer))
+    cdef VerdictEntry *entry
+    remembered.remembers = False
     ask[0] = listener.ask_gate and (
         packet.has_username or packet.has_password or packet.props.present & HAS_AUTH_METHOD or transport_proves(&conn.link.transport)
     )
     if ask[0]:
-        return RC_SUCCESS
+        remembered.remembers = verdict_key(worker, conn, packet, admitted, remembered.verdict_key, &remembered.verdict_epoch)
+        entry = verdict_find(worker, remembered.verdict_key, remembered.verdict_epoch) if remembered.remembers else NULL
+        if entry == NULL or (entry.ends_ms and worker.reactor.now_ms >= entry.ends_ms):
+            return RC_SUCCESS
+        ask[0] = False
+        conn.ends_ms = entry.ends_ms
+        stat(&worker.stats, C_VERDICTS_REUSED)
+        return entry.reason
     if packet.props.present & HAS_AUTH_METHOD:
         return RC_BAD_AUTHENTICATION_METHOD
-    if listener.anonymous == 1 or (listener.anonymous == 2 and not conn.flags & CONN_REMOTE and peer_is_loopback(&conn.link.peer)):
-        return RC_SUCCESS
-    return RC_NOT_AUTHORIZED
+    return RC_SUCCESS if admitted else RC_NOT_AUTHORIZED
 
 
 cdef bint ask(Worker *worker, Conn *conn, uint8_t kind, const Packet *packet) noexcept nogil:
@@ -115,6 +120,7 @@ cdef void park(Worker *worker, Conn *conn) noexcept nogil:
 cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8_t *packet_start, const uint8_t *rest, uint32_t rest_bytes) noexcept nogil:
     cdef Packet packet
     cdef PendingConnect *pending
+    cdef PendingConnect remembered
     cdef Listener *listener = worker.engine.listeners[conn.link.listener]
     cdef uint8_t reason
     cdef bint asking = False
@@ -138,7 +144,7 @@ cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8
         return False
     reason = connect_verdict(worker, conn, &packet)
     if reason == RC_SUCCESS:
-        reason = native_verdict(worker, conn, &packet, &asking)
+        reason = native_verdict(worker, conn, &packet, &asking, &remembered)
     if reason != RC_SUCCESS:
         refuse_connect(worker, conn, conn.dialect.level, reason, nothing(), nothing())
         return False
@@ -155,6 +161,7 @@ cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8
     if pending == NULL:
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
+    pending[0] = remembered
     pending.bytes = frame.total_bytes
     memcpy(pending.packet, packet_start, frame.total_bytes)
     conn.pending = pending
@@ -199,6 +206,21 @@ cdef void on_auth(Worker *worker, Conn *conn, const Packet *packet) noexcept nog
     conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("AUTH out of place"))
 
 
+cdef void answer_take(Worker *worker, Conn *conn, AnswerMail *mail) noexcept nogil:
+    """What an answer says beside the verdict: whom it admits and for how long; and whether the next one need not be asked."""
+    cdef PendingConnect *pending = conn.pending
+    cdef int64_t ends_ms = worker.reactor.now_ms + mail.lasts_ms if mail.lasts_ms else 0
+    if mail.reason == RC_SUCCESS:
+        conn.ends_ms = ends_ms
+        if conn.auth_method != NULL and mail.user != NULL:
+            mem_free(conn.user)
+            conn.user = mail.user
+            conn.user_bytes = mail.user_bytes
+            mail.user = NULL
+    if pending != NULL and pending.remembers and mail.keep_ms and mail.reason != RC_CONTINUE_AUTHENTICATION:
+        verdict_keep(worker, pending.verdict_key, pending.verdict_epoch, mail.reason, worker.reactor.now_ms + mail.keep_ms, ends_ms)
+
+
 cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
     cdef Conn *conn = <Conn *> reactor_link(worker.reactor, mail.slot, mail.generation)
     cdef Span data = span_make(mail.auth_data, mail.auth_data_bytes)
@@ -216,13 +238,20 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
             send_auth(worker, conn, mail.reason, data)
             if mail.reason == RC_SUCCESS:
                 conn.flags &= ~CONN_ASKED_AGAIN
-        else:                                                   # [MQTT-4.12.1-2]
+                answer_take(worker, conn, mail)
+                wheel_add(worker.reactor.wheel, &conn.link.timer, worker.reactor.now_ms + 1)     # its deadline is worked out anew
+        else:                                                   # [MQTT-4.12.1-2]; DISCONNECT has not all of CONNACK's codes
+            if mail.reason == RC_BAD_USER_NAME_OR_PASSWORD:
+                mail.reason = RC_NOT_AUTHORIZED
+            elif mail.reason == RC_SERVER_UNAVAILABLE:
+                mail.reason = RC_SERVER_BUSY
             conn_fail(worker, conn, mail.reason, text("re-authentication failed"))
         return
     if conn.phase != CONN_ASKED:
         return
     if mail.reason == RC_CONTINUE_AUTHENTICATION and conn.auth_method == NULL:
         mail.reason = RC_NOT_AUTHORIZED # there is no exchange to go on with
+    answer_take(worker, conn, mail)
     if mail.reason == RC_CONTINUE_AUTHENTICATION:
         conn.phase = CONN_AUTHENTICATING
         send_auth(worker, conn, RC_CONTINUE_AUTHENTICATION, data)
@@ -298,8 +327,13 @@ cdef bint connect_admit(
     wheel_cancel(worker.reactor.wheel, &conn.link.timer)
     mem_free(conn.auth_method)
     conn.auth_method = NULL
+    mail.user = conn.user
+    mail.user_bytes = conn.user_bytes
+    mail.ends_ms = conn.ends_ms
+    conn.user = NULL
     if link_detach(worker.reactor, &conn.link, rest, rest_bytes, &mail.parcel) != ST_OK:
         mem_free(mail.auth_data)
+        mem_free(mail.user)
         mem_free(mail)
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
@@ -316,11 +350,15 @@ cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil:
         mail.parcel.transport.ops.close(&mail.parcel.transport)
         mem_free(mail.parcel.leftover)
         mem_free(mail.auth_data)
+        mem_free(mail.user)
         atomic_add_u32_relaxed(&worker.engine.connections, <uint32_t> -1)
         atomic_add_u32_relaxed(&worker.engine.listeners[mail.parcel.listener].open_count, <uint32_t> -1)
         return
     conn_init(worker, conn)
     conn.flags |= CONN_COUNTED          # by the worker that accepted it
+    conn.user = mail.user
+    conn.user_bytes = mail.user_bytes
+    conn.ends_ms = mail.ends_ms
     if frame_next(mail.packet, mail.packet + mail.bytes, 0, &frame) == ST_OK and decode_connect(&frame, &packet) == ST_OK:
         conn.dialect = dialect_for(packet.protocol_level)
         conn.layout = conn.dialect.layout
@@ -439,6 +477,8 @@ cdef void keep_alive_start(Worker *worker, Conn *conn, const Packet *packet, Pac
     else:
         wheel_cancel(worker.reactor.wheel, &conn.link.timer)
         tcp_keep_alive(conn.link.transport.fd, listener.keepalive_idle_s, listener.tcp_user_timeout_ms)
+    if conn.ends_ms and (conn.keep_alive_ms == 0 or conn.ends_ms < conn.last_packet_ms + conn.keep_alive_ms):
+        wheel_add(worker.reactor.wheel, &conn.link.timer, conn.ends_ms)
 
 
 cdef void connack_properties(Worker *worker, Conn *conn, const Packet *packet, Packet *connack) noexcept nogil:
@@ -476,6 +516,17 @@ cdef void connack_properties(Worker *worker, Conn *conn, const Packet *packet, P
         connack.props.auth_method = span_make(conn.auth_method, conn.auth_method_bytes)
 
 
+cdef void username_keep(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
+    """For those who ask who is connected; without memory they are not told."""
+    conn.connected_wall_ms = worker.reactor.wall_ms
+    if not packet.has_username or packet.username.n == 0:
+        return
+    conn.username = <uint8_t *> mem_alloc(packet.username.n)
+    if conn.username != NULL:
+        memcpy(conn.username, packet.username.p, packet.username.n)
+        conn.username_bytes = <uint16_t> packet.username.n
+
+
 cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span client_id, uint32_t hash, Span auth_data) noexcept nogil:
     cdef Settings *settings = &worker.engine.settings
     cdef Session *session
@@ -483,6 +534,10 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     cdef Packet connack
     cdef bint present = False
     cdef bint discarded = False
+    session = session_find(worker, client_id, hash)
+    if session != NULL and session.conn != NULL and session.conn.phase == CONN_INSIDE:     # nobody takes the program's own clients over
+        refuse_connect(worker, conn, conn.dialect.level, RC_CLIENT_IDENTIFIER_NOT_VALID, nothing(), nothing())
+        return
     session = session_claim(worker, packet, client_id, hash, &present, &discarded)
     if session == NULL:
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no room for another session"))
@@ -517,6 +572,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no memory"))
         return
     session_online(worker, session, conn)
+    username_keep(worker, conn, packet)
     session.will = will
     note_will(worker, session, will)
     keep_alive_start(worker, conn, packet, &connack)

@@ -10,13 +10,14 @@ from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
 from mqttc.broker.deliver cimport Publication, fan_out, publication_clear, publication_init, publication_msg, session_pump
 from mqttc.broker.durable cimport journal_crowded, journal_fails, journaled, note_inbound_done, note_message, note_released, until_now, wait_add
 from mqttc.broker.journal cimport DURABILITY_OFF
+from mqttc.broker.port cimport inside_refused
 from mqttc.broker.reply cimport acknowledge, acks_held, acks_release, answer, conn_fail
 from mqttc.broker.report cimport EV_RETAINED_LIMIT, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport Route, route_drop, route_fresh, route_lookup, route_share
 from mqttc.broker.session cimport entry_release, inbound_add, inbound_count, inbound_has, inbound_remove, inflight_done, inflight_find, session_handle, session_of
 from mqttc.broker.state cimport (
-    CONN_BRAKE_JOURNAL, CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, OUT_RELEASED, QE_COUNTED, QE_JOURNALED, QE_STORED, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry,
+    CONN_BRAKE_JOURNAL, CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, CONN_INSIDE, OUT_RELEASED, QE_COUNTED, QE_JOURNALED, QE_STORED, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry,
     Session, Settings, Wait, Worker,
 )
 from mqttc.broker.stats cimport (
@@ -185,6 +186,8 @@ cdef bint topic_in_limits(Worker *worker, Span topic) noexcept nogil:
 cdef void publish_refuse(Worker *worker, Conn *conn, const Packet *packet, uint8_t reason) noexcept nogil:
     """This message is not taken, the connection goes on where the version has a word for it."""
     if packet.qos == 0:
+        if conn.phase == CONN_INSIDE:
+            inside_refused(conn, reason)
         return
     if not conn.dialect.ack_reasons:                            # 3.x: acknowledged or cut off [MQTT-3.3.5-2]
         conn_fail(worker, conn, reason, text("message refused"))
@@ -192,9 +195,17 @@ cdef void publish_refuse(Worker *worker, Conn *conn, const Packet *packet, uint8
     acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason, 0)
 
 
+cdef void publisher_lost(Worker *worker, Conn *conn) noexcept nogil:
+    """There is no memory for what it publishes."""
+    if conn.phase == CONN_INSIDE:
+        inside_refused(conn, RC_QUOTA_EXCEEDED)
+    else:
+        link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+
+
 cdef bint must_last(Worker *worker, Conn *conn, const Packet *packet, const Route *route, uint8_t *durability) noexcept nogil:
     """Whether something of this message must outlive the process, and how."""
-    cdef uint8_t least = worker.engine.listeners[conn.link.listener].durability
+    cdef uint8_t least = DURABILITY_OFF if conn.phase == CONN_INSIDE else worker.engine.listeners[conn.link.listener].durability
     durability[0] = route.durability if route.durability > least else least
     if packet.retain:                   # what is retained is always written: another message of the topic may have been
         return True
@@ -249,7 +260,7 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
             acknowledge(worker, conn, PUBREC, packet.packet_id, RC_SUCCESS, until_now(worker) if conn.session.durable else 0)
             return
         if inbound_add(conn.session, packet.packet_id) != ST_OK:
-            link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+            publisher_lost(worker, conn)
             return
     stat(&worker.stats, C_MESSAGES_IN)
     publication_init(&pub)
@@ -270,7 +281,7 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
         if not message_build(worker, conn, &pub, &packet):
             if packet.qos == 2:
                 inbound_remove(conn.session, packet.packet_id)  # it comes again, and then it is not a duplicate
-            link_close(worker.reactor, &conn.link, END_NO_MEMORY)
+            publisher_lost(worker, conn)
             return
     if packet.retain:                   # before the route is looked up: see retain.pxd
         status = retain_set(worker.engine.retain, &worker.msgs, pub.msg, &version)

@@ -1,9 +1,14 @@
 """SUBSCRIBE and UNSUBSCRIBE."""
 
+from libc.stdint cimport uint8_t, uint32_t
+
 from mqttc.base.types cimport Span
 from mqttc.broker.state cimport Conn, Session, Subscription, Worker
-from mqttc.proto.packet cimport Packet
+from mqttc.proto.packet cimport Filter, Packet
 
 cdef void on_subscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogil
 cdef void on_unsubscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogil
 cdef int handout_add(Session *session, const Subscription *subscription, Span filter) noexcept nogil   # retained messages are due; RC_SUCCESS or RC_QUOTA_EXCEEDED
+# One filter; the reason code of SUBACK or UNSUBACK. Retained messages are due then, and not sent yet.
+cdef uint8_t subscribe_one(Worker *worker, Conn *conn, const Filter *filter, uint32_t id) noexcept nogil
+cdef uint8_t unsubscribe_one(Worker *worker, Session *session, Span filter) noexcept nogil

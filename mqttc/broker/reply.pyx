@@ -5,8 +5,9 @@ from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.ring cimport Ring, ring_at, ring_free, ring_init, ring_pop_front, ring_push
 from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
 from mqttc.broker.durable cimport wait_conn
+from mqttc.broker.port cimport inside_acked, inside_refused
 from mqttc.broker.report cimport EV_PROTOCOL_ERROR, EV_REFUSED, LOG_WARNING, report
-from mqttc.broker.state cimport CONN_BRAKED, CONN_DONE, CONN_QUIET, CONN_UP, Conn, HeldAck, Worker
+from mqttc.broker.state cimport CONN_BRAKED, CONN_DONE, CONN_INSIDE, CONN_QUIET, CONN_UP, Conn, HeldAck, Worker
 from mqttc.broker.stats cimport C_CONNECTS_REFUSED, C_PROTOCOL_ERRORS, C_SENT, stat
 from mqttc.net.outq cimport outq_reserve
 from mqttc.net.reactor cimport END_NO_MEMORY, link_close, link_dirty
@@ -50,6 +51,9 @@ cdef void send_ack(Worker *worker, Conn *conn, uint8_t packet_type, uint16_t pac
     cdef uint8_t scratch[8]
     cdef uint32_t n, i
     if conn.phase == CONN_DONE:         # nothing follows our DISCONNECT [MQTT-3.14.4-1]
+        return
+    if conn.phase == CONN_INSIDE:
+        inside_acked(worker, conn, reason)
         return
     n = encode_ack(conn.dialect, packet_type, packet_id, reason, scratch)
     conn.reply_bytes = (conn.reply_bytes if conn.link.out.bytes else 0) + n
@@ -227,6 +231,9 @@ cdef void conn_end(Worker *worker, Conn *conn, uint8_t reason, Span detail) noex
 cdef void conn_fail(Worker *worker, Conn *conn, uint8_t reason, Span detail) noexcept nogil:
     if conn.phase == CONN_DONE:
         return
+    if conn.phase == CONN_INSIDE:       # there is no connection to end: the program is told
+        inside_refused(conn, reason)
+        return
     stat(&worker.stats, C_PROTOCOL_ERRORS)
     if conn.phase != CONN_UP:
         if conn.dialect != NULL and conn.dialect.server_disconnect:
@@ -243,7 +250,7 @@ cdef void conn_fail(Worker *worker, Conn *conn, uint8_t reason, Span detail) noe
 
 
 cdef void conn_disconnect(Worker *worker, Conn *conn, uint8_t reason) noexcept nogil:
-    if conn.phase == CONN_DONE:
+    if conn.phase == CONN_DONE or conn.phase == CONN_INSIDE:
         return
     if conn.dialect == NULL:            # no CONNECT came yet, so there is nothing to answer
         conn.disconnect_reason = reason

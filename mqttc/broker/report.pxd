@@ -27,6 +27,7 @@ cdef enum LogEvent:
     EV_HTTP_REFUSED
     EV_JOURNAL_FAILS
     EV_JOURNAL_HOLDS
+    EV_AUTH_EXPIRED
 
 cdef enum LogLevel:
     LOG_DEBUG = 10

@@ -36,6 +36,8 @@ cdef void retain_free(RetainStore *store, MsgPool *pool) noexcept nogil
 # version: of two changes to one topic the later one's is higher; 0 where the store counts none. May be NULL.
 cdef int retain_set(RetainStore *store, MsgPool *pool, Msg *msg, uint64_t *version) noexcept nogil
 cdef int retain_cursor_init(RetainCursor *cursor, Span filter) noexcept nogil          # ST_OK, ST_NO_MEMORY
+# A fresh cursor goes on behind that topic, in the store's order. ST_OK, ST_NO_MEMORY.
+cdef int retain_cursor_seek(RetainCursor *cursor, Span topic) noexcept nogil
 cdef void retain_cursor_free(RetainCursor *cursor) noexcept nogil
 # Up to room messages that match, in topic order inside a stripe, each with a reference for the caller; expired ones are left out (and removed).
 # Gives the number; 0: the end; ST_NO_MEMORY: the cursor stands where it stood. A bounded number of topics is looked at under one lock hold.

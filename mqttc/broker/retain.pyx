@@ -468,6 +468,18 @@ cdef int retain_cursor_init(RetainCursor *cursor, Span filter) noexcept nogil:
     return ST_OK
 
 
+cdef int retain_cursor_seek(RetainCursor *cursor, Span topic) noexcept nogil:
+    if topic.n == 0 or topic.n > 65535:
+        return ST_OK
+    if cursor_reserve(cursor, topic.n) != ST_OK:
+        return ST_NO_MEMORY
+    memcpy(cursor.topic, topic.p, topic.n)
+    cursor.topic_bytes = <uint16_t> topic.n
+    if wild_level(cursor.filter, cursor.filter_bytes):
+        cursor.stripe = <uint16_t> (trie_stripe(topic) % STRIPES)
+    return ST_OK
+
+
 cdef void retain_cursor_free(RetainCursor *cursor) noexcept nogil:
     mem_free(cursor.filter)
     mem_free(cursor.topic)

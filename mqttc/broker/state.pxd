@@ -7,7 +7,7 @@ counted), the Trie and the RetainStore (locked inside). Everything else is touch
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from mqttc.base.inbox cimport Mail
+from mqttc.base.inbox cimport Inbox, Mail
 from mqttc.base.logring cimport LogRing
 from mqttc.base.map cimport Map
 from mqttc.base.msg cimport Msg, MsgPool
@@ -85,6 +85,7 @@ cdef struct Settings:                  # read only once workers run; units in na
     uint32_t turn_bytes
     uint32_t max_request_head          # bytes, of HTTP
     uint32_t max_frame_size            # bytes, of WebSocket
+    uint32_t verdict_cache_entries     # per worker; 0: none are remembered
     uint32_t queue_qos0_offline
     uint32_t durability                # Durability of every message; filters and listeners may ask for more
     uint32_t spill_after               # messages of an off-line session whose bodies stay in memory
@@ -217,6 +218,7 @@ cdef enum ConnPhase:
     CONN_UPGRADING = 7                 # resumed: it becomes a WebSocket with what was read so far
     CONN_TUNNEL = 8                    # bytes go through to `partner`, unread
     CONN_COMMITTING = 9                # parked: its CONNACK waits for the journal
+    CONN_INSIDE = 10                   # an in-process client: it has no link, see Inside
 
 cdef enum ConnFlag:
     CONN_BRAKED = 1                    # acks are held until brake_until_ms
@@ -260,6 +262,9 @@ cdef struct HeldAck:                   # or another reply that waits for the jou
     uint8_t reason
 
 cdef struct PendingConnect:            # while a question is open or the connection moves
+    uint64_t verdict_key[2]            # where remembers: under what its verdict is remembered
+    uint32_t verdict_epoch
+    uint8_t remembers
     uint32_t bytes
     uint8_t packet[1]                  # the whole CONNECT as received (bytes of it)
 
@@ -273,10 +278,14 @@ cdef struct Conn:
     PendingConnect *pending
     Conn *partner                      # the other end of a tunnel, on this worker
     uint8_t *auth_method               # owned: of the enhanced authentication in use
+    uint8_t *user                      # owned: whom that has found the client to be; NULL: nobody was named
+    uint8_t *username                  # owned: of CONNECT; NULL: none
     Ring *held_acks                    # HeldAck; NULL: none
     int64_t brake_until_ms
     int64_t last_packet_ms
+    int64_t connected_wall_ms          # Unix time of CONNECT
     int64_t question_due_ms            # where CONN_QUESTION_OPEN
+    int64_t ends_ms                    # its authentication runs out; 0: never
     uint64_t waits_until               # the last sequence for which it stands in worker.waits
     uint64_t suback_until              # the sequence that its last SUBACK waits for: retained messages are handed out after it
     uint32_t maximum_packet_size       # what the client takes, bytes; 0: no limit
@@ -285,12 +294,30 @@ cdef struct Conn:
     uint32_t reply_bytes               # acknowledgements and other replies, since the output was empty last
     uint32_t head_bytes                # of the HTTP head: looked through so far, then its size
     uint16_t auth_method_bytes
+    uint16_t user_bytes
+    uint16_t username_bytes
     uint8_t phase
     uint8_t flags
     uint8_t maximum_qos
     uint8_t disconnect_reason          # RC of the client's or our DISCONNECT
     uint8_t keep_will                  # the will goes out at the end (no clean DISCONNECT)
     uint8_t layout                     # dialect.layout, at hand for the fan-out
+
+# ---- in-process clients: the program around the broker publishes and subscribes through them
+
+cdef enum:
+    INSIDE_WINDOW = 1024               # messages that the program may have taken and not dealt with, per client
+    INSIDE_WINDOW_BYTES = 4 << 20      # and their bytes
+    DELIVERY_ITEMS = 62
+
+cdef struct Inside:                    # conn.phase is CONN_INSIDE, conn.session its session; what is sent to it waits in the session's queue
+    Conn conn                          # must be first; its link is not the reactor's: never open
+    Inside *next                       # in worker.inside_due or inside_later
+    bint due
+    uint8_t refused                    # of the publication under way: why the connection would end
+    uint32_t taken                     # messages with the program
+    uint64_t taken_bytes
+    Ring awaiting                      # RequestMail *: publications not answered yet, in the order of their acknowledgements
 
 # ---- shared groups
 
@@ -327,6 +354,9 @@ cdef enum MailKind:
     MAIL_LINK = 9
     MAIL_COMMITTED = 10
     MAIL_BODIES = 11
+    MAIL_REQUEST = 12                  # from the program to a worker, and back as the answer
+    MAIL_DELIVERY = 13                 # from a worker to the program, and back to be freed
+    MAIL_EVENT = 14                    # from a worker to the program
 
 cdef enum:
     PUBLISH_MAIL_ITEMS = 62
@@ -345,7 +375,10 @@ cdef struct AdoptMail:
     Mail mail
     LinkParcel parcel
     uint8_t *auth_data                 # owned: for CONNACK
+    uint8_t *user                      # owned: Conn.user
+    int64_t ends_ms                    # Conn.ends_ms
     uint32_t auth_data_bytes
+    uint16_t user_bytes
     uint32_t bytes
     uint8_t packet[1]                  # the CONNECT
 
@@ -385,6 +418,10 @@ cdef struct AnswerMail:                # of the gate
     uint8_t reason
     uint8_t *auth_data                 # owned
     uint32_t auth_data_bytes
+    uint16_t user_bytes
+    uint8_t *user                      # owned: whom the client was found to be; NULL: not told
+    int64_t lasts_ms                   # until the connection ends; 0: for ever
+    int64_t keep_ms                    # the verdict may be remembered for as long; 0: not
 
 cdef enum HeadVerdict:
     HEAD_UPGRADE = 0                   # response is sent, and frames follow
@@ -415,6 +452,69 @@ cdef struct BrakeMail:                 # a receiver of this publisher's messages
     uint64_t session
     bint pause                         # its messages are QoS 0: no acknowledgement to hold
 
+cdef enum RequestVerb:
+    REQUEST_OPEN = 1                   # -> session
+    REQUEST_CLOSE = 2                  # session
+    REQUEST_PUBLISH = 3                # session, data: a PUBLISH, 5.0 -> reason, count: sessions and groups that it is for
+    REQUEST_SUBSCRIBE = 4              # session, options, number: subscription identifier, data: filter -> reason
+    REQUEST_UNSUBSCRIBE = 5            # session, data: filter -> reason
+    REQUEST_TAKEN = 6                  # session, number: messages, cursor: their bytes. Not answered
+    REQUEST_LIST = 7                   # options 1: those on line only, number: at most, cursor: slot -> count, cursor, result
+    REQUEST_LOOK = 8                   # data: client id -> count, result with its subscriptions
+    REQUEST_DISCONNECT = 9             # options: reason code, data: client id -> count
+    REQUEST_END = 10                   # data: client id -> count: its session has ended
+    REQUEST_RETAINED = 11              # number: at most, cursor: stripe, split, data: filter and last topic -> count, cursor, result
+    REQUEST_CLEAR = 12                 # the same -> count, cursor, split: about number of them are deleted
+
+cdef struct RequestMail:
+    Mail mail
+    uint64_t ticket                    # the asker's; 0: no answer
+    uint64_t session                   # handle
+    uint64_t cursor
+    uint64_t count
+    uint32_t number
+    uint32_t split                     # of REQUEST_RETAINED: bytes of the filter, behind which data holds the topic to go on after
+    uint16_t worker
+    uint8_t verb
+    uint8_t options
+    uint8_t reason
+    uint8_t *result                    # owned; NULL: none
+    uint32_t result_bytes
+    uint32_t data_bytes
+    uint8_t data[1]                    # data_bytes of them
+
+cdef struct DeliveryItem:              # one reference each
+    Msg *msg
+    SubscriptionIds *subscription_ids  # NULL: none
+    uint32_t message_expiry            # seconds left
+    uint8_t has_expiry
+    uint8_t qos
+    uint8_t retain
+
+cdef struct DeliveryMail:
+    Mail mail
+    uint64_t session
+    uint64_t bytes
+    uint32_t count
+    uint32_t dropped                   # messages that the client has lost so far
+    uint16_t worker
+    DeliveryItem items[62]
+
+cdef struct EventMail:
+    Mail mail
+    int64_t wall_ms
+    uint32_t dropped                   # messages that the client has lost so far
+    uint16_t event                     # report.LogEvent
+    uint16_t listener
+    uint8_t reason
+    uint8_t level                      # of the protocol; 0: no connection
+    uint8_t peer_bytes
+    uint8_t peer[64]
+    uint32_t client_id_bytes
+    uint32_t username_bytes
+    uint32_t detail_bytes
+    uint8_t data[1]                    # client id, user name, detail
+
 cdef struct PlainMail:
     Mail mail
 
@@ -432,6 +532,7 @@ cdef enum WaitKind:
     WAIT_CONN = 0                      # replies of a connection
     WAIT_OFFER = 1                     # a QoS 2 message that is offered when it is safe
     WAIT_SESSION = 2                   # QoS 2 deliveries whose packet ids are safe then, up to packet_id
+    WAIT_INSIDE = 3                    # replies to an in-process client
 
 cdef struct Wait:                      # for a sequence of this worker's journal
     uint64_t until
@@ -485,6 +586,24 @@ cdef struct Gate:
     uint32_t limit
     uint64_t limit_bytes
 
+# ---- verdicts that are remembered
+
+cdef struct VerdictEntry:
+    uint64_t key[2]
+    int64_t until_ms                   # 0: free
+    int64_t ends_ms                    # Conn.ends_ms of who comes in by it
+    uint8_t reason
+
+cdef struct VerdictCache:
+    VerdictEntry *entries              # owned: sets of four; NULL: none yet
+    uint32_t sets
+    uint32_t epoch                     # of the entries
+
+cdef struct VerdictRules:              # what all workers' caches share
+    uint64_t key[2]                    # of the hash; random, made once
+    uint32_t fields                    # atomic: VerdictField [control plane]
+    uint32_t epoch                     # atomic: entries of another one do not hold [control plane]
+
 # ---- worker and engine
 
 cdef struct Run:                       # QoS 0 packets that many receivers share, encoded once
@@ -501,6 +620,7 @@ cdef struct Worker:
     PlainMail shutdown_mail            # posted once, by engine_stop
     MsgPool msgs
     RouteCache routes
+    VerdictCache verdicts
     Map clients                        # client id -> Session *
     Map groups                         # group id -> Group *
     Vec session_pages                  # Session * to a page of 64
@@ -523,6 +643,10 @@ cdef struct Worker:
     Mail *post_last[256]
     uint64_t post_bytes[256]           # of the publications among it
     uint8_t crowded[256]               # that worker is behind with its mail: publishers to it are braked
+    Mail *port_first                   # mail of this turn for the program
+    Mail *port_last
+    Inside *inside_due                 # in-process clients with something to take
+    Inside *inside_later               # the same, in the next turn
     pthread_t thread
     Stats stats
     uint8_t apart[64]                  # what others write stands on a cache line of its own
@@ -532,6 +656,7 @@ cdef struct Worker:
 cdef struct Engine:
     Settings settings
     Clock clock
+    int64_t heard_ms                   # atomic: connections count as heard from until then, whatever they sent; see engine_advance
     Trie *trie
     RetainStore *retain
     Journal *journal                   # NULL: nothing outlives the process
@@ -539,11 +664,16 @@ cdef struct Engine:
     RouteRules rules                   # what routes are told beside the tree
     LogRing *log
     Gate gate
+    VerdictRules verdict_rules
     Listener *listeners[256]
     uint32_t listener_count
     uint32_t connections               # atomic gauge
     uint32_t sessions                  # atomic gauge
     uint32_t stopping                  # atomic: graceful shutdown has begun
+    uint32_t heard                     # atomic: bit of each report.LogEvent that the program wants to hear of
+    uint32_t events_waiting            # atomic gauge
+    Inbox port                         # of the program
+    bint port_open
     uint8_t *response_information      # owned; NULL: none
     uint32_t response_information_bytes
     Worker *workers[256]

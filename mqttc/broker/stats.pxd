@@ -19,6 +19,9 @@ cdef enum Counter:
     C_CONNECT_TIMEOUTS
     C_GATE_QUESTIONS
     C_GATE_TIMEOUTS
+    C_VERDICTS_KEPT                    # remembered
+    C_VERDICTS_REUSED                  # CONNECTs decided by them
+    C_AUTH_EXPIRED                     # connections whose authentication ran out
     C_MESSAGES_IN                      # PUBLISH accepted
     C_MESSAGES_OUT                     # PUBLISH sent, all QoS, resent ones too
     C_MESSAGES_RESENT
@@ -46,6 +49,7 @@ cdef enum Counter:
     C_WEBSOCKETS_UPGRADED
     C_HTTP_REFUSED                     # requests that are none, too long, or answered with an error
     C_HTTP_SPLICED                     # connections handed through to the control plane
+    C_EVENTS_LOST                      # that the program around the broker wanted to hear of
     C_COUNT
 
 cdef struct Stats:

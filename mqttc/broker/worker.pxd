@@ -21,5 +21,7 @@ cdef void engine_abandon(Engine *engine) noexcept nogil                        #
 cdef int engine_adopt(
     Engine *engine, uint16_t worker, int fd, uint16_t listener, const PeerAddress *peer, const Proofs *proofs, bint websocket, bint remote,
 ) noexcept nogil
-cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms) noexcept nogil      # [any thread] moves the clock of all workers
+cdef void engine_hold(Engine *engine, int64_t wall_ms) noexcept nogil                          # before engine_start, and before the store is read: see clock_hold
+# [any thread] moves the clock of all workers. heard: what clients have sent or not is no matter meanwhile, their keep alive begins anew where it ends.
+cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms, bint heard) noexcept nogil
 cdef uint64_t engine_counter(const Engine *engine, int counter) noexcept nogil                 # [any thread] sum over workers

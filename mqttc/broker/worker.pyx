@@ -3,14 +3,14 @@ from libc.string cimport memset, strlen
 from posix.unistd cimport close, usleep
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
-from mqttc.base.inbox cimport Mail, inbox_post, inbox_take, inbox_wake
+from mqttc.base.inbox cimport Mail, inbox_free, inbox_init, inbox_post, inbox_take, inbox_wake
 from mqttc.base.logring cimport LogRecord, log_text, logring_build, logring_free, logring_push
 from mqttc.base.map cimport map_free, map_init, map_next
 from mqttc.base.msg cimport Msg, msg_come_home, msg_drop, msg_take_strays, pool_free, pool_init
 from mqttc.base.ring cimport ring_at, ring_init, ring_pop_front, ring_trim
 from mqttc.base.timer cimport TimerNode, wheel_add
 from mqttc.base.types cimport (
-    ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_i64_relaxed, atomic_add_u32_relaxed, atomic_load_u64_relaxed, atomic_store_u32_release, span_equal,
+    ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u64_relaxed, atomic_store_i64_relaxed, atomic_store_u32_release, span_equal,
     span_make,
 )
 from mqttc.base.vec cimport vec_at, vec_free, vec_init
@@ -21,10 +21,12 @@ from mqttc.broker.gate cimport gate_free, gate_init
 from mqttc.broker.group cimport group_free
 from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.journal cimport DURABILITY_SYNCED, Body, JournalHooks, journal_free, journal_start, journal_stop
+from mqttc.broker.inside cimport inside_free, inside_pump_all, on_request
 from mqttc.broker.mail cimport mail_discard, post, post_all, publish_mail_done
 from mqttc.broker.on_connect cimport conn_init, connect_adopt, connect_welcome, on_answer
 from mqttc.broker.on_head cimport on_head_answer, tunnel_drained
 from mqttc.broker.on_publish cimport brakes_release, conn_brake
+from mqttc.broker.port cimport delivery_free, port_flush
 from mqttc.broker.presence cimport session_timer
 from mqttc.broker.reply cimport END_REFUSED, conn_disconnect, conn_of, replies_release
 from mqttc.broker.report cimport (
@@ -34,15 +36,16 @@ from mqttc.broker.retain cimport retain_build, retain_free, retain_sweep
 from mqttc.broker.routes cimport route_drop, routes_free, routes_init
 from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
 from mqttc.broker.state cimport (
-    CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_REMOTE, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_BRAKE, MAIL_COMMITTED, MAIL_GROUP, MAIL_HEAD, MAIL_LINK,
-    MAIL_PUBLISH, MAIL_SHUTDOWN, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, WAIT_OFFER, WAIT_SESSION, AdoptMail, AnswerMail, BlocksMail,
-    BodiesMail, BrakeMail, CommittedMail, Conn, Engine, Group, GroupMail, HeadMail, LinkMail, Listener, PlainMail, PublishMail, Session, Settings, Wait, Worker,
+    CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_REMOTE, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_BRAKE, MAIL_COMMITTED, MAIL_DELIVERY, MAIL_GROUP, MAIL_HEAD,
+    MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, WAIT_INSIDE, WAIT_OFFER, WAIT_SESSION, AdoptMail, AnswerMail,
+    BlocksMail, BodiesMail, BrakeMail, CommittedMail, Conn, DeliveryMail, Engine, Group, GroupMail, HeadMail, LinkMail, Listener, PlainMail, PublishMail, RequestMail, Session, Settings, Wait, Worker,
 )
 from mqttc.broker.trie cimport trie_build, trie_free
+from mqttc.broker.verdicts cimport verdicts_free, verdicts_init
 from mqttc.net.outq cimport chunk_drop
 from mqttc.net.proxy cimport proxy_accept
 from mqttc.net.reactor cimport (
-    Link, LinkHooks, link_close, link_open, reactor_abandon, reactor_build, reactor_ending, reactor_free, reactor_link, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
+    Link, LinkHooks, clock_hold, clock_move, clock_now_ms, clock_release, link_close, link_open, reactor_abandon, reactor_build, reactor_clock, reactor_ending, reactor_free, reactor_link, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
 )
 from mqttc.net.tcp cimport PeerAddress, tcp_ops
 from mqttc.net.vouched cimport Proofs, vouched_wrap
@@ -68,7 +71,8 @@ cdef enum:
     LOG_RECORDS = 4096
     OPEN_QUESTIONS = 65536             # bounds of the gate's list
     OPEN_QUESTION_BYTES = 64 << 20
-    ADVANCE_ATTEMPTS = 20000           # of 0.1 ms, until every worker has seen the moved clock
+    ADVANCE_WAIT_US = 50
+    ADVANCE_ATTEMPTS = 40000           # until every worker has seen the moved clock
     SWEEP_MS = 2000
     SWEEP_TOPICS = 20000               # retained messages looked at for expiry per sweep
     SHUTDOWN_TICK_MS = 50
@@ -146,8 +150,8 @@ cdef void on_timer(void *context, TimerNode *node) noexcept nogil:
     elif node.kind == TIMER_BRAKE:
         brakes_release(worker)
     elif node.kind == TIMER_SWEEP:
-        retain_sweep(worker.engine.retain, &worker.msgs, worker.reactor.now_ms, SWEEP_TOPICS)
-        wheel_add(worker.reactor.wheel, node, worker.reactor.now_ms + SWEEP_MS)
+        retain_sweep(worker.engine.retain, &worker.msgs, worker.reactor.turn_ms, SWEEP_TOPICS)
+        wheel_add(worker.reactor.wheel, node, worker.reactor.turn_ms + SWEEP_MS)     # once, however far the clock has jumped
     elif node.kind == TIMER_SHUTDOWN:
         shutdown_tick(worker)
 
@@ -156,9 +160,11 @@ cdef void on_turn_end(void *context) noexcept nogil:
     cdef Worker *worker = <Worker *> context
     credits_grant(worker)
     own_mail(worker)
+    inside_pump_all(worker)
     if worker.engine.journal != NULL:
         journal_flush(worker)
     post_all(worker)
+    port_flush(worker)
 
 
 cdef void on_accept_error(void *context, uint16_t listener, int error) noexcept nogil:
@@ -212,6 +218,10 @@ cdef void wait_over(Worker *worker, Wait *wait) noexcept nogil:
         session = session_of(worker, wait.session)
         if session != NULL:
             delivery_ready(worker, session, wait.packet_id)
+    elif wait.kind == WAIT_INSIDE:
+        session = session_of(worker, wait.session)
+        if session != NULL and session.conn != NULL:
+            replies_release(worker, session.conn)
     else:
         conn = <Conn *> reactor_link(worker.reactor, <uint32_t> wait.session, <uint32_t> (wait.session >> 32))
         if conn == NULL:
@@ -336,6 +346,7 @@ cdef void on_mail(void *context, Mail *chain) noexcept nogil:
         elif mail.kind == MAIL_ANSWER:
             on_answer(worker, <AnswerMail *> mail)
             mem_free((<AnswerMail *> mail).auth_data)
+            mem_free((<AnswerMail *> mail).user)
         elif mail.kind == MAIL_COMMITTED:
             on_committed(worker, (<CommittedMail *> mail).sequence)
         elif mail.kind == MAIL_BODIES:
@@ -346,6 +357,14 @@ cdef void on_mail(void *context, Mail *chain) noexcept nogil:
             on_link_mail(worker, <LinkMail *> mail)
         elif mail.kind == MAIL_BRAKE:
             on_brake_mail(worker, <BrakeMail *> mail)
+        elif mail.kind == MAIL_REQUEST:
+            on_request(worker, <RequestMail *> mail)
+            mail = next                 # it is on its way back, or freed
+            continue
+        elif mail.kind == MAIL_DELIVERY:
+            delivery_free(worker, <DeliveryMail *> mail)
+            mail = next
+            continue
         elif mail.kind == MAIL_SHUTDOWN:
             shutdown_begin(worker)
             mail = next                 # the worker's own, not freed
@@ -472,6 +491,11 @@ cdef void worker_empty(Worker *worker) noexcept nogil:
             next = mail.next
             mail_discard(worker, mail)
             mail = next
+    mail = worker.port_first
+    while mail != NULL:
+        next = mail.next
+        mail_discard(worker, mail)
+        mail = next
     link = reactor_next_link(worker.reactor, &cursor)
     while link != NULL:
         conn_release(conn_of(link))
@@ -483,6 +507,7 @@ cdef void worker_empty(Worker *worker) noexcept nogil:
         page = (<Session **> vec_at(&worker.session_pages, i))[0]
         for k in range(SESSION_PAGE):
             if page[k].client_id != NULL:
+                inside_free(worker, &page[k])
                 session_discard(worker, &page[k])
         mem_free(page)
     cursor = 0
@@ -494,6 +519,7 @@ cdef void worker_empty(Worker *worker) noexcept nogil:
     vec_free(&worker.session_pages)
     vec_free(&worker.session_free)
     vec_free(&worker.braked)
+    verdicts_free(&worker.verdicts)
     routes_free(&worker.routes)
     reactor_free(worker.reactor)
 
@@ -510,7 +536,8 @@ cdef Engine *engine_build(const Settings *settings) noexcept nogil:
     engine.log = logring_build(LOG_RECORDS)
     engine.trie = trie_build(settings.max_topic_levels)
     engine.retain = retain_build(settings.max_retained_messages, settings.max_retained_bytes)
-    if engine.log == NULL or engine.trie == NULL or engine.retain == NULL:
+    engine.port_open = inbox_init(&engine.port) == ST_OK
+    if engine.log == NULL or engine.trie == NULL or engine.retain == NULL or not engine.port_open or verdicts_init(&engine.verdict_rules) != ST_OK:
         engine_free(engine)
         return NULL
     for i in range(settings.workers):
@@ -574,6 +601,7 @@ cdef bint engine_stop(Engine *engine, uint32_t timeout_ms) noexcept nogil:
     cdef PlainMail *mail
     cdef Worker *worker
     engine.settings.shutdown_timeout_ms = timeout_ms
+    clock_release(&engine.clock)        # last words are waited for in real time
     atomic_store_u32_release(&engine.stopping, 1)
     for i in range(engine.settings.workers):
         worker = engine.workers[i]
@@ -603,6 +631,12 @@ cdef bint engine_stop(Engine *engine, uint32_t timeout_ms) noexcept nogil:
 cdef void engine_free(Engine *engine) noexcept nogil:
     cdef uint32_t i, k
     cdef uint32_t count = 0
+    cdef Mail *mail = inbox_take(&engine.port) if engine.port_open else NULL
+    cdef Mail *next
+    while mail != NULL:
+        next = mail.next
+        mail_discard(engine.workers[0], mail)
+        mail = next
     for i in range(engine.settings.workers):
         if engine.workers[i] != NULL:
             worker_empty(engine.workers[i])
@@ -626,6 +660,8 @@ cdef void engine_free(Engine *engine) noexcept nogil:
     if engine.log != NULL:
         logring_free(engine.log)
     gate_free(&engine.gate)
+    if engine.port_open:
+        inbox_free(&engine.port)
     for i in range(engine.listener_count):
         if engine.listeners[i].fd >= 0:
             close(engine.listeners[i].fd)
@@ -667,6 +703,9 @@ cdef void engine_abandon(Engine *engine) noexcept nogil:
     cdef uint32_t i
     for i in range(engine.settings.workers):
         reactor_abandon(engine.workers[i].reactor)
+    close(engine.port.wake_read_fd)
+    if engine.port.wake_write_fd != engine.port.wake_read_fd:
+        close(engine.port.wake_write_fd)
     if engine.journal != NULL:          # but not its file: SQLite's connection is the parent's thread's
         close(engine.journal.inbox.wake_read_fd)
         if engine.journal.inbox.wake_write_fd != engine.journal.inbox.wake_read_fd:
@@ -676,21 +715,39 @@ cdef void engine_abandon(Engine *engine) noexcept nogil:
             close(engine.listeners[i].fd)
 
 
-cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms) noexcept nogil:
-    """Returns when no worker is still in a turn that read the clock before."""
-    cdef uint32_t i, attempt
-    cdef uint64_t *turns
-    cdef uint64_t before
-    atomic_add_i64_relaxed(&engine.clock.mono_offset_ms, mono_ms)
-    atomic_add_i64_relaxed(&engine.clock.wall_offset_ms, wall_ms)
+cdef void engine_hold(Engine *engine, int64_t wall_ms) noexcept nogil:
+    cdef uint32_t i
+    clock_hold(&engine.clock, wall_ms)
     for i in range(engine.settings.workers):
-        turns = &engine.workers[i].reactor.stats.turns
-        before = atomic_load_u64_relaxed(turns)
-        for attempt in range(ADVANCE_ATTEMPTS):         # a worker that has stopped makes no turns
-            inbox_wake(&engine.workers[i].reactor.inbox)
-            if atomic_load_u64_relaxed(turns) - before >= 2:
-                break
-            usleep(100)
+        reactor_clock(engine.workers[i].reactor)
+
+
+cdef void workers_turn(Engine *engine) noexcept nogil:
+    """Returns when each worker has begun and ended a turn since: its timers that were due have run, and it has read what had arrived."""
+    cdef uint64_t[256] turns
+    cdef uint32_t i, attempt
+    cdef bint waiting = True
+    for i in range(engine.settings.workers):
+        turns[i] = atomic_load_u64_relaxed(&engine.workers[i].reactor.stats.turns)
+    for attempt in range(ADVANCE_ATTEMPTS):             # a worker that has stopped makes no turns
+        waiting = False
+        for i in range(engine.settings.workers):
+            if atomic_load_u64_relaxed(&engine.workers[i].reactor.stats.turns) - turns[i] < 2:
+                inbox_wake(&engine.workers[i].reactor.inbox)
+                waiting = True
+        if not waiting:
+            return
+        usleep(ADVANCE_WAIT_US)
+
+
+cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms, bint heard) noexcept nogil:
+    """Returns when no worker is still in a turn that read the clock before, and what they have told each other has arrived."""
+    if heard:
+        atomic_store_i64_relaxed(&engine.heard_ms, clock_now_ms(&engine.clock) + mono_ms)
+    clock_move(&engine.clock, mono_ms, wall_ms)
+    workers_turn(engine)
+    if engine.settings.workers > 1:
+        workers_turn(engine)
 
 
 cdef uint64_t engine_counter(const Engine *engine, int counter) noexcept nogil:

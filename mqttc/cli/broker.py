@@ -15,13 +15,15 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from mqttc import __version__, logs
 from mqttc.cli.terminal import printable
-from mqttc.config import Config, ConfigError, schema
+from mqttc.config import Config, ConfigError, Problem, schema
+from mqttc.systemd import Notifier, NotifyError, become, inherited_sockets, keep_watch
 
 if TYPE_CHECKING:
     from mqttc.server import Broker
@@ -40,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         description="An MQTT 3.1, 3.1.1 and 5.0 broker.",
         epilog="Every key of the configuration file is also a variable (MQTTC_LIMITS__MAX_PACKET_SIZE=65536) and an "
         "option (--set limits.max_packet_size=65536). SIGTERM and SIGINT end the broker, SIGHUP reads the "
-        "configuration again. mqttc-broker cert makes certificates; mqttc-broker store and mqttc-broker backup look after "
+        "configuration again. mqttc-broker cert makes certificates; mqttc-broker passwd keeps a password file; "
+        "mqttc-broker store and mqttc-broker backup look after "
         "what is kept in data_dir. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file to read")
@@ -94,6 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from mqttc.cli.store import main as store
 
         return store(given[1:])
+    if given[:1] == ["passwd"]:
+        from mqttc.cli.passwd import main as passwd
+
+        return passwd(given[1:])
     if given[:1] == ["backup"]:
         from mqttc.cli.store import main_backup
 
@@ -114,6 +121,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             try:
                 check_files(config)
+            except ConfigError as error:
+                _complain(error)
+                return error.exit_code
+        if config.auth.sources:
+            from mqttc.auth.chain import ChainAuthenticator
+
+            try:
+                ChainAuthenticator(config)
             except ConfigError as error:
                 _complain(error)
                 return error.exit_code
@@ -140,7 +155,15 @@ def _load(options: argparse.Namespace) -> Config:
         settings.append("tls.self_signed=true")
     if options.tls_host:
         settings.append(f"tls.hosts={json.dumps(options.tls_host)}")
-    return Config.load(options.config, os.environ, options.listen, settings)
+    config = Config.load(options.config, os.environ, options.listen, settings)
+    problems = [
+        Problem(listener.url, "asgi:// is for a broker inside a web application (docs/embedding.md); this program has none")
+        for listener in config.listeners
+        if listener.scheme == "asgi"
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def _complain(error: ConfigError) -> None:
@@ -162,6 +185,7 @@ def _hints(config: Config, options: argparse.Namespace) -> list[str]:
         if listener.behind_proxy
         and (config.auth.anonymous if listener.anonymous is None else listener.anonymous) == "loopback"
         and not config.auth.allow
+        and not config.auth.sources
     ]
 
 
@@ -191,7 +215,8 @@ class _Signals:
 
 
 def _serve(options: argparse.Namespace, config: Config, known: _Identity | None) -> int:
-    from mqttc.server import Broker  # late, so that --check needs no compiled engine
+    from mqttc.listen import bind_all  # late, so that --check needs no compiled engine
+    from mqttc.server import Broker
 
     signals = _Signals()
     handler = logs.BackgroundHandler()
@@ -200,15 +225,19 @@ def _serve(options: argparse.Namespace, config: Config, known: _Identity | None)
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)  # the broker filters by log.level itself
     logger.propagate = False
+    notifier = Notifier()
     broker = Broker(config)
     try:
-        broker.start()
+        bound = bind_all(config.listeners, inherited_sockets())
+        if config.user:
+            become(config.user, config.group)
+        broker.start(bound)
     except ConfigError as error:
         handler.close()
         _complain(error)
         return error.exit_code
-    except OSError as error:
-        handler.put(f"mqttc-broker: {printable(str(error))}")
+    except (OSError, KeyError) as error:
+        handler.put(f"mqttc-broker: {printable(str(error.args[0]) if isinstance(error, KeyError) else str(error))}")
         handler.close()
         return _EXIT_RUNTIME
     for hint in _hints(config, options):
@@ -216,8 +245,47 @@ def _serve(options: argparse.Namespace, config: Config, known: _Identity | None)
     for url in broker.urls:
         handler.put(f"listening on {url}")
     handler.put("ready")
-    _wait(broker, options, known, signals, handler)
+    manager = _Manager(notifier, broker, handler)
+    manager.ready()
+    _wait(broker, options, known, signals, handler, manager)
+    manager.stopping()
     return _end(broker, signals, handler)
+
+
+class _Manager:
+    """The service manager, which is told what goes on. That it cannot be told is worth a line, and nothing else."""
+
+    def __init__(self, notifier: Notifier, broker: Broker, handler: logs.BackgroundHandler) -> None:
+        self._notifier = notifier
+        self._broker = broker
+        self._handler = handler
+        self._due = time.monotonic()
+
+    @property
+    def patience_s(self) -> float | None:
+        """Seconds after which ``watch`` is to be called; None: nobody watches."""
+        return None if self._notifier.watchdog_s is None else max(0.0, self._due - time.monotonic())
+
+    def ready(self) -> None:
+        self._tell(lambda: self._notifier.ready("listening on " + " ".join(self._broker.urls)))
+
+    def reloading(self) -> None:
+        self._tell(self._notifier.reloading)
+
+    def stopping(self) -> None:
+        self._tell(self._notifier.stopping)
+
+    def watch(self) -> None:
+        def look() -> None:
+            self._due = keep_watch(self._notifier, self._broker.responsive, self._due, time.monotonic())
+
+        self._tell(look)
+
+    def _tell(self, say: Callable[[], None]) -> None:
+        try:
+            say()
+        except NotifyError as error:
+            self._handler.put(f"mqttc-broker: {printable(str(error))}")
 
 
 def _wait(
@@ -226,15 +294,20 @@ def _wait(
     known: _Identity | None,
     signals: _Signals,
     handler: logs.BackgroundHandler,
+    manager: _Manager,
 ) -> None:
     """Serve until SIGTERM or SIGINT; read the configuration again at SIGHUP and when its file changes."""
     while True:
-        received = signals.wait(None if options.config is None else _WATCH_S)
+        pauses = [pause for pause in (manager.patience_s, None if options.config is None else _WATCH_S) if pause is not None]
+        received = signals.wait(min(pauses, default=None))
+        manager.watch()
         if signal.SIGTERM in received or signal.SIGINT in received:
             return
         current = _identity(options.config)
         if signal.SIGHUP in received or (current is not None and current != known):
+            manager.reloading()
             _reload(broker, options, handler)
+            manager.ready()
         known = current or known
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mqttc import codec
 from mqttc.codec import Properties
 
@@ -45,7 +47,8 @@ class OutgoingAliases:
 
 def merged(properties: Properties, number: int | None) -> Properties:
     """The same with an alias."""
-    return Properties(**{**properties.as_dict(), "topic_alias": number})
+    told: dict[str, Any] = {**properties.as_dict(), "topic_alias": number}
+    return Properties(**told)
 
 
 class IncomingAliases:
@@ -53,7 +56,7 @@ class IncomingAliases:
 
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
-        self._topics: dict[int, str] = {}
+        self.topics: dict[int, str] = {}
 
     def resolve(self, topic: str, properties: Properties) -> str:
         """The topic of a PUBLISH with these. Raises ``codec.ProtocolViolationError``."""
@@ -62,11 +65,11 @@ class IncomingAliases:
             if not topic:
                 raise codec.ProtocolViolationError("PUBLISH without a topic and without an alias")
             return topic
-        if not topic and number in self._topics:
-            return self._topics[number]
+        if not topic and number in self.topics:
+            return self.topics[number]
         if not 1 <= number <= self._maximum:
             raise codec.ProtocolViolationError(f"topic alias {number} of {self._maximum}", codec.ReasonCode.TOPIC_ALIAS_INVALID)
         if topic:
-            self._topics[number] = topic
+            self.topics[number] = topic
             return topic
         raise codec.ProtocolViolationError(f"topic alias {number} has not been told")

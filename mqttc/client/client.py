@@ -76,6 +76,12 @@ class Client:
         return self.state is State.CLOSED
 
     @property
+    def server(self) -> str:
+        """The URL, without its password, of the broker that it is connected to or tries: not the first one after a redirection."""
+        supervisor = self._engine.supervisor
+        return self._engine.target.shown if supervisor is None else supervisor.target.shown
+
+    @property
     def client_id(self) -> str:
         """The broker's choice, where it has made one."""
         core = self._engine.core
@@ -189,8 +195,8 @@ class Client:
         `wait=False` returns as soon as the message is on its way or queued, with a durable store when it is in its file.
         While there is a connection, a full queue makes both wait. Cancelled before it was sent, it is not sent.
 
-        Raises ``PublishError`` (the broker refused it), ``NotSupportedError``, ``QueueFullError`` (no connection and no
-        room), ``ClosedError``, and ``codec.EncodeError``.
+        With a message_expiry_interval it waits here no longer than that, and is sent with what is left of it.
+        Raises ``PublishError``, ``ExpiredError``, ``NotSupportedError``, ``QueueFullError``, ``ClosedError``, ``codec.EncodeError``.
         """
         if type(payload) is not bytes:
             payload = payload.encode() if isinstance(payload, str) else bytes(payload)
@@ -213,9 +219,12 @@ class Client:
                 connection.flush_soon()
             return SENT
         entry = Outgoing(topic, payload, qos, retain, properties)
+        expires = properties is not None and core.expires(entry, properties)
         while not core.outgoing.idle_window and core.outgoing.full_for(entry) and engine.connection is not None:
             await engine.idle.wait()
         core.publish(entry)
+        if expires and not entry.stage:
+            engine.watch_expiry()
         engine.flush_soon()
         if not wait:
             if engine.store.dirty:

@@ -8,8 +8,10 @@ be sent gathers in `out`, whole packets in order. Not thread-safe.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mqttc import codec
 from mqttc.client.aliases import IncomingAliases, OutgoingAliases
@@ -83,7 +85,7 @@ Events = list[Event]
 
 
 class Core:
-    """See above. `acknowledger` is put into messages of QoS 1 and 2."""
+    """See above. `acknowledger` is put into messages of QoS 1 and 2; `clock` (seconds, monotonic) is asked about messages that expire."""
 
     def __init__(
         self,
@@ -92,6 +94,7 @@ class Core:
         store: Store = MEMORY,
         stats: Stats | None = None,
         acknowledger: Callable[[Receipt, int], None] | None = None,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.options = options
         self.client_id = client_id
@@ -111,6 +114,7 @@ class Core:
         self._unconfirmed = 0
         """SUBSCRIBE packets of the client's own that have no answer: the session of the broker may lack these filters."""
         self._acknowledger = acknowledger
+        self._clock = clock
         self._clean = True
         ids = PacketIds()
         self.outgoing = OutgoingMessages(ids, store, options.max_queued_messages, options.max_queued_bytes, options.max_inflight)
@@ -124,6 +128,9 @@ class Core:
         self._aliases_in = IncomingAliases(0)
         self._handlers: dict[type[codec.Packet], Callable[[codec.Packet, Events], None]] = {
             codec.Connack: self._on_connack,
+            codec.Publish: self._on_publish,
+            codec.Puback: self._on_ack,
+            codec.Pubcomp: self._on_ack,
             codec.Pubrec: self._on_pubrec,
             codec.Pubrel: self._on_pubrel,
             codec.Suback: self._on_verdicts,
@@ -260,6 +267,24 @@ class Core:
         if self.phase is Phase.ONLINE:
             self._pump([])
 
+    def expires(self, entry: Outgoing, properties: Properties) -> bool:
+        """Whether it does: then its time begins."""
+        interval_s = properties.message_expiry_interval
+        if interval_s is not None:
+            entry.expires_at = self._clock() + interval_s
+        return interval_s is not None
+
+    def next_expiry_s(self) -> float | None:
+        """After so many seconds `expire` may have something to do."""
+        at = self.outgoing.next_expiry
+        return None if at is None else max(at - self._clock(), 0.0)
+
+    def expire(self) -> Events:
+        """Drops what has waited for too long."""
+        gone = self.outgoing.expire(self._clock())
+        self.stats.expired += len(gone)
+        return list(gone)
+
     def acknowledge(self, receipt: Receipt, reason_code: int = 0) -> None:
         incoming = self.incoming
         incoming.acknowledge(receipt, reason_code)
@@ -286,6 +311,8 @@ class Core:
             else:
                 self._put(data)
         outgoing = self.outgoing
+        if outgoing.next_expiry is not None:
+            events.extend(self.expire())
         while (entry := outgoing.next()) is not None:
             try:
                 self._check(entry)
@@ -326,7 +353,14 @@ class Core:
             raise NotSupportedError(f"{what} has {len(data)} bytes, the broker takes {most}", ReasonCode.PACKET_TOO_LARGE)
 
     def _encode_entry(self, entry: Outgoing, dup: bool) -> bytes:
-        return self._encode_publish(entry.topic, entry.payload, entry.qos, entry.retain, dup, entry.packet_id, entry.properties)
+        properties = entry.properties
+        if entry.expires_at is not None and properties is not None:
+            # what is left [MQTT-3.3.2-6]; not 0, which some brokers take for no expiry
+            left = max(math.ceil(entry.expires_at - self._clock()), 1)
+            if left < (properties.message_expiry_interval or 0):
+                told: dict[str, Any] = {**properties.as_dict(), "message_expiry_interval": left}
+                properties = Properties(**told)
+        return self._encode_publish(entry.topic, entry.payload, entry.qos, entry.retain, dup, entry.packet_id, properties)
 
     def _encode_publish(
         self, topic: str, payload: bytes, qos: int, retain: bool, dup: bool, packet_id: int, properties: Properties | None
@@ -339,9 +373,9 @@ class Core:
         if aliases.maximum and topic:
             shown, properties = aliases.shorten(topic, properties)
         try:
-            packet = codec.Publish(shown, payload, qos=qos, retain=retain, dup=dup, packet_id=packet_id, properties=properties)
-            data = codec.encode(packet, self.version)
-            self._check_size(data, "PUBLISH")
+            data = codec.publish_bytes(shown, payload, qos, retain, dup, packet_id, properties, self.version)
+            if self.limits.maximum_packet_size is not None:
+                self._check_size(data, "PUBLISH")
         except BaseException:
             if shown:
                 aliases.forget(topic)
@@ -371,47 +405,42 @@ class Core:
         events: Events = []
         stats = self.stats
         stats.bytes_received += len(data)
-        publish, puback, pubcomp, online = codec.Publish, codec.Puback, codec.Pubcomp, Phase.ONLINE
-        add = events.append
-        received = 0
+        acknowledged: list[int] = []
+        decoder = self._decoder
         try:
-            for packet in self._decoder.feed(data):
-                if self.phase is not online:
-                    if self.phase is Phase.LEAVING:
-                        break
-                    if self.phase is Phase.CONNECTING and not isinstance(packet, codec.Connack | codec.Auth):
-                        raise codec.ProtocolViolationError(f"{type(packet).__name__.upper()} before CONNACK")
-                kind = type(packet)
-                if kind is publish:
-                    received += 1
-                    topic, properties = packet.topic, packet.properties  # type: ignore[attr-defined]
-                    if properties or not topic:
-                        topic = self._aliases_in.resolve(topic, properties)
-                    if packet.qos:  # type: ignore[attr-defined]
-                        self._on_owed(topic, packet, events)  # type: ignore[arg-type]
-                    else:
-                        add(Message(topic, packet))  # type: ignore[arg-type]
-                elif kind is puback or kind is pubcomp:
-                    entry = self.outgoing.on_ack(packet)  # type: ignore[arg-type]
-                    if entry is None:
-                        stats.unclaimed += 1
-                    else:
-                        events.append(entry)
+            decoder.feed(data)
+            while self.phase is not Phase.LEAVING:
+                packet: codec.Packet | None
+                if self.phase is Phase.ONLINE:
+                    before = len(events)
+                    try:
+                        packet = decoder.run(events, acknowledged, self._aliases_in.topics, Message)
+                    finally:
+                        stats.received += len(events) - before
+                        if acknowledged:
+                            stats.unclaimed += self.outgoing.on_pubacks(acknowledged, events)
+                            acknowledged.clear()
                 else:
-                    handler = self._handlers.get(kind)
-                    if handler is None:
-                        raise codec.ProtocolViolationError(f"a broker may not send {kind.__name__.upper()}")
-                    handler(packet, events)
+                    packet = next(decoder, None)
+                    if packet is not None and not isinstance(packet, codec.Connack | codec.Auth):
+                        raise codec.ProtocolViolationError(f"{type(packet).__name__.upper()} before CONNACK")
+                if packet is None:
+                    break
+                self._handle(packet, events)
         except codec.CodecError as error:
             self._violated(error, events)
             return events
-        finally:
-            stats.received += received
         if self.phase is Phase.ONLINE:
             if self.incoming.answers:
                 self._answer()
             self._pump(events)
         return events
+
+    def _handle(self, packet: codec.Packet, events: Events) -> None:
+        handler = self._handlers.get(type(packet))
+        if handler is None:
+            raise codec.ProtocolViolationError(f"a broker may not send {type(packet).__name__.upper()}")
+        handler(packet, events)
 
     def violated(self, text: str) -> Events:
         """The same for what whoever drives the core has found."""
@@ -426,14 +455,29 @@ class Core:
         self.phase = Phase.LEAVING
         events.append(Violation(error))
 
-    def _on_owed(self, topic: str, packet: codec.Publish, events: Events) -> None:
-        """A message of QoS 1 or 2, or one of them again."""
+    def _on_publish(self, packet: codec.Packet, events: Events) -> None:
+        assert isinstance(packet, codec.Publish)
+        self.stats.received += 1
+        topic, properties = packet.topic, packet.properties
+        if properties or not topic:
+            topic = self._aliases_in.resolve(topic, properties)
+        if not packet.qos:
+            events.append(Message(topic, packet))
+            return
         receipt = self.incoming.on_publish(packet)
         if receipt is None:
             self.stats.repetitions += 1
         else:
             receipt.acknowledger = self._acknowledger
             events.append(Message(topic, packet, receipt))
+
+    def _on_ack(self, packet: codec.Packet, events: Events) -> None:
+        assert isinstance(packet, codec.Ack)
+        entry = self.outgoing.on_ack(packet)
+        if entry is None:
+            self.stats.unclaimed += 1
+        else:
+            events.append(entry)
 
     def _on_connack(self, packet: codec.Packet, events: Events) -> None:
         assert isinstance(packet, codec.Connack)

@@ -10,9 +10,11 @@ import contextlib
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
+from mqttc import codec
 from mqttc.client.connection import Connection
 from mqttc.client.core import Authenticated, Challenge, Connected, Core, Events, Phase
 from mqttc.client.incoming import Receipt
@@ -29,11 +31,13 @@ from mqttc.client.store import MemoryStore, Store
 from mqttc.client.stream import Stream
 from mqttc.client.subscription import Subscription
 from mqttc.client.supervisor import Supervisor
-from mqttc.client.url import Target
+from mqttc.client.url import WEBSOCKET, Target
 from mqttc.client.waiters import Waiter, Waiters, tell
 from mqttc.codec import Properties, ReasonCode
 from mqttc.errors import ClosedError, ConnectionLostError, MqttError, SubscribeError, reason_text
 
+LONG_S: Final = 86400.0
+"""A timer of asyncio is set for at most so long."""
 OVER: Final = frozenset({State.CLOSING, State.CLOSED})
 NOT_OPEN: Final = frozenset({State.NEW, State.CLOSING, State.CLOSED})
 
@@ -44,6 +48,8 @@ class Engine:
     """See above. ``core`` is there from `start` on."""
 
     def __init__(self, target: Target, options: Options) -> None:
+        if options.http2 and not (target.road == WEBSOCKET and target.secure):
+            raise ValueError("http2: WebSocket over HTTP/2 is for wss only")
         self.target = target
         self.options = options
         self.store: Store = options.store if options.store is not None else MemoryStore()
@@ -64,6 +70,7 @@ class Engine:
         """The supervisor's, those that ask `Authentication.respond`, and one for each callback that is a coroutine function."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
+        self._expiry: asyncio.TimerHandle | None = None
         self._commit_due = False
         self._committed: Waiter | None = None
         self._reauthenticated: Waiter | None = None
@@ -79,13 +86,14 @@ class Engine:
         if not client_id and min(options.version, *options.fallback, 5) < 5:
             client_id = f"mqttc-{secrets.token_hex(6)}"  # 3.1 takes 23 characters at most, and wants one
         try:
-            self.core = Core(options, client_id, self.store, self.stats, self.acknowledge)
+            self.core = Core(options, client_id, self.store, self.stats, self.acknowledge, time.monotonic)
         except MqttError as error:
             self.life.set(State.CLOSED, error)
             self.inbox.end(error)
             raise
         self.life.set(State.CONNECTING, None)
         self.supervisor = Supervisor(self.target, options, self.core, self.store, self)
+        self.watch_expiry()
         self.spawn(self._supervise(self.supervisor))
         try:
             await self.life.wait_for(State.CONNECTED, State.CLOSED)
@@ -119,6 +127,8 @@ class Engine:
         if connection is not None:
             connection.abort()
         self.pressure.stop()
+        if self._expiry is not None:
+            self._expiry.cancel()
         closed = error if error is not None else ClosedError("the client is closed")
         self.responses.fail(closed)
         for subscription in self._subscriptions():
@@ -208,6 +218,25 @@ class Engine:
             self.idle.wake()
             self.flush_soon()
 
+    def watch_expiry(self) -> None:
+        """What is queued and expires is dropped when it does, whether there is a connection or not."""
+        core = self.core
+        if core is None or self.life.state is State.CLOSED:
+            return
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        delay_s = core.next_expiry_s()
+        if delay_s is not None:
+            self._expiry = asyncio.get_running_loop().call_later(min(delay_s, LONG_S), self._expire)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        if self.core is not None:
+            self.dispatch(self.core.expire())
+            self.flush_soon()
+            self.watch_expiry()
+
     async def stored(self) -> None:
         """Until the changes of this turn are in the store's file. Raises ``MqttError``."""
         if self._committed is None:
@@ -262,23 +291,22 @@ class Engine:
 
     def dispatch(self, events: Events) -> None:
         progress = False
-        sinks_of, overflow = self.router.sinks, self.pressure.overflow
-        for event in events:
-            kind = type(event)
-            if kind is Message:
-                sinks = sinks_of(event)  # type: ignore[arg-type]
-                if len(sinks) == 1 and not overflow:
-                    sinks[0].put(event)  # type: ignore[arg-type]
-                else:
-                    self._route(event, sinks)  # type: ignore[arg-type]
-            elif kind is Outgoing:
+        at, count = 0, len(events)
+        while at < count:
+            event = events[at]
+            at += 1
+            if isinstance(event, Message):
+                at = self._messages(events, at - 1, event)
+            elif isinstance(event, Outgoing):
                 progress = True
-                tell(event.waiter)  # type: ignore[union-attr]
-            elif kind is Request:
-                self._requested(event)  # type: ignore[arg-type]
+                if event.waiter is not None:
+                    tell(event.waiter)
+            elif isinstance(event, Request):
+                self._requested(event)
             elif isinstance(event, Connected):
                 for entry in event.finished:
                     tell(entry.waiter)
+                self.watch_expiry()
             elif isinstance(event, Challenge):
                 assert self.supervisor is not None
                 self.spawn(self.supervisor.challenged(event.data))
@@ -286,6 +314,20 @@ class Engine:
                 tell(self._reauthenticated)
         if progress and self.idle:
             self.idle.wake()
+
+    def _messages(self, events: Events, at: int, message: Message) -> int:
+        """To whom it goes, with those behind it that go the same way. The index of the next event."""
+        sinks = self.router.sinks(message)
+        if len(sinks) != 1 or self.pressure.overflow:
+            self._route(message, sinks)
+            return at + 1
+        if message.receipt is None and not self.router.identified:
+            end, size = codec.run_end(events, at)
+            if end - at > 1:
+                sinks[0].put_all(events[at:end], size)  # type: ignore[arg-type]
+                return end
+        sinks[0].put(message)
+        return at + 1
 
     def _route(self, message: Message, sinks: tuple[Sink, ...]) -> None:
         """To several, or while a stream that is full loses what may be lost."""

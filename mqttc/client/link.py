@@ -11,8 +11,9 @@ import os
 import ssl
 from typing import TYPE_CHECKING, Protocol, cast
 
-from mqttc.client.dial import connect_tcp, connect_through, proxy_for
+from mqttc.client.dial import connect_tcp
 from mqttc.client.options import Options, Tls
+from mqttc.client.proxy import connect_through, proxy_for
 from mqttc.client.url import QUIC, UNIX, WEBSOCKET, Target
 from mqttc.errors import ConnectError
 
@@ -138,7 +139,12 @@ async def open_link(target: Target, options: Options, handler: Handler) -> Link:
     if target.road == WEBSOCKET:
         from mqttc.client.link_websocket import WebSocketLink  # late: the same
 
-        websocket = WebSocketLink(handler, options.max_write_bytes, target, options.headers)
+        if options.http2:
+            from mqttc.client.link_http2 import Http2Link
+
+            websocket: WebSocketLink = Http2Link(handler, options.max_write_bytes, target, options.headers)
+        else:
+            websocket = WebSocketLink(handler, options.max_write_bytes, target, options.headers)
         await _open_stream(target, options, websocket)
         return await _shaken(websocket)
     link = StreamLink(handler, options.max_write_bytes)
@@ -155,6 +161,13 @@ async def _shaken(websocket: WebSocketLink) -> WebSocketLink:
     return websocket
 
 
+def _protocols(target: Target, options: Options) -> tuple[str, ...]:
+    """What ALPN offers, if the application does not say otherwise."""
+    if target.road != WEBSOCKET:
+        return ()
+    return ("h2",) if options.http2 else ("http/1.1",)
+
+
 async def _open_stream(target: Target, options: Options, protocol: StreamLink) -> None:
     loop = asyncio.get_running_loop()
     if target.road == UNIX:
@@ -162,7 +175,7 @@ async def _open_stream(target: Target, options: Options, protocol: StreamLink) -
         return
     context = server_name = None
     if target.secure:
-        context = tls_context(options.tls, ("http/1.1",) if target.road == WEBSOCKET else ())
+        context = tls_context(options.tls, _protocols(target, options))
         server_name = (options.tls.server_name if isinstance(options.tls, Tls) else None) or target.host
     proxy = proxy_for(options.proxy, target.host, target.secure)
     if proxy is None:

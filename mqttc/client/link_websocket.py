@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Mapping
 
 from wsproto import ConnectionType, WSConnection
+from wsproto.connection import Connection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Event, Ping, RejectConnection, Request, TextMessage
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
@@ -25,7 +26,7 @@ class WebSocketLink(StreamLink):
 
     def __init__(self, handler: Handler, max_write_bytes: int, target: Target, headers: Mapping[str, str]) -> None:
         super().__init__(handler, max_write_bytes)
-        self._websocket = WSConnection(ConnectionType.CLIENT)
+        self._websocket: WSConnection | Connection = WSConnection(ConnectionType.CLIENT)
         self._target = target
         self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
         self._ended = False
@@ -36,9 +37,16 @@ class WebSocketLink(StreamLink):
         request = Request(
             host=self._target.authority, target=self._target.path, subprotocols=[SUBPROTOCOL], extra_headers=self._headers
         )
-        super().write(self._websocket.send(request))
+        self._send(self._websocket.send(request))
 
     def data_received(self, data: bytes) -> None:
+        self._frames(data)
+
+    def _send(self, data: bytes) -> None:
+        """Handshake and frames, on their way to the transport."""
+        super().write(data)
+
+    def _frames(self, data: bytes) -> None:
         if self._ended:
             return
         try:
@@ -53,7 +61,7 @@ class WebSocketLink(StreamLink):
             if event.data:
                 self._handler.received(bytes(event.data))
         elif isinstance(event, Ping):
-            super().write(self._websocket.send(event.response()))
+            self._send(self._websocket.send(event.response()))
         elif isinstance(event, AcceptConnection):
             if event.subprotocol != SUBPROTOCOL:
                 self._fail("what answers there does not agree to the WebSocket subprotocol mqtt")
@@ -69,7 +77,7 @@ class WebSocketLink(StreamLink):
 
     def _say(self, event: Event) -> None:
         try:
-            super().write(self._websocket.send(event))
+            self._send(self._websocket.send(event))
         except LocalProtocolError:
             pass  # both sides have said it
 
@@ -92,7 +100,7 @@ class WebSocketLink(StreamLink):
 
     def write(self, data: bytes) -> None:
         if not self._ended and self._transport is not None:
-            super().write(self._websocket.send(BytesMessage(data)))
+            self._send(self._websocket.send(BytesMessage(data)))
 
     def close(self) -> None:
         if not self._ended and self.accepted.done():

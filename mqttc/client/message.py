@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mqttc import codec
-from mqttc.client.incoming import Receipt
-from mqttc.codec import Properties, QoS, ReasonCode
+from mqttc.codec import Properties, ReasonCode
 
 NO_PROPERTIES = Properties()
 
 
-@dataclass(slots=True, eq=False)
-class Message:
-    """A message that has arrived. `packet` is the PUBLISH as it came; its topic may be empty where an alias stood for it."""
+class Message(codec.Received):
+    """A message that has arrived. `packet` is the PUBLISH as it came; its topic may be empty where an alias stood for it.
 
-    topic: str
-    packet: codec.Publish = field(repr=False)
-    receipt: Receipt | None = field(default=None, repr=False)
-    """What is owed to the broker; None at QoS 0."""
+    From the codec: `topic`, `packet`, `payload` (bytes), `qos`, `retain` (it was stored before the subscription was made, or always as
+    published with retain_as_published), `dup` (it may have been sent before, section 3.3.1.1), `properties` (all that MQTT 5.0 says
+    about it; empty in older versions), and `receipt`: what is owed to the broker, None at QoS 0.
+    """
 
-    @property
-    def payload(self) -> bytes:
-        return self.packet.payload  # type: ignore[return-value]  # the decoder of a client gives bytes
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Message(topic={self.topic!r})"
 
     @property
     def text(self) -> str:
         """The payload as UTF-8. Raises ``UnicodeDecodeError``."""
         return self.payload.decode()
-
-    @property
-    def qos(self) -> QoS:
-        return self.packet.qos
-
-    @property
-    def retain(self) -> bool:
-        """It was stored before the subscription was made (or always as published, with retain_as_published)."""
-        return self.packet.retain
-
-    @property
-    def dup(self) -> bool:
-        """It may have been sent before (section 3.3.1.1)."""
-        return self.packet.dup
-
-    @property
-    def properties(self) -> Properties:
-        """All that MQTT 5.0 says about it; empty in older versions."""
-        return self.packet.properties
 
     @property
     def user_properties(self) -> tuple[tuple[str, str], ...]:
@@ -80,6 +60,8 @@ class PublishResult:
 
 
 SENT = PublishResult()
+RESULTS = {int(code): PublishResult(code) for code in ReasonCode if code < 0x80} | {0: SENT}
+"""Those without properties."""
 
 
 @dataclass(frozen=True, slots=True)

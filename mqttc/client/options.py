@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from mqttc.client.proxy import ENVIRONMENT, parse_proxy
 from mqttc.codec import Properties, QoS, ReasonCode, Will
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class ClientOptions(TypedDict, total=False):
     retry_first: bool
     tls: Tls | ssl.SSLContext | None
     proxy: str | None
+    http2: bool
+    redirects: int
     headers: Mapping[str, str]
     receive_maximum: int
     max_inflight: int
@@ -129,7 +132,12 @@ class Options:
     """Also the first attempt is repeated as `reconnect` says, instead of raising."""
     tls: Tls | ssl.SSLContext | None = None
     proxy: str | None = None
-    """`http://[user:password@]host:port` of an HTTP proxy (CONNECT), or "environment" for what the variables say."""
+    """`http://[user:password@]host:port` (CONNECT), `socks5://` or, with names looked up by the proxy, `socks5h://`; or "environment" for
+    what http_proxy, https_proxy, all_proxy and no_proxy say. Not for unix and quic."""
+    http2: bool = False
+    """WebSocket over HTTP/2 (RFC 8441). Only for wss."""
+    redirects: int = 0
+    """Brokers in a row that are gone on to because one names another (section 4.11); 0: the error that says so is raised."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Further ones of the WebSocket handshake."""
     receive_maximum: int = 1000
@@ -166,6 +174,8 @@ class Options:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise ValueError(f"{name}: {value} is not within {least} and {most}")
+        if self.proxy is not None and self.proxy != ENVIRONMENT:
+            parse_proxy(self.proxy)
         if self.store is not None and self.store.durable and not (self.client_id and self.session_expiry):
             raise ValueError("store: what outlives the process needs a client_id and a session_expiry")
         if not self.client_id and not self.clean_start:
@@ -196,6 +206,7 @@ _RANGES: list[tuple[str, float, float]] = [
     ("max_queued_bytes", 0, 2**40),
     ("max_write_bytes", 1, 2**30),
     ("max_requests", 1, 60000),
+    ("redirects", 0, 1000),
     ("stall_timeout_s", 0.001, 86400),
 ]
 

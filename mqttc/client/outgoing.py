@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from mqttc import codec
-from mqttc.client.message import SENT, PublishResult
+from mqttc.client.message import NO_PROPERTIES, RESULTS, SENT, PublishResult
 from mqttc.client.packet_ids import PacketIds
+from mqttc.client.store import MemoryStore
 from mqttc.codec import Properties, ReasonCode
-from mqttc.errors import MqttError, PublishError, QueueFullError, reason_text
+from mqttc.errors import ExpiredError, MqttError, PublishError, QueueFullError, reason_text
 
 OVERHEAD_BYTES = 128
 """What a queued message is counted with beside its topic and payload."""
@@ -36,7 +37,20 @@ class Outgoing:
     """One message. When `stage` is DONE, `error` or `result` says how it ended; `waiter` belongs to whoever drives the core."""
 
     __slots__ = (
-        *("error", "number", "packet_id", "payload", "properties", "qos", "result", "retain", "sent_before", "stage", "topic"),
+        *(
+            "error",
+            "expires_at",
+            "number",
+            "packet_id",
+            "payload",
+            "properties",
+            "qos",
+            "result",
+            "retain",
+            "sent_before",
+            "stage",
+            "topic",
+        ),
         "waiter",
     )
 
@@ -50,6 +64,8 @@ class Outgoing:
         self.number = 0
         self.stage: int = 0
         self.sent_before = False
+        self.expires_at: float | None = None
+        """On the core's clock."""
         self.result: PublishResult = SENT
         self.error: MqttError | None = None
         self.waiter: Any = None
@@ -86,6 +102,7 @@ class OutgoingMessages:
         self.released: dict[int, Outgoing] = {}
         """In the order in which PUBREC came [MQTT-4.6.0-4]."""
         self._store = store
+        self._remembers = not isinstance(store, MemoryStore)
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._max_inflight = max_inflight
@@ -95,6 +112,8 @@ class OutgoingMessages:
         self._window = 0
         self._window_maximum = 0
         self._last_number = 0
+        self.next_expiry: float | None = None
+        """Nothing that is queued expires earlier."""
 
     @property
     def queued(self) -> int:
@@ -123,7 +142,32 @@ class OutgoingMessages:
         self._number(entry)
         self._queue.append(entry)
         self.queued_bytes += entry.cost_bytes
+        self._expires(entry)
         self._store.queued(entry)
+
+    def _expires(self, entry: Outgoing) -> None:
+        at = entry.expires_at
+        if at is not None and (self.next_expiry is None or at < self.next_expiry):
+            self.next_expiry = at
+
+    def expire(self, now: float) -> list[Outgoing]:
+        """Takes out of the queue what is to be sent no more; those have ended."""
+        if self.next_expiry is None or now < self.next_expiry:
+            return []
+        self.next_expiry = None
+        gone: list[Outgoing] = []
+        kept: deque[Outgoing] = deque()
+        for entry in self._queue:
+            if entry.expires_at is None or now < entry.expires_at:
+                kept.append(entry)
+                self._expires(entry)
+                continue
+            self.queued_bytes -= entry.cost_bytes
+            entry.error = ExpiredError(f"a message to {entry.topic!r} was not sent before its message_expiry_interval ended")
+            self._finish(entry)
+            gone.append(entry)
+        self._queue = kept
+        return gone
 
     def start(self, entry: Outgoing) -> None:
         """A new message of QoS 1 or 2 that is sent at once; only where `idle_window`."""
@@ -180,6 +224,7 @@ class OutgoingMessages:
             self.ids.free(entry.packet_id)
             entry.packet_id, entry.stage, entry.sent_before = 0, Stage.QUEUED, False
             self._queue.appendleft(entry)
+            self._expires(entry)
             self.queued_bytes += entry.cost_bytes
             self._store.staged(entry)
         self.inflight.clear()
@@ -203,6 +248,27 @@ class OutgoingMessages:
         self._give_back()
         self._finish(entry, packet)
         return entry
+
+    def on_pubacks(self, acknowledged: list[int], ended: list[Any]) -> int:
+        """PUBACK packets without properties as `codec.Decoder.run` gives them; `ended` gets their messages. How many nobody waited for."""
+        inflight, free, add = self.inflight, self.ids.free, ended.append
+        unclaimed = 0
+        for told in acknowledged:
+            packet_id = told & 0xFFFF
+            entry = inflight.get(packet_id)
+            if entry is None or entry.qos != 1:
+                unclaimed += 1
+                continue
+            del inflight[packet_id]
+            free(packet_id)
+            entry.stage = _DONE
+            if self._remembers:
+                self._store.done(entry)
+            if told > 0xFFFF:
+                self._said(entry, told >> 16, NO_PROPERTIES)
+            add(entry)
+        self._window = min(self._window + len(acknowledged) - unclaimed, self._window_maximum)
+        return unclaimed
 
     def on_pubrec(self, packet: codec.Pubrec) -> tuple[Outgoing | None, bool]:
         """The message that has ended, because it was refused; and whether PUBREL is due with SUCCESS (else the identifier is unknown)."""
@@ -245,6 +311,7 @@ class OutgoingMessages:
         self._last_number = max(self._last_number, entry.number)
         if entry.stage == Stage.QUEUED:
             self._queue.append(entry)
+            self._expires(entry)
             self.queued_bytes += entry.cost_bytes
             return
         self.ids.claim(entry.packet_id)
@@ -272,9 +339,14 @@ class OutgoingMessages:
         self._store.done(entry)
         if packet is None or isinstance(packet, codec.Pubcomp):
             return  # PUBREC has decided; PACKET_IDENTIFIER_NOT_FOUND in PUBCOMP is what a lost PUBCOMP leaves behind (section 3.7.2.1)
-        code = packet.reason_code
+        self._said(entry, packet.reason_code, packet.properties)
+
+    def _said(self, entry: Outgoing, code: int, properties: Properties) -> None:
+        """What PUBACK or PUBREC makes of a message."""
         if code >= 0x80:
-            text = f"the broker refused a message to {entry.topic!r}: {reason_text(code, packet.properties)}"
-            entry.error = PublishError(text, code, packet.properties)
-        elif code or packet.properties:
-            entry.result = PublishResult(ReasonCode(code), packet.properties)
+            text = f"the broker refused a message to {entry.topic!r}: {reason_text(code, properties)}"
+            entry.error = PublishError(text, ReasonCode(code), properties)
+        elif properties:
+            entry.result = PublishResult(ReasonCode(code), properties)
+        else:
+            entry.result = RESULTS[code]

@@ -17,6 +17,9 @@ class Sink(Protocol):
     @property
     def full(self) -> bool: ...
     def put(self, message: Message) -> None: ...
+    def put_all(self, messages: list[Message], payload_bytes: int) -> None:
+        """Some that nothing is owed for."""
+        ...
 
 
 class Route(Protocol):
@@ -37,7 +40,8 @@ class Router:
         self._inbox = inbox
         self._routes: list[Route] = []
         self._cache: dict[str, tuple[Sink, ...]] = {}
-        self._identified = False
+        self.identified = False
+        """Whether a subscription has an identifier, so that the topic alone does not say whose a message is."""
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -55,10 +59,10 @@ class Router:
     def changed(self) -> None:
         """A route has another sink."""
         self._cache.clear()
-        self._identified = any(route.identifier is not None for route in self._routes)
+        self.identified = any(route.identifier is not None for route in self._routes)
 
     def sinks(self, message: Message) -> tuple[Sink, ...]:
-        if self._identified and (identifiers := message.packet.properties.subscription_identifiers):
+        if self.identified and (identifiers := message.packet.properties.subscription_identifiers):
             return self._look_up(message.topic, identifiers)
         found = self._cache.get(message.topic)
         if found is None:

@@ -42,5 +42,9 @@ class Stats:
     pauses: int = 0
     """Times that the socket was not read because a stream was full."""
     queue_full: int = 0
+    expired: int = 0
+    """Messages whose message_expiry_interval ended before they were sent."""
+    redirects: int = 0
+    """To another broker that one has named."""
     bytes_sent: int = 0
     bytes_received: int = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -17,7 +18,7 @@ from mqttc.errors import MqttError
 if TYPE_CHECKING:
     from mqttc.client.outgoing import Outgoing
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 """`user_version` of the file."""
 APPLICATION: Final = 0x6D716331
 """`application_id` of the file."""
@@ -97,6 +98,8 @@ class SqliteStore:
         """Numbers that the file does not hold yet."""
         self._received: dict[int, bool] = {}
         self._clear_received = False
+        self._clock, self._wall_clock = time.monotonic, time.time
+        """The core's clock, whose seconds mean nothing to another process, and the one that they are kept in."""
 
     @property
     def dirty(self) -> bool:
@@ -118,7 +121,7 @@ class SqliteStore:
         base.execute("PRAGMA locking_mode=EXCLUSIVE")
         layout = base.execute("PRAGMA user_version").fetchone()[0]
         application = base.execute("PRAGMA application_id").fetchone()[0]
-        if (layout, application) not in ((0, 0), (LAYOUT, APPLICATION)):
+        if (layout, application) not in ((0, 0), (1, APPLICATION), (LAYOUT, APPLICATION)):
             raise ValueError("it is not a client's store, or of another version of mqttc")
         if not layout and base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise ValueError("it is not a client's store")
@@ -126,18 +129,24 @@ class SqliteStore:
         base.execute(f"PRAGMA synchronous={self._synchronous}")
         base.execute("BEGIN IMMEDIATE")
         if not layout:
-            base.execute(f"PRAGMA user_version={LAYOUT}")
             base.execute(f"PRAGMA application_id={APPLICATION}")
             base.execute("CREATE TABLE outgoing (number INTEGER PRIMARY KEY, packet_id INTEGER, stage INTEGER, packet BLOB) STRICT")
             base.execute("CREATE TABLE received (packet_id INTEGER PRIMARY KEY) STRICT")
+        if layout < 2:
+            base.execute("ALTER TABLE outgoing ADD COLUMN expires_at REAL")  # seconds since 1970
+            base.execute(f"PRAGMA user_version={LAYOUT}")
         base.execute("COMMIT")
         stored = Stored()
         released: list[Outgoing] = []
-        for number, packet_id, stage, data in base.execute("SELECT number, packet_id, stage, packet FROM outgoing ORDER BY number"):
+        wall, now = self._wall_clock(), self._clock()
+        rows = base.execute("SELECT number, packet_id, stage, packet, expires_at FROM outgoing ORDER BY number")
+        for number, packet_id, stage, data, expires_at in rows:
             [packet] = codec.Decoder(5).feed(data)
             assert isinstance(packet, codec.Publish)
             entry = Outgoing(packet.topic, bytes(packet.payload), int(packet.qos), packet.retain, packet.properties or None)
             entry.number, entry.packet_id, entry.stage = number, packet_id, stage
+            if expires_at is not None:
+                entry.expires_at = now + expires_at - wall
             (released if stage == Stage.RELEASED else stored.outgoing).append(entry)
         stored.outgoing[:0] = released
         stored.received = [row[0] for row in base.execute("SELECT packet_id FROM received")]
@@ -198,8 +207,9 @@ class SqliteStore:
             packet = codec.Publish(
                 entry.topic, entry.payload, qos=entry.qos, retain=entry.retain, packet_id=1 if entry.qos else 0, properties=entry.properties
             )
-            row = (number, entry.packet_id, int(entry.stage), codec.encode(packet, 5))
-            base.execute("INSERT INTO outgoing VALUES (?, ?, ?, ?)", row)
+            expires_at = None if entry.expires_at is None else self._wall_clock() + entry.expires_at - self._clock()
+            row = (number, entry.packet_id, int(entry.stage), codec.encode(packet, 5), expires_at)
+            base.execute("INSERT INTO outgoing VALUES (?, ?, ?, ?, ?)", row)
         else:
             row3 = (entry.packet_id, int(entry.stage), number)
             base.execute("UPDATE outgoing SET packet_id = ?, stage = ? WHERE number = ?", row3)

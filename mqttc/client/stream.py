@@ -63,10 +63,23 @@ class Stream:
         if self._waiters:
             self._wake()
         if (held >= self._max_bytes or len(messages) >= self._max_messages) and not self.full:
-            self._counted_bytes = self.held_bytes
-            if self._counted_bytes >= self._max_bytes or len(messages) >= self._max_messages:
-                self.full = True
-                self.on_full(self)
+            self._look_whether_full()
+
+    def put_all(self, messages: list[Message], payload_bytes: int) -> None:
+        """The same for some, with one look at the bounds."""
+        held = self._messages
+        held.extend(messages)
+        self._counted_bytes += MESSAGE_BYTES * len(messages) + payload_bytes
+        for _ in range(min(len(messages), len(self._waiters))):
+            self._wake()
+        if (self._counted_bytes >= self._max_bytes or len(held) >= self._max_messages) and not self.full:
+            self._look_whether_full()
+
+    def _look_whether_full(self) -> None:
+        self._counted_bytes = self.held_bytes
+        if self._counted_bytes >= self._max_bytes or len(self._messages) >= self._max_messages:
+            self.full = True
+            self.on_full(self)
 
     def take(self) -> Message | None:
         """The next one, if there is one."""
@@ -92,8 +105,12 @@ class Stream:
 
     async def __anext__(self) -> Message:
         messages = self._messages
-        if messages and not self.full and messages[0].receipt is None:
-            return messages.popleft()  # what `take` would do
+        if messages and messages[0].receipt is None:  # what `take` would do
+            if not self.full:
+                return messages.popleft()
+            if len(messages) > self._max_messages // 2 + 1:
+                self.taken += 1
+                return messages.popleft()
         message = self.take()
         return message if message is not None else await self.get()
 

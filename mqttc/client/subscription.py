@@ -43,6 +43,10 @@ class CallbackSink:
         if message.receipt is not None and not self._manual:
             self._engine.hand_over(message)
 
+    def put_all(self, messages: list[Message], payload_bytes: int) -> None:
+        for message in messages:
+            self.put(message)
+
 
 class Subscription:
     """Filters that were subscribed together. It stays in force over reconnects, until `unsubscribe` or the end of the client.

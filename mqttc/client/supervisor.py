@@ -14,6 +14,7 @@ from mqttc.client.connection import Connection
 from mqttc.client.core import Core, Events, Phase
 from mqttc.client.link import open_link, os_text
 from mqttc.client.options import PERMANENT, Options
+from mqttc.client.redirect import Servers
 from mqttc.client.store import Store
 from mqttc.client.url import Target
 from mqttc.codec import ReasonCode
@@ -44,7 +45,7 @@ class Supervisor:
 
     def __init__(self, target: Target, options: Options, core: Core, store: Store, owner: Owner) -> None:
         self.connection: Connection | None = None
-        self._target = target
+        self._servers = Servers(target, options.redirects)
         self._options = options
         self._core = core
         self._store = store
@@ -67,6 +68,9 @@ class Supervisor:
             except (MqttError, OSError) as failure:
                 error = failure
                 self._core.stats.connect_failures += 1
+                if self._elsewhere(failure, failed=True):
+                    self._owner.waiting(error, first)
+                    continue
                 if getattr(failure, "reason_code", None) in PERMANENT or (first and not self._options.retry_first):
                     return failure
             except Exception as failure:  # of `Authentication.respond`, or a name that cannot be looked up: it would be the same again
@@ -76,18 +80,40 @@ class Supervisor:
                 error = await self._live(connection)
                 if self.leaving:
                     return ClosedError("the client is closed")
+                if self._elsewhere(error, failed=False):
+                    self._owner.waiting(error, first)
+                    continue
                 if error is not None and _is_final(error):
                     return error
             if reconnect is None or (reconnect.attempts is not None and attempt >= reconnect.attempts):
-                return error if error is not None else ConnectionLostError(f"{self._target.shown}: the connection was given up")
+                return error if error is not None else ConnectionLostError(f"{self.target.shown}: the connection was given up")
             delay = delay_s(reconnect, attempt, random.random())
             attempt += 1
             log.info("reconnecting client_id=%r delay_s=%.3f: %s", self._core.client_id, delay, error)
             self._owner.waiting(error, first)
             await asyncio.sleep(delay)
 
+    @property
+    def target(self) -> Target:
+        """Of this attempt or connection."""
+        return self._servers.target
+
+    def _elsewhere(self, error: BaseException | None, failed: bool) -> bool:
+        """Whether the next attempt goes to another broker at once, because this one has named it."""
+        servers, shown = self._servers, self.target.shown
+        if servers.refer(error, asyncio.get_running_loop().time()):
+            self._core.stats.redirects += 1
+        elif not failed:
+            servers.ended()
+            return False
+        elif not servers.failed():
+            return False
+        log.info("redirected client_id=%r from=%s to=%s: %s", self._core.client_id, shown, self.target.shown, error)
+        return True
+
     async def _live(self, connection: Connection) -> MqttError | None:
         """From CONNACK to the end of the connection, whose reason it returns."""
+        self._servers.accepted(connection.loop.time())
         self._owner.accepted(connection)
         connection.flush_soon()
         try:
@@ -113,13 +139,13 @@ class Supervisor:
                 self._versions = self._versions[1:]
 
     async def _attempt(self, version: int) -> Connection:
-        connection = self.connection = Connection(self._core, self._store, self._target.shown, self._owner.dispatch)
-        options, shown = self._options, self._target.shown
+        connection = self.connection = Connection(self._core, self._store, self.target.shown, self._owner.dispatch)
+        options, shown = self._options, self.target.shown
         self._spoke = False
         try:
             async with asyncio.timeout(options.connect_timeout_s):
                 data = None if options.authentication is None else await respond(options.authentication.respond, None)
-                connection.opened(await open_link(self._target, options, connection))
+                connection.opened(await open_link(self.target, options, connection))
                 self._spoke = True
                 self._core.begin(version, data)
                 connection.flush()
@@ -144,7 +170,7 @@ class Supervisor:
             answer = await respond(authentication.respond, data)
         except Exception as error:
             log.exception("authentication_failed client_id=%r", self._core.client_id)
-            connection.fail(ConnectError(f"{self._target.shown}: the answer to the broker's challenge failed: {error}"))
+            connection.fail(ConnectError(f"{self.target.shown}: the answer to the broker's challenge failed: {error}"))
             return
         if connection is self.connection and self._core.phase in (Phase.CONNECTING, Phase.ONLINE):
             self._core.authenticate(answer)

@@ -29,9 +29,10 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """A thread that runs a loop, from the first `call` to `stop`."""
+    """A thread that runs a loop, from the first `call` to `stop`, for `what`."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "client") -> None:
+        self._what = what
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -48,7 +49,7 @@ class LoopThread:
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise ClosedError("the client is closed") from None
+            raise ClosedError(f"the {self._what} is closed") from None
         except BaseException:
             future.cancel()
             raise
@@ -65,10 +66,10 @@ class LoopThread:
 
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._stopped:
-            raise ClosedError("the client is closed")
+            raise ClosedError(f"the {self._what} is closed")
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._run, args=(self._loop,), name="mqttc client", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(self._loop,), name=f"mqttc {self._what}", daemon=True)
             self._thread.start()
         elif threading.current_thread() is self._thread:
             raise RuntimeError("a blocking call in a callback would wait for itself")
@@ -210,6 +211,10 @@ class SyncClient:
     @property
     def closed(self) -> bool:
         return self._client.closed
+
+    @property
+    def server(self) -> str:
+        return self._client.server
 
     @property
     def client_id(self) -> str:

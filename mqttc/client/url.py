@@ -27,6 +27,7 @@ _SCHEMES: Final = {
 class Target:
     """`path`: of the socket for unix, of the request (with its query) for WebSocket. `shown` is the URL without its password."""
 
+    scheme: str
     road: str
     secure: bool
     host: str
@@ -71,7 +72,7 @@ def parse_url(url: str) -> Target:
             raise ValueError(f"{shown}: what is not ASCII in a path has to be percent-encoded")
     elif path not in ("", "/"):
         raise ValueError(f"{shown}: only WebSocket and Unix sockets have a path")
-    return Target(road, secure, host, port, path, username, password, shown)
+    return Target(scheme, road, secure, host, port, path, username, password, shown)
 
 
 def _credential(text: str | None) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.macro import churn, growth, memory, workers
+from bench.macro import authentications, churn, growth, memory, workers
 from bench.macro.figures import StalledError, wait_for
 
 
@@ -64,6 +64,22 @@ def test_memory(tmp_path: Path) -> None:
     assert each.keys() == memory.KINDS.keys()
     assert 4000 < each.pop(memory.TLS) < 100_000  # OpenSSL's, most of it
     assert all(64 < found < 4000 for found in each.values()), each
+
+
+def test_authentications_are_decided_where_they_should_be(tmp_path: Path) -> None:
+    out = tmp_path / "authentications.json"
+    few = ["--rounds", "1", "--seconds", "0.5", "--warm-up", "1", "--clients", "4", "--users", "2"]
+    assert authentications.main([*few, "--out", str(out)]) == 0
+    assert [made["kind"] for made in read(out)] == list(authentications.KINDS)
+
+
+def test_what_is_asked_where_it_should_be_remembered_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authentications, "settings", lambda kind, *rest: real("asked", *rest))
+    few = ["--kinds", "cached", "--rounds", "1", "--seconds", "0.3", "--warm-up", "1", "--clients", "2", "--users", "2"]
+    assert authentications.main([*few, "--out", str(tmp_path / "out.json")]) == 1
+
+
+real = authentications.settings
 
 
 def test_churn_leaves_nothing(tmp_path: Path) -> None:

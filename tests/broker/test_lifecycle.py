@@ -288,11 +288,11 @@ def test_objects_are_freed_while_the_broker_runs(make: Make) -> None:
 
 
 def test_every_limit_of_the_configuration_has_a_test() -> None:
-    """A limit that is added to the configuration is named by a test of this directory, or of whole brokers on all roads."""
+    """A limit that is added to the configuration is named by a test of this directory, of all roads, or of authenticators."""
     from pathlib import Path
 
     from mqttc.config import Limits
 
     here = Path(__file__).parent
-    text = "".join(path.read_text() for folder in (here, here.parent / "roads") for path in folder.glob("test_*.py"))
+    text = "".join(path.read_text() for folder in (here, here.parent / "roads", here.parent / "auth") for path in folder.glob("test_*.py"))
     assert [key for key in Limits.model_fields if f'"{key}"' not in text] == []

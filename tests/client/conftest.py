@@ -11,6 +11,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +25,7 @@ from tests.conftest import BrokerFactory
 
 TIMEOUT = float(os.environ.get("MQTTC_TEST_TIMEOUT", "5")) * 4
 """Seconds for a whole test's coroutine; what takes longer hangs."""
+ROOT = Path(__file__).resolve().parents[2]
 SCHEMES = ("mqtt", "mqtts", "ws", "wss", "unix", "quic")
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
 
@@ -195,6 +198,46 @@ def _mosquitto(folder: Path, pki: Path) -> Iterator[Mosquitto]:
     made.stop()
 
 
+class BrokerProcess:
+    """`mqttc-broker` in a process of its own, with durability `written`, killed and started again on the same port and directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.url = f"mqtt://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._log = folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        settings = ["workers=2", f"data_dir={self._folder}", "durability.mode=written", "auth.anonymous=true"]
+        command = [sys.executable, "-m", "mqttc", "--listen", f"tcp://127.0.0.1:{self.port}"]
+        command += [part for setting in settings for part in ("--set", setting)]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        while True:
+            assert self._process.poll() is None, self._log.read_text()
+            with socket.socket() as probe, contextlib.suppress(ConnectionRefusedError):
+                probe.connect(("127.0.0.1", self.port))
+                return
+            time.sleep(0.01)  # it has no way to tell us but its log
+
+    def stop(self, how: int = signal.SIGKILL) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(TIMEOUT)
+            self._process = None
+
+
+@pytest.fixture
+def durable_broker(tmp_path: Path) -> Iterator[BrokerProcess]:
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    made = BrokerProcess(folder)
+    made.start()
+    yield made
+    made.stop(signal.SIGTERM)
+
+
 class FaultProxy:
     """A TCP port before a broker's, which cuts connections when it is told to, or after so many bytes in either direction."""
 
@@ -203,6 +246,8 @@ class FaultProxy:
         self.connections = 0
         self.cut_after: Callable[[], int] | None = None
         """Gives the bytes after which the next connection is cut."""
+        self.delay_s: Callable[[], float] | None = None
+        """Gives the seconds by which what has just been read is held back."""
         self.open = asyncio.Event()
         """Cleared: nothing is passed on."""
         self.open.set()
@@ -264,6 +309,8 @@ class FaultProxy:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: list[int]) -> None:
         while data := await reader.read(65536):
             await self.open.wait()
+            if self.delay_s is not None:
+                await asyncio.sleep(self.delay_s())
             writer.write(data[: left[0]])  # a packet may be cut in its middle
             left[0] -= len(data)
             if left[0] <= 0:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from mqttc import Client
-from mqttc.client import Message, SqliteStore, Tls
-from tests.client.conftest import client_url, listeners, run
-from tests.conftest import BrokerFactory
+from mqttc.client import Message, Reconnect, SqliteStore, State, Tls
+from tests.client.conftest import FaultProxy, client_url, listeners, run
+from tests.client.test_proxy import HttpProxy, SocksProxy
+from tests.conftest import BrokerFactory, tcp_address
 
 MOST = 500
 """Awaits of one scenario; more means that it does not end."""
@@ -84,6 +85,12 @@ async def connect_and_close(client: Client) -> None:
         await client.close()
 
 
+def of_a_test(task: asyncio.Task[Any]) -> bool:
+    """A proxy's, which ends with the test."""
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code is not None and Path(code.co_filename).parent == Path(__file__).parent
+
+
 async def at_every_await(make: Callable[[], Client], scenario: Scenario) -> int:
     """How many there were."""
     for at in range(1, MOST):
@@ -94,7 +101,7 @@ async def at_every_await(make: Callable[[], Client], scenario: Scenario) -> int:
         if not runner.reached:
             return at - 1
         await client.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
+        others = {task for task in asyncio.all_tasks() - {asyncio.current_task()} if not of_a_test(task)}
         assert not others, f"cancelled at await {at}: {others}"
         assert client.closed
         engine = client._engine
@@ -192,3 +199,46 @@ def test_a_subscribe_that_is_cancelled_is_taken_back(url: str) -> None:
             assert not client._engine.require_core().filters and not client._engine.router.routes
 
     run(work())
+
+
+def test_over_a_reconnect(url: str) -> None:
+    """While the connection is lost, made again, and what waited is sent."""
+
+    async def work() -> None:
+        async with FaultProxy(*tcp_address(url)) as proxy:
+
+            async def cut(client: Client) -> None:
+                async with client:
+                    await client.subscribe("c", 1)
+                    proxy.cut()
+                    await client.wait_for(State.RECONNECTING)
+                    await client.publish("c", b"x", 2)
+                    await client.wait_for(State.CONNECTED)
+                    proxy.cut()
+                    await client.subscribe("d", 1)
+                    await client.get()
+
+            made = await at_every_await(lambda: Client(proxy.url, reconnect=Reconnect(first_s=0, most_s=0.01)), cut)
+            assert made >= 6
+
+    run(work(), 60)
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5h"])
+def test_through_proxies(scheme: str, url: str) -> None:
+    if scheme == "socks5h":
+        pytest.importorskip("python_socks")
+
+    async def work() -> None:
+        async with HttpProxy() if scheme == "http" else SocksProxy() as proxy:
+            where = f"{scheme}://127.0.0.1:{proxy.port}"
+            assert await at_every_await(lambda: Client(url, proxy=where), only_connect) >= 2
+            for turns in range(40):
+                client = Client(url, proxy=where)
+                connecting = asyncio.ensure_future(client.connect())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await client.close()
+                await asyncio.gather(connecting, return_exceptions=True)
+
+    run(work(), 60)

@@ -827,3 +827,29 @@ def test_a_method_that_fails_ends_the_attempt(caplog: pytest.LogCaptureFixture) 
                 await plain.reauthenticate()
 
     run(work())
+
+
+def test_subscriptions_with_identifiers_share_a_topic() -> None:
+    """What comes together, about one topic, goes to each by its identifier."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_packet(reader)
+        writer.write(codec.encode(codec.Connack(), 5))
+        for _ in range(2):
+            [packet] = codec.Decoder(5).feed(await read_packet(reader))
+            assert isinstance(packet, codec.Subscribe)
+            writer.write(codec.encode(codec.Suback(packet.packet_id, [0]), 5))
+        told = [codec.Publish("a", b"%d" % n, properties=Properties(subscription_identifiers=[n])) for n in (1, 2, 1, 2)]
+        writer.write(b"".join(codec.encode(packet, 5) for packet in told))
+        await reader.read()
+
+    async def work() -> None:
+        async with ScriptedServer(script) as server, Client(server.url) as client:
+            seen: list[tuple[int, bytes]] = []
+            for number in (1, 2):
+                told = Properties(subscription_identifiers=[number])
+                await client.subscribe("+", properties=told, callback=lambda m, n=number: seen.append((n, m.payload)))
+            await settled(lambda: len(seen) == 4)
+            assert seen == [(1, b"1"), (2, b"2"), (1, b"1"), (2, b"2")]
+
+    run(work())

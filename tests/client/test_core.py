@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +14,9 @@ from mqttc.client.core import Authenticated, Challenge, Connected, Ended, Phase,
 from mqttc.client.options import Authentication
 from mqttc.client.outgoing import Outgoing, Stage
 from mqttc.client.requests import Request
+from mqttc.client.store import SqliteStore
 from mqttc.codec import Properties, ReasonCode
-from mqttc.errors import NotSupportedError, PublishError, QueueFullError
+from mqttc.errors import ExpiredError, NotSupportedError, PublishError, QueueFullError
 from tests.client.wire import Wire, ended, messages
 from tests.conformance.statements import each_version, spec
 
@@ -948,5 +952,125 @@ def test_events_before_a_violation_are_not_lost() -> None:
     entry = wire.publish()
     data = codec.encode(codec.Puback(entry.packet_id), 5) + codec.encode(publish(qos=0), 5) + b"\x00\x00"
     events = wire.core.receive(data)
-    assert events[0] is entry and isinstance(entry, Outgoing)
+    assert entry in events[:2] and isinstance(entry, Outgoing)
     assert len(messages(events)) == 1 and isinstance(events[-1], Violation)
+
+
+# ---------------------------------------------------------------------------------------------------- messages that expire
+
+
+def test_what_is_left_of_the_interval_is_sent() -> None:
+    """Of what waited, and of what is sent again, as a broker does [MQTT-3.3.2-6]; never 0, which would be another meaning to some."""
+    wire = Wire(session_expiry=60)
+    waiting = wire.publish(payload=b"1", message_expiry_interval=10, content_type="a")
+    wire.publish(payload=b"2", qos=0, message_expiry_interval=3)
+    wire.now += 1.5
+    first, second = wire.connect()
+    assert isinstance(first, codec.Publish) and isinstance(second, codec.Publish)
+    assert first.properties.as_dict() == {"message_expiry_interval": 9, "content_type": "a"}
+    assert second.properties.message_expiry_interval == 2
+    wire.publish(payload=b"3", message_expiry_interval=5)
+    [third] = wire.sent()
+    assert isinstance(third, codec.Publish) and third.properties.message_expiry_interval == 5
+    wire.cut()
+    wire.now += 100
+    again = [packet for packet in wire.connect(session_present=True) if isinstance(packet, codec.Publish)]
+    assert [(packet.payload, packet.dup) for packet in again] == [(b"1", True), (b"3", True)]
+    assert [packet.properties.message_expiry_interval for packet in again] == [1, 1]
+    assert waiting.properties == Properties(message_expiry_interval=10, content_type="a")
+
+
+def test_what_waited_for_too_long_is_not_sent() -> None:
+    wire = Wire()
+    gone = [wire.publish(payload=b"%d" % qos, qos=qos, message_expiry_interval=10) for qos in (0, 1, 2)]
+    kept = wire.publish(payload=b"kept", message_expiry_interval=20)
+    wire.publish(payload=b"for ever")
+    assert wire.core.next_expiry_s() == 10 and wire.core.expire() == []
+    wire.now += 10
+    assert wire.core.next_expiry_s() == 0
+    sent = wire.connect()
+    assert [packet.payload for packet in sent if isinstance(packet, codec.Publish)] == [b"kept", b"for ever"]
+    assert [event for event in wire.events if isinstance(event, Outgoing)] == gone
+    assert all(isinstance(entry.error, ExpiredError) and entry.stage == Stage.DONE for entry in gone)
+    assert kept.error is None and wire.core.stats.expired == 3 and wire.core.outgoing.queued_bytes == 0
+
+
+def test_they_expire_without_a_connection_too() -> None:
+    wire = Wire()
+    entry = wire.publish(message_expiry_interval=10)
+    wire.publish(message_expiry_interval=30)
+    wire.now += 10
+    assert wire.core.expire() == [entry] and wire.core.outgoing.queued == 1
+    assert wire.core.next_expiry_s() == 20
+    wire.now += 20
+    assert len(wire.core.expire()) == 1 and wire.core.next_expiry_s() is None
+
+
+def test_what_the_broker_has_forgotten_expires_as_what_is_new_does() -> None:
+    wire = Wire(session_expiry=60)
+    wire.connect()
+    entry = wire.publish(qos=1, message_expiry_interval=10)
+    released = wire.publish(qos=2, message_expiry_interval=10)
+    wire.give(codec.Pubrec(released.packet_id))
+    wire.sent()
+    wire.cut()
+    wire.now += 10
+    assert wire.core.expire() == []
+    assert not [packet for packet in wire.connect(session_present=False) if isinstance(packet, codec.Publish)]
+    assert isinstance(entry.error, ExpiredError) and released.error is None
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_in_older_versions_the_client_alone_knows(version: int) -> None:
+    wire = Wire(version)
+    wire.publish(payload=b"gone", message_expiry_interval=1)
+    wire.publish(payload=b"kept", message_expiry_interval=2)
+    wire.now += 1
+    sent = [packet for packet in wire.connect() if isinstance(packet, codec.Publish)]
+    assert [(packet.payload, packet.properties.as_dict()) for packet in sent] == [(b"kept", {})]
+
+
+def test_the_store_keeps_when_they_expire(tmp_path: Path) -> None:
+    """By the clock on the wall, which other processes have too; and a file of layout 1 is taken over."""
+    path = tmp_path / "s.db"
+
+    def store(wall: float, now: float) -> SqliteStore:
+        made = SqliteStore(path)
+        made._wall_clock, made._clock = (lambda: wall), (lambda: now)
+        return made
+
+    first = Wire(store=store(1e9, 1000), session_expiry=60)
+    first.publish(payload=b"a", message_expiry_interval=100)
+    first.publish(payload=b"b")
+    first.core.outgoing._store.commit()  # type: ignore[attr-defined]
+    first.core.outgoing._store.close()  # type: ignore[attr-defined]
+    second = Wire(store=(held := store(1e9 + 60, 7)), session_expiry=60)
+    assert [entry.expires_at for entry in second.core.outgoing.entries()] == [47, None]
+    held.close()
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        base.executescript("ALTER TABLE outgoing DROP COLUMN expires_at; PRAGMA user_version=1")
+    third = Wire(store=(held := store(1e9, 0)), session_expiry=60)
+    assert [(entry.payload, entry.expires_at) for entry in third.core.outgoing.entries()] == [(b"a", None), (b"b", None)]
+    held.close()
+
+
+def test_an_acknowledgement_of_nothing_opens_no_window() -> None:
+    wire = Wire(max_inflight=1)
+    wire.connect()
+    first, second = wire.publish(), wire.publish()
+    wire.sent()
+    wire.give(codec.Puback(77), codec.Puback(second.packet_id or 78))
+    assert wire.core.stats.unclaimed == 2 and not wire.sent()
+    wire.give(codec.Puback(first.packet_id))
+    assert len(wire.sent()) == 1
+
+
+def test_topics_behind_one_alias_are_one_object() -> None:
+    """So that they are handed out together."""
+    wire = Wire()
+    wire.connect()
+    told = Properties(topic_alias=1)
+    again = [codec.Publish("", b"%d" % number, properties=told) for number in (1, 2)]
+    received = messages(wire.give(publish("long/topic", b"0", 0, topic_alias=1), *again))
+    assert [message.topic for message in received] == ["long/topic"] * 3
+    assert codec.run_end(received, 1) == (3, 2)

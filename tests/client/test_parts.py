@@ -436,3 +436,40 @@ def test_a_commit_that_fails_is_told_and_can_be_tried_again(path: Path) -> None:
     again = opened(path)
     assert again.core.outgoing.unfinished == 1
     stop(again)
+
+
+def full_stream(count: int, told: list[str]) -> tuple[Stream, list[Message]]:
+    packet = codec.Publish("t", b"x")
+    messages = [Message("t", packet) for _ in range(count)]
+    return Stream(10, 1 << 20, lambda _: told.append("full"), lambda _: told.append("room"), None), messages
+
+
+def test_a_stream_that_gets_many_at_once() -> None:
+    """It is full once, whoever reads is counted, and there is room when half is read."""
+    told: list[str] = []
+    stream, messages = full_stream(20, told)
+    stream.put_all(messages, 20)
+    assert told == ["full"]
+
+    async def read() -> None:
+        for left in range(19, 4, -1):
+            await anext(stream)
+            assert len(stream) == left and stream.taken == 20 - left
+            assert told == (["full"] if left > 5 else ["full", "room"])
+
+    asyncio.run(read())
+
+
+def test_as_many_readers_wake_as_there_are_messages() -> None:
+    stream, messages = full_stream(2, [])
+
+    async def read() -> None:
+        readers = [asyncio.ensure_future(stream.get()) for _ in range(3)]
+        await asyncio.sleep(0)
+        stream.put_all(messages, 2)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert [reader.done() for reader in readers] == [True, True, False]
+        readers[2].cancel()
+
+    asyncio.run(read())

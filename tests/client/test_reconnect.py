@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from mqttc import Client, codec
-from mqttc.client import Reconnect, SqliteStore
+from mqttc.client import Reconnect, SqliteStore, Tls
 from mqttc.client.state import State
-from mqttc.errors import ClosedError, ConnectError, ConnectionLostError, MqttError, QueueFullError, SubscribeError
-from tests.client.conftest import FaultProxy, Mosquitto, ScriptedServer, client_url, free_port, read_packet, run, settled
+from mqttc.codec import Properties
+from mqttc.errors import ClosedError, ConnectError, ConnectionLostError, ExpiredError, MqttError, QueueFullError, SubscribeError
+from tests.client.conftest import FaultProxy, Mosquitto, ScriptedServer, client_url, free_port, listeners, read_packet, run, settled
 from tests.conformance.statements import each_version
 from tests.conftest import BrokerFactory, tcp_address
 
 AT_ONCE = Reconnect(first_s=0, most_s=0.01)
-RECONNECTS = 1000
+RECONNECTS = int(os.environ.get("MQTTC_TEST_RECONNECTS", "100"))
+"""Of each version; 1000 are for a release."""
 
 
 class Numbered:
@@ -55,19 +60,31 @@ class Numbered:
             self.received[message.qos].append(int(message.payload))
 
 
-async def through_faults(host: str, port: int, version: int, reconnects: int, seed: int) -> None:
+async def through_faults(
+    host: str,
+    port: int,
+    version: int,
+    reconnects: int,
+    seed: int,
+    *,
+    url: str = "mqtt://127.0.0.1:{}",
+    most_bytes: int = 1500,
+    doubles: bool = True,
+    **more: Any,
+) -> None:
     """A publisher and a subscriber, each behind a proxy of its own that cuts after a number of bytes, in the middle of packets."""
     chance = random.Random(seed)
     numbered = Numbered()
     done = asyncio.Event()
     options: dict[str, Any] = {"version": version, "session_expiry": 3600, "reconnect": AT_ONCE, "max_inflight": 20, "receive_maximum": 20}
+    options |= more
     async with FaultProxy(host, port) as near, FaultProxy(host, port) as far:
-        publisher = Client(near.url, client_id=f"publisher{version}", **options)
-        subscriber = Client(far.url, client_id=f"subscriber{version}", **options)
+        publisher = Client(url.format(near.port), client_id=f"publisher{version}", **options)
+        subscriber = Client(url.format(far.port), client_id=f"subscriber{version}", **options)
         async with publisher, subscriber:
             await subscriber.subscribe("numbered/+", 2)
             for proxy in (near, far):
-                proxy.cut_after = lambda: chance.randrange(20, 1500)
+                proxy.cut_after = lambda: chance.randrange(20, most_bytes)
                 proxy.cut()
             reading = asyncio.create_task(numbered.receive(subscriber))
             writing = [asyncio.create_task(numbered.publish(publisher, qos, done)) for qos in (1, 2)]
@@ -78,25 +95,36 @@ async def through_faults(host: str, port: int, version: int, reconnects: int, se
             done.set()
             await asyncio.gather(*writing)
             await settled(lambda: numbered.complete)
-            assert publisher.stats.connections + subscriber.stats.connections > reconnects // 2
+            assert publisher.stats.connections + subscriber.stats.connections > reconnects // (2 if most_bytes == 1500 else 10)
             assert publisher.stats.sessions_lost == subscriber.stats.sessions_lost == 0
             assert publisher.stats.resent > 0
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-    numbered.check()
-    assert numbered.published[1] > 100 and numbered.published[2] > 100
+    numbered.check(doubles)
+    assert numbered.published[1] > reconnects // 10 and numbered.published[2] > reconnects // 10
 
 
-@pytest.mark.slow
 @each_version
-def test_a_thousand_reconnects(version: int, broker_factory: BrokerFactory) -> None:
+def test_many_reconnects(version: int, broker_factory: BrokerFactory) -> None:
     host, port = tcp_address(broker_factory().urls[0])
     run(through_faults(host, port, version, RECONNECTS, seed=version), timeout_s=600)
 
 
 @each_version
 def test_a_hundred_reconnects_with_mosquitto(version: int, mosquitto: Mosquitto) -> None:
-    run(through_faults("127.0.0.1", mosquitto.ports["mqtt"], version, 100, seed=version), timeout_s=120)
+    """Nothing is lost. Once in some dozens of runs mosquitto 2.0.11 sends a PUBLISH again whose PUBREL it has sent (see below)."""
+    run(through_faults("127.0.0.1", mosquitto.ports["mqtt"], version, 100, seed=version, doubles=False), timeout_s=120)
+
+
+@pytest.mark.parametrize("road", ["mqtts", "ws", "wss", "http2"])
+def test_reconnects_on_every_road(road: str, broker_factory: BrokerFactory, pki: Path, tmp_path: Path) -> None:
+    scheme = "wss" if road == "http2" else road
+    url = client_url(broker_factory({"listeners": listeners(pki, tmp_path, scheme)}), scheme)
+    parts = urlsplit(url)
+    assert parts.hostname is not None and parts.port is not None
+    where = f"{scheme}://{parts.hostname}:{{}}{parts.path}"
+    more: dict[str, Any] = {"tls": Tls(ca_file=pki / "ca.pem"), "http2": road == "http2"}
+    run(through_faults("127.0.0.1", parts.port, 5, RECONNECTS // 2, 5, url=where, most_bytes=12_000, **more), timeout_s=600)
 
 
 # ---------------------------------------------------------------------------------------------------- brokers that go and come
@@ -346,3 +374,53 @@ def test_a_session_is_resumed_by_another_client(url: str) -> None:
             assert not client.connack.session_present
 
     run(work())
+
+
+def test_a_queued_message_that_expires_is_told(url: str) -> None:
+    """Whoever waits for it hears so when it happens, not when there is a connection again."""
+
+    async def work() -> None:
+        async with FaultProxy(*tcp_address(url)) as proxy, Client(url) as watcher:
+            await watcher.subscribe("e", 2)
+            client = Client(proxy.url, reconnect=Reconnect(first_s=3600, most_s=3600))
+            await client.connect()
+            proxy.cut()
+            await client.wait_for(State.RECONNECTING)
+            lasting = asyncio.create_task(client.publish("e", b"", 1, properties=Properties(message_expiry_interval=3600)))
+            await asyncio.sleep(0)
+            for qos in (0, 1, 2):
+                with pytest.raises(ExpiredError, match="message_expiry_interval"):
+                    await client.publish("e", b"", qos, properties=Properties(message_expiry_interval=0))
+            waiting = client.publish("e", b"", 1, properties=Properties(message_expiry_interval=1))
+            client._engine.require_core()._clock = lambda: time.monotonic() + 0.99  # as if most of it were over
+            with pytest.raises(ExpiredError):
+                await waiting
+            assert client.stats.expired == 4 and client.queued == 1
+            await client.close()
+            with pytest.raises(ClosedError):
+                await lasting
+
+    run(work())
+
+
+def test_the_broker_gets_what_is_left(broker_factory: BrokerFactory) -> None:
+    port = free_port()
+
+    async def work() -> None:
+        client = Client(f"mqtt://127.0.0.1:{port}", retry_first=True, reconnect=AT_ONCE)
+        connecting = asyncio.create_task(client.connect())
+        await settled(lambda: client.stats.connect_failures > 0)
+        for interval in (2, 100):
+            await client.publish("e", b"%d" % interval, 1, properties=Properties(message_expiry_interval=interval), wait=False)
+        subscribing = asyncio.create_task(client.subscribe("e", 1))
+        await asyncio.sleep(0)
+        client._engine.require_core()._clock = lambda: time.monotonic() + 50
+        await asyncio.to_thread(broker_factory, {"listeners": [{"url": f"tcp://127.0.0.1:{port}"}]})
+        await connecting
+        await subscribing
+        message = await client.get()
+        left = message.properties.message_expiry_interval
+        assert message.payload == b"100" and left is not None and 40 <= left <= 50
+        await client.close()
+
+    run(work(), count_sockets=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -57,6 +56,12 @@ def test_our_broker(scheme: str, version: int, broker_factory: BrokerFactory, pk
 def test_mosquitto(scheme: str, version: int, mosquitto: Mosquitto, pki: Path) -> None:
     most = 10_000 if scheme in ("ws", "wss") else 300_000  # 2.0.11 leaves the rest of a larger one lying, until something else comes
     run(exchange(mosquitto.url(scheme), most, version=version, tls=Tls(ca_file=pki / "ca.pem")))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_our_broker_over_http2(version: int, broker_factory: BrokerFactory, pki: Path, tmp_path: Path) -> None:
+    broker = broker_factory({"listeners": listeners(pki, tmp_path, "wss")})
+    run(exchange(client_url(broker, "wss"), version=version, http2=True, tls=Tls(ca_file=pki / "ca.pem")))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -136,90 +141,6 @@ def test_verification_can_be_turned_off(broker_factory: BrokerFactory, pki: Path
         for scheme in ("mqtts", "wss", "quic"):
             async with Client(client_url(broker, scheme), tls=Tls(verify=False)) as client:
                 await client.publish("t", b"x", 1)
-
-    run(work())
-
-
-# ---------------------------------------------------------------------------------------------------- proxies
-
-
-class HttpProxy(ScriptedServer):
-    """CONNECT only. With a password it wants it."""
-
-    def __init__(self, password: str = "", status: str = "200 OK", more: bytes = b"") -> None:
-        super().__init__(self._tunnel)
-        self.asked: list[bytes] = []
-        self._password = password
-        self._status = status
-        self._more = more
-
-    async def _tunnel(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        self.asked.append(head)
-        wanted = b"basic " + base64.b64encode(f"user:{self._password}".encode())
-        if self._password and wanted.lower() not in head.lower():
-            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
-            await writer.drain()
-            return
-        writer.write(f"HTTP/1.1 {self._status}\r\n\r\n".encode() + self._more)
-        await writer.drain()
-        host, _, port = head.split()[1].decode().rpartition(":")
-        other_reader, other_writer = await asyncio.open_connection(host, int(port))
-        try:
-            ways = [asyncio.create_task(pump(reader, other_writer)), asyncio.create_task(pump(other_reader, writer))]
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-        finally:
-            other_writer.transport.abort()
-
-
-async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
-
-
-@pytest.mark.parametrize("scheme", ["ws", "wss", "mqtt"])
-def test_through_a_proxy(scheme: str, broker_factory: BrokerFactory, pki: Path, tmp_path: Path) -> None:
-    broker = broker_factory({"listeners": listeners(pki, tmp_path, scheme)})
-    url = client_url(broker, scheme)
-
-    async def work() -> None:
-        async with HttpProxy(password="p@ss") as proxy:
-            where = f"http://user:p%40ss@127.0.0.1:{proxy.port}"
-            await exchange(url, proxy=where, tls=Tls(ca_file=pki / "ca.pem"))
-            [head] = proxy.asked
-            assert head.startswith(f"CONNECT {url.split('/')[2]} HTTP/1.1".encode())
-            with pytest.raises(ConnectError, match="407"):
-                await Client(url, proxy=f"http://127.0.0.1:{proxy.port}", tls=Tls(ca_file=pki / "ca.pem")).connect()
-
-    run(work())
-
-
-def test_the_environments_proxy(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work() -> None:
-        async with HttpProxy() as proxy:
-            monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
-            async with Client(url, proxy="environment"):
-                assert len(proxy.asked) == 1
-            monkeypatch.setenv("no_proxy", "127.0.0.1")
-            async with Client(url, proxy="environment"):
-                assert len(proxy.asked) == 1
-
-    run(work())
-
-
-@pytest.mark.parametrize(
-    ("status", "more", "said"),
-    [("502 Bad Gateway", b"", "502"), ("200 OK", b"too early", "more than its answer"), ("nonsense", b"", "does not speak HTTP")],
-)
-def test_a_proxy_that_does_not_do_it(status: str, more: bytes, said: str, url: str) -> None:
-    async def work() -> None:
-        async with HttpProxy(status=status, more=more) as proxy:
-            with pytest.raises(ConnectError, match=said):
-                await Client(url, proxy=f"http://127.0.0.1:{proxy.port}").connect()
 
     run(work())
 

@@ -20,7 +20,9 @@ class Wire:
 
     def __init__(self, version: int = 5, store: Store = MEMORY, client_id: str = "c", **options: Any) -> None:
         self.version = version
-        self.core = Core(Options(version=version, client_id=client_id, **options), client_id, store, None, self._acknowledge)
+        self.now = 1000.0
+        told = Options(version=version, client_id=client_id, **options)
+        self.core = Core(told, client_id, store, None, self._acknowledge, lambda: self.now)
         self._decoder = codec.Decoder()
 
     def open(self) -> codec.Connect:
@@ -52,6 +54,8 @@ class Wire:
 
     def publish(self, topic: str = "t", payload: bytes = b"x", qos: int = 1, retain: bool = False, **properties: Any) -> Outgoing:
         entry = Outgoing(topic, payload, qos, retain, Properties(**properties) if properties else None)
+        if entry.properties is not None:
+            self.core.expires(entry, entry.properties)
         self.core.publish(entry)
         return entry
 

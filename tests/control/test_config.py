@@ -30,6 +30,7 @@ from mqttc.config import (
     parse_url,
     schema,
 )
+from mqttc.config_auth import Cache, ClientCertificate, Failures, Hashing, Jwt, Ldap, Scram, Sql, WebService
 
 
 def load(tmp_path: Path, text: str, **options: Any) -> Config:
@@ -162,7 +163,6 @@ def test_errors_name_file_and_line(tmp_path: Path, text: str, expected: str) -> 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('[auth]\npassword_file = "users.txt"', "broker.toml:2: auth.password_file is"),
         ('[auth]\nacl_file = "acl.toml"', "broker.toml:2: auth.acl_file is"),
     ],
 )
@@ -331,7 +331,7 @@ WITH_CERTIFICATE = {"url": "quic://h", "certificate": "c"}
             for url in ("tcp://h", "tls://h?certificate=c", "ws://h", "wss://h?certificate=c", "unix:///x")
         ),
         *(
-            ({"url": url, "allowed_origins": ["http://a"]}, "allowed_origins is for ws:// and wss:// listeners")
+            ({"url": url, "allowed_origins": ["http://a"]}, "allowed_origins is for ws://, wss:// and asgi:// listeners")
             for url in ("tcp://h", "tls://h?certificate=c", "unix:///x")
         ),
         *(({"url": url, "key": "k"}, "key is for tls://, wss:// and quic:// listeners") for url in ("tcp://h", "ws://h", "unix:///x")),
@@ -372,7 +372,9 @@ def test_bad_values_of_quic(key: str, value: object, message: str) -> None:
 
 
 def test_a_quic_listener() -> None:
-    (listener,) = Config.load(listen=["quic://h?certificate=c.p12&key_password=1&early_data=true&idle_timeout=2.5&stateless_retry=true"]).listeners
+    (listener,) = Config.load(
+        listen=["quic://h?certificate=c.p12&key_password=1&early_data=true&idle_timeout=2.5&stateless_retry=true"]
+    ).listeners
     assert (listener.early_data, listener.idle_timeout, listener.stateless_retry) == (True, 2.5, True)
     assert (listener.certificate, listener.key_password) == ("c.p12", "1")
     (listener,) = Config.load(listen=["quic://h?certificate=c&client_ca=d&client_certificate=required&stateless_retry=auto"]).listeners
@@ -546,11 +548,16 @@ def test_schema_knows_every_key() -> None:
     assert listener["trusted_proxies"]["maxItems"] == MAXIMUM_TRUSTED_PROXIES
 
 
+_SECTION_NAMES = {ClientCertificate: "certificate", WebService: "http"}
+
+
 def test_documentation_knows_every_key() -> None:
     text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     sections = [Config.model_fields["limits"].default, Config.model_fields["auth"].default, Config.model_fields["log"].default]
     keys = {key for section in sections for key in type(section).model_fields} | set(type(Config().listeners[0]).model_fields)
     keys |= {f"http.{key}" for key in Http.model_fields} | set(Durability.model_fields)
+    for section in (Sql, Jwt, ClientCertificate, WebService, Scram, Ldap, Cache, Failures, Hashing):
+        keys |= {f"{_SECTION_NAMES.get(section, section.__name__.lower())}.{key}" for key in section.model_fields}
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from mqttc import control, server
+from mqttc import control, inside, server
 from mqttc.auth import Request, Verdict
 from mqttc.config import Config, Listener
+from mqttc.embed import hub
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Question:
     common_name: str | None = None
     head: bytes | None = None
     remote: bool = False
+    reason: int = 0
 
 
 @dataclass
@@ -91,7 +93,10 @@ class Engine:
         taken, self.waiting = self.waiting, []
         return taken
 
-    def answer(self, question: int, reason_code: int, *, auth_data: bytes | None = None) -> None:
+    def verdicts(self, **fields: bool) -> None:
+        """Nothing is remembered here."""
+
+    def answer(self, question: int, reason_code: int, *, auth_data: bytes | None = None, **keys: Any) -> None:
         with self.answered:
             self.answers.append(Answer(question, reason_code, auth_data))
             self.answered.notify_all()
@@ -111,7 +116,7 @@ class Engine:
     def stats(self) -> dict[str, int]:
         return {"connections": 7}
 
-    def advance_clock(self, milliseconds: int, wall_milliseconds: int) -> None:
+    def advance_clock(self, milliseconds: int, wall_milliseconds: int, *, heard: bool = False) -> None:
         self.calls.append(f"advance {milliseconds} {wall_milliseconds}")
 
     def close(self) -> None:
@@ -119,6 +124,17 @@ class Engine:
         for descriptor in [*self.descriptors, self.event_fd, self.writer]:
             os.close(descriptor)
         self.descriptors = []
+
+
+class Port:
+    """Of in-process clients: there are none."""
+
+    def __init__(self, engine: Engine, kind: type) -> None:
+        self.fd, writer = os.pipe()
+        engine.descriptors += [self.fd, writer]
+
+    def receive(self) -> list[Any]:
+        return []
 
 
 @pytest.fixture
@@ -134,6 +150,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
     stand_in = SimpleNamespace(Engine=make, Question=Question, LogEvent=LogEvent, EVENT_NAMES=names)
     for module in (server, control):
         monkeypatch.setattr(module, "native", stand_in)
+    monkeypatch.setattr(hub, "inside", SimpleNamespace(Port=Port, Answer=inside.Answer, Delivery=inside.Delivery))
     return made
 
 

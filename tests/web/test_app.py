@@ -220,8 +220,8 @@ def test_metrics_have_every_number_of_a_broker() -> None:
 
 @pytest.fixture
 def counted(tmp_path: Path) -> set[str]:
-    """Everything that a broker with a store counts."""
-    kept = {"data_dir": str(tmp_path / "data"), "durability": {"mode": "written"}}
+    """Everything that a broker with a store and authenticators counts."""
+    kept: dict[str, Any] = {"auth": {"certificate": {}}, "data_dir": str(tmp_path / "data"), "durability": {"mode": "written"}}
     with Broker({"listeners": [{"url": "tcp://127.0.0.1:0"}], "workers": 1, **kept}) as broker:
         return set(broker.stats())
 
