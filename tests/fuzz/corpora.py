@@ -145,6 +145,8 @@ _WORDS: dict[str, tuple[bytes, ...]] = {
     "codec": _MQTT + _PROPERTIES,
     "config": _TOML,
     "url": (*_TOML, b"?", b"&", b"=", b"[", b"]", b"%", b":", b"@", b"/"),
+    "passwords": (b"\n", b":", b"#", b"$argon2id$v=19$m=19456,t=2,p=1$", b"$7$101$", b"$6$", b"SCRAM-SHA-256$4096:", b"$", b"==", b"AAAA"),
+    "scram": (b"n,,", b"y,,", b"p=tls-unique,,", b"n=user", b",r=", b"c=biws", b",r=NONCE", b",p=", b"=2C", b"=3D", b",m=", b"\0", b"AAAA"),
     "http1": _HTTP,
     "http2": _H2,
 }

@@ -25,9 +25,15 @@ from mqttc.adapters.exchange import COUNTERS, HttpLimits, Receive, Scope, Send, 
 from mqttc.adapters.http1 import Http1
 from mqttc.adapters.http2 import Http2
 from mqttc.adapters.upgrade import HTTP2_PREFACE, Decision, Rules, decide
+from mqttc.auth import Request
+from mqttc.auth.hashing import Hash, Scram
+from mqttc.auth.passwords import parse_users
+from mqttc.auth.scram import ScramSource
+from mqttc.auth.source import Answer
 from mqttc.client.url import parse_url as parse_broker_url
 from mqttc.config import Config, ConfigError
 from mqttc.config import parse_url as parse_listener_url
+from mqttc.config_auth import Scram as ScramSection
 from mqttc.store import StoreError, check, info, open_store, schema
 from tests.store.stores import add_session, make_store, writing
 
@@ -133,6 +139,47 @@ def fuzz_url(data: bytes) -> None:
         return
     assert 0 <= target.port <= 65535 and target.authority is not None
     assert target.password is None or len(target.password) < 8 or f":{target.password}@" not in repr(target)
+
+
+# ------------------------------------------------------------------------------------------- authentication
+
+
+def fuzz_passwords(data: bytes) -> None:
+    """A password file."""
+    try:
+        users = parse_users("users", data, 65536)
+    except ConfigError as error:
+        assert "\n" not in str(error), ascii(str(error))
+        return
+    for name, hashed in users.items():
+        assert ":" not in name and hashed.text.isascii(), f"{name}: {hashed.text!a}"
+        assert hashed.text not in repr(hashed), "the hash is shown"
+        if hashed.kind[0] == "sha512":  # the only one that costs nothing
+            assert not hashed.verify(b"wrong")
+
+
+_SALT = b"0123456789abcdef"
+
+
+def fuzz_scram(data: bytes) -> None:
+    """What a client says, in messages that NUL parts; it does not know the password."""
+    verifier = Hash(("scram", 1), "", scram=Scram(1, _SALT, bytes(32), bytes(32)))
+    source = ScramSource(ScramSection(), lambda name: verifier if name == "user" else None)
+    state: dict[str, Any] = {}
+    for number, message in enumerate(data.split(b"\0")[:4]):
+        exchange = state.get("scram")
+        if exchange is not None:  # our part of the nonce is not to be guessed
+            message = message.decode("ascii", "ignore").encode().replace(b"NONCE", exchange.nonce.encode())
+        request = Request("c", _PEER, False, 5, is_auth=number > 0, auth_method="SCRAM-SHA-256", auth_data=message)
+        turn = source.decide(request, state)
+        try:
+            turn.send(None)
+        except StopIteration as end:
+            assert end.value.answer in (Answer.DENY, Answer.CONTINUE), end.value
+            if end.value.answer is Answer.DENY:
+                return
+        else:
+            raise AssertionError("it waits for something")
 
 
 # ---------------------------------------------------------------------------------------------------- HTTP
@@ -356,6 +403,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "codec": fuzz_codec,
     "config": fuzz_config,
     "url": fuzz_url,
+    "passwords": fuzz_passwords,
+    "scram": fuzz_scram,
     "http1": fuzz_http1,
     "http2": fuzz_http2,
     "store": fuzz_store,

@@ -15,7 +15,7 @@ from . import corpora, mutation, targets
 
 FACES = {"fuzz_net": fuzz_net, "fuzz_proto": fuzz_proto, "fuzz_tree": fuzz_tree}
 NATIVE_RUNS = 20_000
-PYTHON_RUNS = {"codec": 4000, "config": 300, "url": 4000, "http1": 600, "http2": 500, "store": 25}
+PYTHON_RUNS = {"codec": 4000, "config": 300, "url": 4000, "passwords": 4000, "scram": 4000, "http1": 600, "http2": 500, "store": 25}
 SLOW = {"proxy": 4000, "tree": 5000, "ws_client": 5000, "ws_server": 5000}
 
 
