@@ -83,9 +83,9 @@ class Clients(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------ what the clients see
 
-    def follow(self, message: Message, publisher: str | None) -> None:
+    def follow(self, message: Message) -> None:
         """A publication, and what all clients see of it."""
-        outcome = self.reference.publish(message, publisher)
+        outcome = self.reference.publish(message)
         for client, copy in outcome.sessions.items():
             self.read(client, [[copy]])
         if outcome.groups:
@@ -210,7 +210,7 @@ class Clients(RuleBasedStateMachine):
     def lost(self, client: str, *, with_will: bool) -> None:
         self.peers.pop(client).close()
         for will in self.reference.lose(client, with_will=with_will):
-            self.follow(will, None)
+            self.follow(will)
 
     @initialize(versions=st.tuples(*[st.sampled_from((4, 5, 5))] * 4), manners=st.tuples(*[st.sampled_from(("full", "half", "none"))] * 5))
     def begin(self, versions: tuple[int, ...], manners: tuple[str, ...]) -> None:
@@ -249,7 +249,7 @@ class Clients(RuleBasedStateMachine):
         if will is not None:
             topic, qos, retain, delayed = will
             delay = self.period(SOON) if delayed and version == 5 else 0
-            last = LastWill(Message(topic, b"will %d" % self.count, qos, retain), delay)
+            last = LastWill(Message(topic, b"will %d" % self.count, qos, retain, publisher=client), delay)
             packet_will = Will(topic, last.message.payload, qos, retain, ((WILL_DELAY, delay),) if delay else ())
         window = WINDOW if client == NARROW else UNLIMITED
         until = self.period(LATE) if expires else 0
@@ -272,7 +272,7 @@ class Clients(RuleBasedStateMachine):
         due: list[Due] = [stored, *(self.reference.backlog(client, key) for key in session.subscriptions)]
         self.read(client, due)
         for message in wills:
-            self.follow(message, None)
+            self.follow(message)
 
     @precondition(lambda self: self.peers)
     @rule(
@@ -318,9 +318,7 @@ class Clients(RuleBasedStateMachine):
         plain = peer.version != 5 or any(one.startswith("$share/") for one in filters)
         if plain:
             no_local, as_published, handling, subscription_id = False, False, 0, 0
-        wanted = {
-            one: Subscription(qos, no_local and one not in WILL_FILTERS, as_published, subscription_id) for one in filters
-        }  # whether No Local holds for one's own will, the standard does not say
+        wanted = {one: Subscription(qos, no_local and not one.startswith("$share/"), as_published, subscription_id) for one in filters}
         options = [(one, qos | it.no_local << 2 | it.retain_as_published << 3 | handling << 4) for one, it in wanted.items()]
         props = ((SUBSCRIPTION_ID, subscription_id),) if subscription_id else ()
         assert peer.subscribe_many(options, props) == [qos] * len(filters)
@@ -359,7 +357,7 @@ class Clients(RuleBasedStateMachine):
         answer = peer.publish(topic, payload, qos, retain=retain, props=props)
         assert answer is None or answer.reason in (0, 0x10)
         peer.ping()
-        self.follow(Message(topic, payload, qos, retain, props), client)
+        self.follow(Message(topic, payload, qos, retain, props, publisher=client))
 
     # QoS 2 towards the broker, step by step.
 
@@ -369,12 +367,12 @@ class Clients(RuleBasedStateMachine):
         self.count += 1
         client, session, peer = self.drawn(data)
         packet_id = HELD_IDS + self.count
-        message = Message(topic, b"%d" % self.count, 2)
+        message = Message(topic, b"%d" % self.count, 2, publisher=client)
         peer.send(publish_packet(topic, message.payload, peer.version, qos=2, packet_id=packet_id))
         assert peer.await_packet(PUBREC, packet_id).reason in (0, 0x10)
         session.inbound.add(packet_id)
         peer.ping()
-        self.follow(message, client)
+        self.follow(message)
 
     @precondition(lambda self: any(self.reference.sessions[client].inbound for client in self.peers))
     @rule(data=st.data(), again=st.booleans())
@@ -462,7 +460,7 @@ class Clients(RuleBasedStateMachine):
     def move_clock(self, to: int) -> None:
         self.bench.native.advance_clock(to - self.reference.now)
         for will in self.reference.pass_time(to):
-            self.follow(will, None)
+            self.follow(will)
 
     # ------------------------------------------------------------------------------ what must always hold
 

@@ -32,6 +32,8 @@ class Message:
     props: tuple[tuple[int, Any], ...] = ()
     """Properties that travel with it."""
     subscription_ids: tuple[int, ...] = ()
+    publisher: str | None = None
+    """The client; None: one without subscriptions."""
 
 
 @dataclass
@@ -106,7 +108,7 @@ class Reference:
 
     # ------------------------------------------------------------------------------ messages
 
-    def publish(self, message: Message, publisher: str | None) -> Outcome:
+    def publish(self, message: Message) -> Outcome:
         """Retains it, queues it for who is away, and tells what comes at once."""
         if message.retain and message.payload:
             self.retained[message.topic] = message
@@ -114,7 +116,7 @@ class Reference:
             self.retained.pop(message.topic, None)
         outcome = Outcome()
         for client, session in self.sessions.items():
-            copy = self._copy_for(session, message, client == publisher)
+            copy = self._copy_for(session, message, client == message.publisher)
             if copy is None:
                 continue
             outcome.matched = True

@@ -44,6 +44,7 @@ def play(workers: int, examples: int, *, derandomize: bool) -> None:
             database=None,
             stateful_step_count=STEPS,
             deadline=None,
+            report_multiple_bugs=False,
             phases=[Phase.generate] if derandomize else [Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck),
         ),
