@@ -355,12 +355,18 @@ cdef const char *proxy_play(const uint8_t *data, size_t n, uint32_t noise, Proxi
 cdef const char *proxied_check(const uint8_t *data, size_t n, const Proxied *outcome) noexcept nogil:
     """The header, exactly, was taken away."""
     cdef size_t head = 0
+    cdef uint32_t blanks = 0
     if outcome.failed:
         return NULL
     if data[0] == c'P':
         while head < n and data[head] != c'\n':
+            blanks += data[head] == c' '
             head += 1
         head += 1
+        if head < 8 or head > n or data[head - 2] != c'\r':
+            return "a line that does not end with CR and LF was let in"
+        if blanks != 5 and (n < 13 or memcmp(data, b"PROXY UNKNOWN", 13) != 0):
+            return "a line of more or fewer words was let in"
         if head > 107:
             return "a header line that is too long was let in"
     elif n >= 16:
