@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from mqttc import logs, native
 from mqttc.auth import Authenticator
+from mqttc.auth.acl import Explanation
 from mqttc.auth.chain import ChainAuthenticator
+from mqttc.auth.grant import Action
+from mqttc.auth.rules import RulesInForce
 from mqttc.config import DURABILITY_MODES, TLS_KEYS, Auth, Config, InetAddress, Listener
 from mqttc.config_auth import is_local_host
 from mqttc.control import Control
@@ -39,7 +42,9 @@ _ANONYMOUS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "loopback": 2}
 _EXIT_TIMEOUT_MS: Final = 1000
 _PROGRESS_S: Final = 2.0
 _SETTLE_ROUNDS: Final = 100
-_LIVE_KEYS: Final = frozenset({"log.level", "log.format", *(f"auth.{key}" for key in Auth.model_fields if key != "anonymous")})
+_ACL_KEY: Final = "auth.acl_file"
+_LIVE_AUTH_KEYS: Final = [key for key in Auth.model_fields if key not in ("anonymous", "acl_file")]
+_LIVE_KEYS: Final = frozenset({"log.level", "log.format", *(f"auth.{key}" for key in _LIVE_AUTH_KEYS)})
 
 
 _logger: Final = logging.getLogger(logs.LOGGER_NAME)
@@ -213,8 +218,8 @@ class Broker(InProcess):
     def reload(self, config: Config | Mapping[str, Any]) -> Reload:
         """Take over what can change while clients are connected: ``log.*``, ``auth.*`` but ``anonymous``, and TLS.
 
-        The files of TLS listeners and of authenticators are read again; connections keep the certificates that they began with,
-        and clients that were admitted stay.
+        The files of TLS listeners, authenticators and rules are read again; connections keep the certificates that they began with,
+        and clients that were admitted stay. When this returns the new rules are in force; whether there are any at all needs a restart.
         Raises ``ConfigError`` for an invalid configuration; the old one then stays in force. What needs a
         restart is named in the answer and keeps its old value.
         """
@@ -230,6 +235,11 @@ class Broker(InProcess):
             if self._running is not None and logs.LEVELS[new.log.level] < self._running.level:
                 # Workers make no records below the level that they were started with.
                 live = [key for key in live if key != "log.level"]
+            rules = None if self._running is None else self._running.rules
+            if rules is not None and new.auth.acl_file:
+                rules.read(new.auth.acl_file)  # before anything changes
+            if self._running is None or (rules is not None and new.auth.acl_file):
+                live += [key for key in changed if key == _ACL_KEY]
             authenticator = self._own_authenticator
             if self._running is not None and authenticator is None:
                 authenticator = self._running.authenticator_for(new, self._config, live)
@@ -246,10 +256,30 @@ class Broker(InProcess):
                 source, target = getattr(new, section), getattr(self._config, section)
                 update = target.model_copy(update={name: getattr(source, name) for name in names})
                 self._config = self._config.model_copy(update={section: update})
+            if rules is not None and new.auth.acl_file:
+                rules.apply(new.auth.acl_file)
             if self._running is not None:
                 self._running.control.reconfigure(self._config, authenticator)
                 self._running.chain = authenticator if isinstance(authenticator, ChainAuthenticator) else None
         return Reload(tuple(live), tuple(waiting))
+
+    def explain(
+        self, action: Action, topic: str, *, client_id: str, username: str | None = None, listener: str | None = None
+    ) -> Explanation:
+        """Whether the rules in force let a client do this, and which of them decides.
+
+        ``topic`` is a filter if the action is ``subscribe``. ``username``: one that was checked; None: anonymous. ``listener``: its name
+        or URL; None: one that no rule names. What an authenticator granted to a client is not looked at. ``ValueError``: not a topic,
+        or there is no such listener.
+        """
+        self._check_process()
+        with self._lock:
+            if self._running is None:
+                raise BrokerError("the broker is not running")
+            rules = self._running.rules
+        if rules is None:
+            return Explanation(True, "nothing")
+        return rules.explain(action, topic, client_id=client_id, username=username, listener=listener)
 
     def __enter__(self) -> Self:
         self.start()
@@ -354,6 +384,15 @@ def _files_of(config: Config, listener: Listener) -> ListenerFiles | None:
     return QuicFiles(config, listener)
 
 
+def _ids_of(served: Mapping[int, Served]) -> dict[str, list[int]]:
+    """The engine's listeners by their names and their URLs, as configured and as bound."""
+    ids: dict[str, list[int]] = {}
+    for identifier, one in served.items():
+        for name in {one.name, one.listener.address.url(), one.bound.url}:
+            ids.setdefault(name, []).append(identifier)
+    return ids
+
+
 class _Running:
     """Everything that exists from start to stop."""
 
@@ -367,6 +406,7 @@ class _Running:
         self.chain = ChainAuthenticator(config) if authenticator is None and config.auth.sources else None
         self.files = [_files_of(config, listener) for listener in config.listeners]
         self.bound: list[BoundListener] = []
+        self.rules: RulesInForce | None = None
         now_ms = None if clock is None else round(clock.time * 1000)
         self.store = open_store(config.data_dir, progress=_say, now_ms=now_ms) if config.stores else None
         try:
@@ -389,8 +429,12 @@ class _Running:
         for bound, files in zip(self.bound, self.files, strict=True):
             self._add(bound, config, files, served)
         warn_of_plain_passwords(config)
+        if config.auth.acl_file:
+            self.rules = RulesInForce(self.engine, config.auth.acl_file, _ids_of(served))
         self.hub = Hub(self.engine, served, config)
-        self.control = Control(self.engine, self.hub, served, self.watched, self.quic, config, authenticator or self.chain, self.stats)
+        self.control = Control(
+            self.engine, self.hub, served, self.watched, self.quic, config, authenticator or self.chain, self.stats, self.rules
+        )
         try:
             self.engine.start()
         except BaseException:

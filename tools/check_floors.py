@@ -24,9 +24,10 @@ NET = [
     *("outq", "listener", "poller", "poller_epoll", "poller_kqueue", "reactor"),
 ]
 BROKER = [
-    *("handle", "stats", "acl", "sqlite", "journal", "trie", "routes", "retain", "state", "port", "report", "mail", "durable", "reply"),
-    *("session", "group", "deliver", "presence", "will", "gate", "verdicts"),
-    *("on_connect", "on_head", "on_publish", "on_subscribe", "conn", "admin", "inside", "worker", "recover"),
+    *("handle", "stats", "acl", "rights", "sqlite", "record", "known", "rows", "window", "replay", "checkpoint", "journal"),
+    *("trie", "routes", "retain", "state", "port", "report", "permit", "mail", "durable", "reply"),
+    *("session", "group", "publication", "send", "shared", "deliver", "pump", "presence", "will", "gate", "verdicts"),
+    *("on_subscribe", "admit", "on_connect", "on_head", "on_publish", "conn", "admin", "inside", "worker", "recover"),
 ]
 LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native", "inside"]

@@ -9,6 +9,7 @@ from mqttc.broker.on_head cimport head_data, tunnel_ended
 from mqttc.broker.on_publish cimport aliases_in_free, on_ack, on_publish
 from mqttc.broker.on_subscribe cimport on_subscribe, on_unsubscribe
 from mqttc.broker.presence cimport session_offline
+from mqttc.broker.permit cimport rights_expire
 from mqttc.broker.reply cimport END_DISCONNECT, conn_disconnect, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet
 from mqttc.broker.report cimport EV_AUTH_EXPIRED, EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, EV_TRANSPORT_FAILED, LOG_INFO, report, text
 from mqttc.broker.routes cimport route_drop
@@ -143,7 +144,7 @@ cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32
 
 
 cdef int64_t conn_deadline(Worker *worker, Conn *conn) noexcept nogil:
-    """Of a connection that is up: keep alive, an open re-authentication, or the end of its authentication. 0: none."""
+    """Of a connection that is up: keep alive, an open re-authentication, the end of its authentication, or of its grant. 0: none."""
     cdef int64_t deadline = 0
     if conn.keep_alive_ms:
         deadline = max(conn.last_packet_ms, atomic_load_i64_relaxed(&worker.engine.heard_ms)) + conn.keep_alive_ms
@@ -151,6 +152,8 @@ cdef int64_t conn_deadline(Worker *worker, Conn *conn) noexcept nogil:
             deadline = worker.reactor.now_ms + conn.keep_alive_ms
     if conn.flags & CONN_QUESTION_OPEN and (deadline == 0 or conn.question_due_ms < deadline):
         deadline = conn.question_due_ms
+    if conn.session != NULL and conn.session.rights != NULL and conn.session.rights.expires_at_ms and (deadline == 0 or conn.session.rights.expires_at_ms < deadline):
+        deadline = conn.session.rights.expires_at_ms
     if conn.ends_ms and (deadline == 0 or conn.ends_ms < deadline):
         deadline = conn.ends_ms
     return deadline
@@ -163,6 +166,10 @@ cdef void conn_timer(Worker *worker, Conn *conn) noexcept nogil:
             stat(&worker.stats, C_GATE_TIMEOUTS)
             conn.question += 1
             conn_fail(worker, conn, RC_NOT_AUTHORIZED, text("re-authentication took too long"))
+            return
+        if conn.session != NULL and conn.session.rights != NULL and conn.session.rights.expires_at_ms and worker.reactor.now_ms >= conn.session.rights.expires_at_ms:
+            rights_expire(worker, conn.session)
+            conn_disconnect(worker, conn, RC_NOT_AUTHORIZED)
             return
         if conn.ends_ms and worker.reactor.now_ms >= conn.ends_ms:
             stat(&worker.stats, C_AUTH_EXPIRED)

@@ -43,8 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every key of the configuration file is also a variable (MQTTC_LIMITS__MAX_PACKET_SIZE=65536) and an "
         "option (--set limits.max_packet_size=65536). SIGTERM and SIGINT end the broker, SIGHUP reads the "
         "configuration again. mqttc-broker cert makes certificates; mqttc-broker passwd keeps a password file; "
-        "mqttc-broker store and mqttc-broker backup look after "
-        "what is kept in data_dir. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
+        "mqttc-broker store and mqttc-broker backup look after what is kept in data_dir; "
+        "mqttc-broker explain says which rule of auth.acl_file decides. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file to read")
     parser.add_argument(
@@ -105,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from mqttc.cli.store import main_backup
 
         return main_backup(given[1:])
+    if given[:1] == ["explain"]:
+        from mqttc.cli.explain import main as explain
+
+        return explain(given[1:])
     options = _parser().parse_args(given)
     if options.schema:
         print(schema())
@@ -116,27 +120,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return error.exit_code
     if options.check:
-        if any(listener.is_tls for listener in config.listeners):
-            from mqttc.tls import check_files
-
-            try:
-                check_files(config)
-            except ConfigError as error:
-                _complain(error)
-                return error.exit_code
-        if config.auth.sources:
-            from mqttc.auth.chain import ChainAuthenticator
-
-            try:
-                ChainAuthenticator(config)
-            except ConfigError as error:
-                _complain(error)
-                return error.exit_code
+        try:
+            _check(config)
+        except ConfigError as error:
+            _complain(error)
+            return error.exit_code
         print("mqttc-broker: the configuration is valid", file=sys.stderr)
         return _EXIT_OK
     if options.recover and (code := _recover(config)) != _EXIT_OK:
         return code
     return _serve(options, config, known)
+
+
+def _check(config: Config) -> None:
+    """``--check``: the files that the configuration names."""
+    if any(listener.is_tls for listener in config.listeners):
+        from mqttc.tls import check_files
+
+        check_files(config)
+    if config.auth.acl_file:
+        from mqttc.auth.acl import AclTable, listener_ids
+
+        AclTable.load(config.auth.acl_file).compile(listener_ids(config))
+    if config.auth.sources:
+        from mqttc.auth.chain import ChainAuthenticator
+
+        ChainAuthenticator(config)
 
 
 def _recover(config: Config) -> int:

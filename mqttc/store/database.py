@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from mqttc.store import schema
+from mqttc.store.log import is_log
 
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
@@ -104,6 +105,7 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     )
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
     connection.create_function("is_topic", 1, _is_topic, deterministic=True)
+    connection.create_function("is_log", 1, is_log, deterministic=True)
     return connection
 
 
