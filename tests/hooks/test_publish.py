@@ -10,11 +10,12 @@ import pytest
 
 from mqttc.codec import Properties, ReasonCode
 from mqttc.errors import PublishError
-from mqttc.hooks import Drop, Hooks, Publication, Refuse
+from mqttc.hooks import Drop, Hooks, OnFailure, Publication, Refuse
 from tests.conftest import BrokerFactory
 from tests.rawclient import CONTENT_TYPE, MESSAGE_EXPIRY, PUBACK, PUBREC, TOPIC_ALIAS, USER_PROPERTY, disconnect_packet, publish_packet
 
 from ..embed.conftest import PeerFactory, run, until
+from ..embed.test_publish import control_is_busy
 from .conftest import Loop, Serve, Shaped
 
 VERSIONS = pytest.mark.parametrize("version", [3, 4, 5])
@@ -260,6 +261,22 @@ def test_too_many_waiting(loop: Loop, broker_factory: BrokerFactory, peer: PeerF
     until(lambda: broker.stats()["hooks_waiting"] == 0)
     writer.publish("a", b"", 1)
     assert hooks.stats()[0].late == 2
+
+
+@pytest.mark.parametrize("on_failure", ["allow", "deny"])
+def test_too_many_questions(serve: Serve, hooks: Hooks, peer: PeerFactory, on_failure: OnFailure) -> None:
+    """64 MiB of them that the control thread has not taken: nobody is asked about the rest."""
+    hooks.on_publish("a", on_failure=on_failure)(lambda message: Refuse(0x99))
+    broker = serve({"limits": {"max_packet_size": 2_000_000}})
+    writers = [peer(broker, f"writer {number}") for number in range(36)]
+    with control_is_busy(broker):
+        for count, writer in enumerate(writers, 1):
+            writer.send(publish_packet("a", bytes(1_900_000), 5, qos=1))
+            until(lambda count=count: broker.stats()["hook_questions"] + broker.stats()["hooks_unasked"] == count)
+        assert broker.stats()["hooks_unasked"] == 1
+        assert writers[-1].expect(PUBACK).reason == (0x97 if on_failure == "deny" else 0x10)
+    for writer in writers[:-1]:
+        assert writer.expect(PUBACK).reason == 0x99
 
 
 def test_declared_and_removed_while_it_runs(serve: Serve, hooks: Hooks, peer: PeerFactory) -> None:
