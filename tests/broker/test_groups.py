@@ -274,6 +274,7 @@ def test_churn(make: Make, seed: int, workers: int) -> None:
             read(peer)
             if chance.random() < 0.3:
                 peer.unsubscribe(filter_)
+                read(peer)  # what it was sent before is completed here [MQTT-3.10.4-3]; else it would end with the session
         read(steady)
     for peer in peers.values():
         peer.reset()
