@@ -116,6 +116,7 @@ class Engine:
         http: bool = False,
         proxies: Sequence[str] | None = None,
         durability: int = 0,
+        proxied: bool = False,
     ) -> int:
         """Take ownership of a bound, listening, non-blocking socket, before ``start``; return the listener's id.
 

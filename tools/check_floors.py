@@ -24,8 +24,8 @@ NET = [
     *("outq", "listener", "poller", "poller_epoll", "poller_kqueue", "reactor"),
 ]
 BROKER = [
-    *("handle", "stats", "acl", "sqlite", "journal", "trie", "routes", "retain", "state", "port", "report", "mail", "durable", "reply"),
-    *("session", "group", "deliver", "presence", "will", "gate", "verdicts"),
+    *("handle", "stats", "acl", "sqlite", "journal", "trie", "routes", "retain", "state", "port", "report", "mail", "durable", "reply", "guard"),
+    *("session", "group", "deliver", "presence", "will", "overload", "gate", "verdicts"),
     *("on_connect", "on_head", "on_publish", "on_subscribe", "conn", "admin", "inside", "worker", "recover"),
 ]
 LOADGEN = ["hist", "actor"]

@@ -205,6 +205,8 @@ cdef bint send_parts(Worker *worker, Conn *conn, PublishParts *parts) noexcept n
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
     encode_publish(conn.dialect, parts, out)
+    if unlikely(conn.rates != NULL):
+        conn.rates.sent += 1
     link_dirty(worker.reactor, &conn.link)
     stat(&worker.stats, C_MESSAGES_OUT)
     stat(&worker.stats, C_SENT + PUBLISH)
@@ -337,13 +339,15 @@ cdef void queue_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
     cdef uint32_t i
     cdef uint64_t n = 32 + entry.msg.topic_bytes + entry.msg.properties_bytes + entry.msg.payload_bytes
     cdef uint64_t id
-    if entry.member == 0 and n > worker.engine.settings.max_queued_bytes:      # would not fit if it were alone: nothing gives way to it
+    cdef bint full = worker.queues_full         # of all sessions together: one message gives way to it
+    if entry.member == 0 and (n > worker.engine.settings.max_queued_bytes or (full and session.queue.count == 0)):     # nothing gives way to it
         session_drop(worker, session, C_DROPPED_QUEUE_FULL)
         entry_drop(worker, session, entry)
         return
     while session.queue.count and entry.member == 0 and (
-        session.queue.count >= worker.engine.settings.max_queued_messages or session.queued_bytes + n > worker.engine.settings.max_queued_bytes
+        full or session.queue.count >= worker.engine.settings.max_queued_messages or session.queued_bytes + n > worker.engine.settings.max_queued_bytes
     ):
+        full = False
         session_drop(worker, session, C_DROPPED_QUEUE_FULL)
         if policy == DROP_NEWEST or policy == DISCONNECT_SLOW:
             if policy == DISCONNECT_SLOW and session.conn != NULL:
@@ -453,6 +457,8 @@ cdef bint send_qos0(Worker *worker, Publication *pub, Session *session, Conn *co
     if unlikely(outq_share(&conn.link.out, pub.run_chunk[variant], pub.run_offset[variant], n) != ST_OK):
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
+    if unlikely(conn.rates != NULL):
+        conn.rates.sent += 1
     link_dirty(worker.reactor, &conn.link)
     return True
 
@@ -502,6 +508,8 @@ cdef bint send_qos(Worker *worker, Publication *pub, Session *session, Conn *con
         out[0] = PUBLISH << 4 | qos << 1 | retain
         out[pub.id_offset[layout]] = <uint8_t> (entry.packet_id >> 8)
         out[pub.id_offset[layout] + 1] = <uint8_t> entry.packet_id
+    if unlikely(conn.rates != NULL):
+        conn.rates.sent += 1
     link_dirty(worker.reactor, &conn.link)
     return True
 

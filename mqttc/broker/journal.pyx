@@ -1299,6 +1299,11 @@ cdef void known_free(Map *map) noexcept nogil:
     map_free(map)
 
 
+cdef uint64_t journal_block_bytes(const Journal *journal) noexcept nogil:
+    cdef const MsgPool *pool = &private_of(<Journal *> journal).pool
+    return atomic_load_u64_relaxed(&pool.bytes_made) - atomic_load_u64_relaxed(&pool.bytes_freed)
+
+
 cdef void journal_free(Journal *journal) noexcept nogil:
     cdef Private *private = private_of(journal)
     cdef Record *record

@@ -10,6 +10,7 @@ from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
 from mqttc.broker.deliver cimport Publication, fan_out, publication_clear, publication_init, publication_msg, session_pump
 from mqttc.broker.durable cimport journal_crowded, journal_fails, journaled, note_inbound_done, note_message, note_released, until_now, wait_add
 from mqttc.broker.journal cimport DURABILITY_OFF
+from mqttc.broker.overload cimport overload_sheds
 from mqttc.broker.port cimport inside_refused
 from mqttc.broker.reply cimport acknowledge, acks_held, acks_release, answer, conn_fail
 from mqttc.broker.report cimport EV_RETAINED_LIMIT, LOG_WARNING, report, text
@@ -17,7 +18,7 @@ from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport Route, route_drop, route_fresh, route_lookup, route_share
 from mqttc.broker.session cimport entry_release, inbound_add, inbound_count, inbound_has, inbound_remove, inflight_done, inflight_find, session_handle, session_of
 from mqttc.broker.state cimport (
-    CONN_BRAKE_JOURNAL, CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, CONN_INSIDE, OUT_RELEASED, QE_COUNTED, QE_JOURNALED, QE_STORED, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry,
+    CONN_BRAKE_JOURNAL, CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, CONN_INSIDE, OUT_RELEASED, OVERLOAD_SHED, QE_COUNTED, QE_JOURNALED, QE_STORED, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry,
     Session, Settings, Wait, Worker,
 )
 from mqttc.broker.stats cimport (
@@ -175,6 +176,8 @@ cdef int publish_check(Worker *worker, Conn *conn, Packet *packet, AliasIn **ali
         if unlikely(inbound_count(conn.session) + acks_held(conn) >= settings.receive_maximum and receive_used(conn) >= settings.receive_maximum):
             if packet.qos == 1 or not inbound_has(conn.session, packet.packet_id):
                 return -RC_RECEIVE_MAXIMUM_EXCEEDED
+    elif unlikely(packet.qos == 2 and inbound_count(conn.session) >= settings.max_unreleased) and not inbound_has(conn.session, packet.packet_id):
+        return -RC_RECEIVE_MAXIMUM_EXCEEDED
     return ST_OK
 
 
@@ -249,6 +252,9 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
     if unlikely(not topic_in_limits(worker, packet.topic)):
         publish_refuse(worker, conn, &packet, RC_TOPIC_NAME_INVALID)
         return
+    if unlikely(worker.overload >= OVERLOAD_SHED) and (packet.qos == 0 or conn.dialect.ack_reasons) and overload_sheds(worker, &packet):
+        publish_refuse(worker, conn, &packet, RC_QUOTA_EXCEEDED)
+        return
     if unlikely(journal_fails(worker)) and conn.dialect.ack_reasons and (packet.qos or packet.retain):
         route = route_for(worker, conn, packet.topic, alias)    # 3.x has no word for it: its acknowledgement waits until the disk takes it
         if route == NULL or must_last(worker, conn, &packet, route, &durability):
@@ -270,6 +276,7 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
     pub.publisher = session_handle(worker, conn.session)
     pub.qos = packet.qos
     pub.retain = packet.retain
+    pub.pressure = worker.overload != 0
     if packet.props.present & HAS_MESSAGE_EXPIRY:
         pub.has_expiry = True
         pub.message_expiry = packet.props.message_expiry
@@ -399,6 +406,25 @@ cdef void conn_brake(Worker *worker, Conn *conn, bint pause) noexcept nogil:
         if worker.brake_timer.next == NULL:
             wheel_add(worker.reactor.wheel, &worker.brake_timer, conn.brake_until_ms)
     if not conn.flags & CONN_BRAKE_PAUSED and (pause or acks_held(conn) >= worker.engine.settings.receive_maximum):
+        conn.flags |= CONN_BRAKE_PAUSED
+        link_pause(worker.reactor, &conn.link)
+
+
+cdef void conn_slow(Worker *worker, Conn *conn, uint32_t wait_ms) noexcept nogil:
+    cdef uint64_t *place
+    cdef int64_t until_ms = worker.reactor.now_ms + wait_ms
+    if not conn.flags & CONN_BRAKED:
+        place = <uint64_t *> vec_push(&worker.braked)
+        if place == NULL:
+            return
+        place[0] = session_handle(worker, conn.session)
+        conn.flags |= CONN_BRAKED
+        conn.brake_until_ms = until_ms
+        if worker.brake_timer.next == NULL:         # never later than for others, who are braked for less
+            wheel_add(worker.reactor.wheel, &worker.brake_timer, worker.reactor.now_ms + (wait_ms if wait_ms < BRAKE_MS else BRAKE_MS))
+    elif until_ms > conn.brake_until_ms:
+        conn.brake_until_ms = until_ms
+    if not conn.flags & CONN_BRAKE_PAUSED:
         conn.flags |= CONN_BRAKE_PAUSED
         link_pause(worker.reactor, &conn.link)
 

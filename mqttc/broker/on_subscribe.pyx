@@ -16,6 +16,7 @@ from mqttc.broker.session cimport (
     group_credit_of, groups_keep, groups_take_back, handout_end, membership_add, session_handle, subscription_add, subscription_find, subscription_remove,
 )
 from mqttc.broker.state cimport GROUP_JOIN, GROUP_LEAVE, Conn, GroupMail, Handout, Membership, Session, Settings, Subscription, Worker
+from mqttc.broker.stats cimport C_SUBSCRIPTIONS_REFUSED, stat
 from mqttc.broker.trie cimport trie_group_join, trie_group_leave, trie_subscribe, trie_unsubscribe
 from mqttc.net.reactor cimport END_NO_MEMORY, link_close
 from mqttc.proto.decode cimport filter_next
@@ -25,6 +26,14 @@ from mqttc.proto.packet cimport (
     RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED, SUBACK, SUBSCRIBE, UNSUBACK, UNSUBSCRIBE, Filter, Packet,
 )
 from mqttc.proto.topic cimport filter_check, filter_has_wildcard, level_count, share_split
+
+
+cdef uint32_t wildcard_count(Span filter) noexcept nogil:
+    cdef uint32_t i
+    cdef uint32_t count = 0
+    for i in range(filter.n):
+        count += filter.p[i] == c'+' or filter.p[i] == c'#'
+    return count
 
 
 cdef uint8_t filter_verdict(Worker *worker, Conn *conn, Span filter, Span *group, Span *plain, bint *shared) noexcept nogil:
@@ -40,8 +49,11 @@ cdef uint8_t filter_verdict(Worker *worker, Conn *conn, Span filter, Span *group
         return RC_SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
     if not filter_check(plain[0]) or plain[0].n > settings.max_topic_bytes or level_count(plain[0]) > settings.max_topic_levels:
         return RC_TOPIC_FILTER_INVALID
-    if not settings.wildcard_available and filter_has_wildcard(plain[0]):
-        return RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
+    if filter_has_wildcard(plain[0]):
+        if not settings.wildcard_available:
+            return RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
+        if wildcard_count(plain[0]) > settings.max_filter_wildcards:
+            return RC_QUOTA_EXCEEDED
     return RC_SUCCESS
 
 
@@ -135,6 +147,8 @@ cdef uint8_t subscribe_one(Worker *worker, Conn *conn, const Filter *filter, uin
     if fresh:
         if session.subscriptions != NULL and session.subscriptions.count >= worker.engine.settings.max_subscriptions:
             return RC_QUOTA_EXCEEDED
+        if worker.overload:
+            return RC_QUOTA_EXCEEDED
         subscription = subscription_add(worker, session, filter.text)
         if subscription == NULL:
             return RC_QUOTA_EXCEEDED
@@ -217,6 +231,8 @@ cdef void on_subscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogi
     list = packet.list
     while i < count and filter_next(conn.dialect, SUBSCRIBE, &list, &filter):
         codes[i] = subscribe_one(worker, conn, &filter, id)
+        if codes[i] == RC_QUOTA_EXCEEDED:
+            stat(&worker.stats, C_SUBSCRIPTIONS_REFUSED)
         if codes[i] >= 0x80 and not conn.dialect.suback_failure:
             conn_fail(worker, conn, codes[i], text("subscription refused"))     # 3.1 has no word for it
             break

@@ -10,7 +10,7 @@ from mqttc.base.vec cimport vec_at
 from mqttc.broker.deliver cimport publish_message, tell_group
 from mqttc.broker.durable cimport note_presence, note_will_done
 from mqttc.broker.report cimport EV_SESSION_EXPIRED, LOG_INFO, report
-from mqttc.broker.session cimport group_credit_of, groups_take_back, session_end, session_handle
+from mqttc.broker.session cimport group_credit_of, groups_take_back, session_end, session_handle, will_uncount
 from mqttc.broker.state cimport (
     GROUP_OFFLINE, GROUP_ONLINE, NEVER, OUT_DONE, QE_COUNTED, Conn, GroupMail, Membership, QueueEntry, Session, Will, Worker,
 )
@@ -20,6 +20,7 @@ from mqttc.broker.stats cimport C_SESSIONS_EXPIRED, C_WILLS_PUBLISHED, stat
 cdef void will_free(Worker *worker, Will *will) noexcept nogil:
     if will == NULL:
         return
+    will_uncount(worker, will)
     if will.msg != NULL:
         msg_drop(&worker.msgs, will.msg)
     mem_free(will)

@@ -28,6 +28,7 @@ cdef enum LogEvent:
     EV_JOURNAL_FAILS
     EV_JOURNAL_HOLDS
     EV_AUTH_EXPIRED
+    EV_OVERLOAD
 
 cdef enum LogLevel:
     LOG_DEBUG = 10
