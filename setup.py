@@ -55,7 +55,7 @@ KQUEUE_STAND_IN = "tests/face/kqueue"
 PORTABLE = ("mqttc.base", "mqttc.proto", "mqttc.codec")
 
 LIBRARIES = {f"mqttc.net.{name}": ["ssl", "crypto"] for name in ("tls", "tls_client", "tls_context", "tls_socket")} | {
-    f"mqttc.broker.{name}": ["sqlite3"] for name in ("journal", "recover")
+    f"mqttc.broker.{name}": ["sqlite3"] for name in ("checkpoint", "journal", "recover", "replay", "rows", "window")
 }
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)

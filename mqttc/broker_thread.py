@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
 from mqttc.auth import Authenticator
 from mqttc.client.sync import LoopThread
@@ -19,6 +19,9 @@ from mqttc.embed.publisher import Publisher
 from mqttc.embed.subscription import Callback, Subscription
 from mqttc.errors import ClosedError
 from mqttc.server import Broker, Reload
+
+if TYPE_CHECKING:
+    from mqttc.clock import VirtualClock
 
 BATCH: Final = 100
 """Messages or events that change threads at a time."""
@@ -165,8 +168,14 @@ class BrokerThread:
     themselves (``RuntimeError``). Start and stop it with ``start`` and ``stop`` or ``with``; afterwards it may be started again.
     """
 
-    def __init__(self, config: Config | Mapping[str, Any] | None = None, *, authenticator: Authenticator | None = None) -> None:
-        self.broker = Broker(config, authenticator=authenticator)
+    def __init__(
+        self,
+        config: Config | Mapping[str, Any] | None = None,
+        *,
+        authenticator: Authenticator | None = None,
+        clock: VirtualClock | None = None,
+    ) -> None:
+        self.broker = Broker(config, authenticator=authenticator, clock=clock)
         """The broker itself, whose other methods may be called from any thread too."""
         self._thread = LoopThread("broker thread")
 

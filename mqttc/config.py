@@ -640,6 +640,8 @@ class Auth(_Section):
     """User names to refuse, shell patterns; they win over ``allow``."""
     delay: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.0
     """Seconds before a client with a user name is told the decision; slows down guessing."""
+    acl_file: str = ""
+    """TOML file of what clients may publish and subscribe to; empty: everything is allowed."""
     password_file: str = ""
     """File of users and password hashes; empty: none. ``mqttc-broker passwd`` makes it."""
     sql: Sql | None = None
@@ -738,6 +740,11 @@ class Config(_Section):
     """Worker threads; 0: one for each core that this process may use."""
     data_dir: str = "mqttc-data"
     """Directory for what shall outlive the process: the store of ``[durability]``, the self-signed certificate of ``[tls]``."""
+    user: str = ""
+    """Name of the user that ``mqttc-broker``, started as root, becomes once all listeners are bound; empty: it stays who it is.
+    Files that are read again (certificates, password files) and ``data_dir`` must then be that user's to read and write."""
+    group: str = ""
+    """Name of the group to go with ``user``; empty: that user's own."""
     listeners: Annotated[list[Listener], Field(min_length=1)] = [Listener(url=DEFAULT_URL)]
     limits: Limits = Limits()
     auth: Auth = Auth()
@@ -746,6 +753,12 @@ class Config(_Section):
     http: Http = Http()
     log: Log = Log()
     broker: BrokerSection = BrokerSection()
+
+    @model_validator(mode="after")
+    def _check_user(self) -> Config:
+        if self.group and not self.user:
+            raise ValueError("group needs user")
+        return self
 
     @model_validator(mode="after")
     def _check_certificates(self) -> Config:
@@ -821,12 +834,6 @@ _ENGINE_NAMES = {
 _CONTROL_LIMITS = ("max_http_connections", "max_http_streams", "max_quic_connections", "max_quic_streams", "http_timeout")
 """Limits that the control plane alone keeps."""
 
-_NOT_BUILT_KEYS = frozenset(
-    {
-        ("auth", "acl_file"),
-    }
-)
-
 
 def schema() -> str:
     """The JSON schema of the configuration file, as text."""
@@ -834,6 +841,23 @@ def schema() -> str:
 
 
 # ------------------------------------------------------------------------------------ the sources
+
+
+def read_toml(file: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """What a TOML file says, and where each of its keys stands, as ``file:line``; raises ``ConfigError``."""
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ConfigError([Problem(str(file), error.strerror or str(error))]) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem(f"{file}:{line}", "is not UTF-8")]) from error
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_syntax_problem(file, text, str(error))]) from error
+    lines = _TomlLines(text.replace("\r\n", "\n")).lines
+    return data, {path: f"{file}:{line}" for path, line in lines.items()}
 
 
 class _Sources:
@@ -845,19 +869,7 @@ class _Sources:
         self.problems: list[Problem] = []
 
     def add_file(self, file: Path) -> None:
-        try:
-            text = file.read_bytes().decode("utf-8")
-        except OSError as error:
-            raise ConfigError([Problem(str(file), error.strerror or str(error))]) from error
-        except UnicodeDecodeError as error:
-            line = error.object.count(b"\n", 0, error.start) + 1
-            raise ConfigError([Problem(f"{file}:{line}", "is not UTF-8")]) from error
-        try:
-            self.data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError([_syntax_problem(file, text, str(error))]) from error
-        for path, line in _TomlLines(text.replace("\r\n", "\n")).lines.items():
-            self.origins[path] = f"{file}:{line}"
+        self.data, self.origins = read_toml(file)
 
     def add_environment(self, environment: Mapping[str, str]) -> None:
         top_level = list(Config.model_fields)
@@ -923,33 +935,17 @@ class _Sources:
             model = _model_of(field.annotation) if field is not None else None
 
     def build(self) -> Config:
-        refused = list(self._not_built())
-        self.problems += [Problem(self._where(path), message) for path, message in refused]
         config: Config | None = None
         try:
             config = Config.model_validate(self.data)
         except ValidationError as error:
-            skip = {path for path, _ in refused}
             for detail in error.errors(include_url=False):
                 problem = self._problem(detail)
-                if detail["loc"] not in skip and problem not in self.problems:
+                if problem not in self.problems:
                     self.problems.append(problem)
         if self.problems or config is None:
             raise ConfigError(self.problems)
         return config
-
-    def _not_built(self) -> Iterable[tuple[KeyPath, str]]:
-        """Keys of the outside contract whose room this version does not have."""
-        listeners = self.data.get("listeners")
-        for index, listener in enumerate(listeners if isinstance(listeners, list) else ()):
-            for key in listener if isinstance(listener, Mapping) else ():
-                if ("listeners", key) in _NOT_BUILT_KEYS:
-                    path = ("listeners", index, key)
-                    yield path, f"listeners.{index}.{key} is not available in this version"
-        auth = self.data.get("auth")
-        for key in auth if isinstance(auth, Mapping) else ():
-            if ("auth", key) in _NOT_BUILT_KEYS:
-                yield ("auth", key), f"auth.{key} is not available in this version"
 
     def _where(self, path: KeyPath) -> str:
         """The origin of the key, or of the nearest thing around it."""

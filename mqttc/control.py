@@ -7,11 +7,15 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from mqttc import logs, native
 from mqttc.auth import SERVER_UNAVAILABLE, Authenticator, PeerIdentity, Request
+from mqttc.auth.acl import compile_grant
 from mqttc.auth.chain import ChainAuthenticator
+from mqttc.auth.grant import Grant
+from mqttc.auth.rules import RulesInForce
 from mqttc.auth.static import StaticAuthenticator
 from mqttc.config import Config, ConfigError
 from mqttc.embed.hub import Hub
@@ -41,6 +45,7 @@ class Control:
         config: Config,
         authenticator: Authenticator | None,
         status: Callable[[], Mapping[str, int]],
+        rules: RulesInForce | None = None,
     ) -> None:
         self._engine = engine
         self._hub = hub
@@ -49,6 +54,7 @@ class Control:
         self._quic = quic
         self._config = config
         self._status = status
+        self._rules = rules
         self._auth_timeout_s = config.limits.auth_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._chain: ChainAuthenticator | None = None
@@ -95,7 +101,7 @@ class Control:
         self._forget()
         if old is not None and old is not self._chain:
             self._help(old.retire())
-        if (self._files or self._chain is not None) and self._watching is None:
+        if (self._files or self._chain is not None or self._rules is not None) and self._watching is None:
             self._watching = self._help(self._watch())
 
     def _help(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -185,7 +191,7 @@ class Control:
             await self._roads.end_http()
 
     async def _watch(self) -> None:
-        """Look whether certificates, keys and what authenticators read have changed on disk."""
+        """Look whether certificates, keys, rules and what authenticators read have changed on disk."""
         while True:
             await asyncio.sleep(_WATCH_S)
             for files in self._files:
@@ -194,6 +200,8 @@ class Control:
                         logs.emit(_logger, logging.INFO, "certificates_loaded", {})
                 except (ConfigError, OSError, ValueError) as error:
                     logs.emit(_logger, logging.ERROR, "certificates_refused", {"problem": str(error)})
+            if self._rules is not None:
+                await self._watch_rules(self._rules)
             chain = self._chain
             if chain is not None:
                 try:
@@ -201,6 +209,13 @@ class Control:
                         logs.emit(_logger, logging.INFO, "auth_loaded", {})
                 except ConfigError as error:
                     logs.emit(_logger, logging.ERROR, "auth_refused", {"problem": str(error)})
+
+    async def _watch_rules(self, rules: RulesInForce) -> None:
+        try:
+            if await asyncio.to_thread(rules.check):
+                logs.emit(_logger, logging.INFO, "acl_loaded", {})
+        except (ConfigError, MemoryError, RuntimeError) as error:
+            logs.emit(_logger, logging.ERROR, "acl_refused", {"problem": str(error)})
 
     def _drain(self) -> int:
         events = self._engine.events()
@@ -251,6 +266,11 @@ class Control:
         try:
             async with deadline:
                 verdict = await self._authenticator.authenticate(request)
+            given = verdict.grant
+            if verdict.username is not None and (request.is_auth or verdict.username != request.username):
+                given = given or Grant()
+                given = given if given.username is not None else replace(given, username=verdict.username)
+            grant = None if given is None else compile_grant(given)
         except Exception as error:
             if deadline.expired():
                 return  # the engine keeps the same deadline, and has refused by itself
@@ -265,5 +285,6 @@ class Control:
             username=verdict.username,
             lasts_ms=0 if verdict.lasts is None else max(1, math.ceil(verdict.lasts * 1000)),
             # What a client may do depends on who it is: a grant is brought by an answer only.
-            keep_ms=0 if verdict.grant is not None else round(verdict.keep * 1000),
+            keep_ms=0 if grant is not None else round(verdict.keep * 1000),
+            grant=grant,
         )

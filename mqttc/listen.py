@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mqttc.config import AsgiAddress, InetAddress, Listener, UnixAddress
+from mqttc.systemd import Inherited
 
 _DIRECTORY_LOCK_S = 2.0
 _PORT_ATTEMPTS = 16
@@ -58,8 +59,8 @@ class _SocketFile:
 class BoundListener:
     """One configured listener with its sockets: several where a host name has several addresses, none of ``asgi``."""
 
-    def __init__(self, listener: Listener) -> None:
-        """Bind; raises ``ListenError`` and leaves nothing behind."""
+    def __init__(self, listener: Listener, inherited: list[Inherited] | None = None) -> None:
+        """Bind, or take over those of ``inherited`` that are this listener's; raises ``ListenError`` and leaves nothing behind."""
         self.listener = listener
         self.sockets: list[socket.socket] = []
         self._file: _SocketFile | None = None
@@ -69,6 +70,8 @@ class BoundListener:
         try:
             if isinstance(address, AsgiAddress):
                 self.url = address.url()
+            elif inherited and self._take_over(inherited):
+                self.url = address.url(self.sockets[0].getsockname()[1]) if isinstance(address, InetAddress) else address.url()
             elif isinstance(address, InetAddress):
                 self._bind_inet(address)
                 self.url = address.url(self.sockets[0].getsockname()[1])
@@ -78,6 +81,18 @@ class BoundListener:
         except BaseException:
             self.close()
             raise
+
+    def _take_over(self, inherited: list[Inherited]) -> bool:
+        """Those with the listener's name, or else, of the others, with its address."""
+        named = [one for one in inherited if self.listener.name and one.name == self.listener.name]
+        for one in named or [one for one in inherited if _has_address(one.sock, self.listener)]:
+            if one.sock.type != self._kind or (one.sock.family == socket.AF_UNIX) != self.is_unix:
+                raise ListenError(self.listener.address.url(), f"the inherited socket {one.name} is of another kind")
+            if not self.is_quic:
+                one.sock.listen(self.listener.backlog)
+            inherited.remove(one)
+            self.sockets.append(one.sock)
+        return bool(self.sockets)
 
     @property
     def _kind(self) -> socket.SocketKind:
@@ -205,17 +220,44 @@ class BoundListener:
         made.listen(self.listener.backlog)
 
 
-def bind_all(listeners: Sequence[Listener]) -> list[BoundListener]:
-    """Bind every listener or none."""
+def bind_all(listeners: Sequence[Listener], inherited: Sequence[Inherited] = ()) -> list[BoundListener]:
+    """Bind every listener or none. ``inherited``: sockets that are open already; each must be some listener's, and all are owned now."""
     bound: list[BoundListener] = []
+    left = list(inherited)
     try:
         for listener in listeners:
-            bound.append(BoundListener(listener))
+            bound.append(BoundListener(listener, left))
+        if left:
+            raise ListenError(left[0].name, f"the inherited socket at {_spelled(left[0].sock)} is no listener's by name or address")
     except BaseException:
         for made in bound:
             made.close()
+        for one in left:
+            one.sock.close()
         raise
     return bound
+
+
+def _has_address(sock: socket.socket, listener: Listener) -> bool:
+    address, bound = listener.address, sock.getsockname()
+    if isinstance(address, UnixAddress):
+        return sock.family == socket.AF_UNIX and os.fsdecode(bound) == ("\0" if address.abstract else "") + address.path
+    if not isinstance(address, InetAddress) or sock.family not in (socket.AF_INET, socket.AF_INET6) or bound[1] != address.port:
+        return False
+    kind = socket.SOCK_DGRAM if address.quic else socket.SOCK_STREAM
+    if sock.type != kind:
+        return False
+    if address.host == "*":
+        return bound[0] in ("0.0.0.0", "::")
+    try:
+        return ipaddress.ip_address(bound[0].partition("%")[0]) == ipaddress.ip_address(address.host.partition("%")[0])
+    except ValueError:
+        return False  # a host's name: give the socket the listener's name
+
+
+def _spelled(sock: socket.socket) -> str:
+    found = sock.getsockname()
+    return f"{found[0]}:{found[1]}" if isinstance(found, tuple) else os.fsdecode(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ cdef class Engine:
     cdef uint64_t adopted               # connections, so that workers take turns
     cdef int inside                     # threads that are in the engine without the GIL
     cdef double started_at              # time.monotonic
+    cdef object store                   # the path of its file; None: there is none
     cdef object __weakref__
     cdef NativeEngine *alive(self) except NULL
     cdef int answer_head(self, question, int verdict, bytes response, int fd, peer, bint remote) except -1

@@ -158,8 +158,17 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """Counters and gauges. Usable from ``__init__`` to ``close``."""
 
-    def advance_clock(self, milliseconds: int, wall_milliseconds: int) -> None:
-        """Move the monotonic and the wall clock of all workers forward (test seam)."""
+    def hold_clock(self, wall_milliseconds: int) -> None:
+        """Time stands still from now on, at that Unix time, until ``advance_clock`` moves it and ``stop`` lets it go.
+
+        RuntimeError after ``open_store`` or ``start``.
+        """
+
+    def advance_clock(self, milliseconds: int, wall_milliseconds: int, *, heard: bool = False) -> None:
+        """Move the monotonic and the wall clock of all workers forward (test seam), and return when their timers have run.
+
+        ``heard``: connections count as heard from meanwhile, so that keep alive ends none.
+        """
 
     @property
     def event_fd(self) -> int:
@@ -167,6 +176,11 @@ class Engine:
 
     def events(self) -> list[LogEvent | Question]:
         """Take what waits, oldest first; maybe only a part, then ``event_fd`` stays readable."""
+
+    def set_acl(self, table: bytes) -> None:
+        """Put rules in force that ``mqttc.auth.acl`` has compiled. The first time before ``start``; later calls, one at a time,
+        return when every worker has taken them over. ``ValueError``: not such a table.
+        """
 
     def verdicts(self, *, on: bool, client_id: bool, address: bool) -> None:
         """Forget all remembered verdicts; ``on``: remember them from now on, those that ``answer`` allows it of.
@@ -184,12 +198,14 @@ class Engine:
         username: str | None = None,
         lasts_ms: int = 0,
         keep_ms: int = 0,
+        grant: tuple[bytes | None, int, bool, str | None] | None = None,
     ) -> None:
         """Decide a question: 0 admits, 0x18 goes on with an AUTH, 0x80 and above refuses.
 
         ``username``: whom the client was found to be; questions about its AUTH packets tell it again. ``lasts_ms``: its
         connection ends after as long (5.0: 0xA0), 0: never. ``keep_ms``: a worker may give the same verdict about the
-        same CONNECT by itself for as long, 0: it must ask.
+        same CONNECT by itself for as long, 0: it must ask; not with a ``grant``. That is a table of rules or None, the time to
+        live in milliseconds or -1, whether the client may do everything, and the user for the rules or None for CONNECT's.
 
         A question whose deadline passed or whose connection is gone is ignored.
         """
@@ -221,6 +237,24 @@ class Engine:
 
         ``websocket``: its bytes are WebSocket frames. ``certificate``, ``key_name``: what the client has proved to the caller.
         """
+
+def acl_decide(
+    table: bytes | None,
+    action: str,
+    text: str,
+    *,
+    client_id: str,
+    username: str | None = None,
+    listener: int = 0,
+    grant: tuple[bytes | None, int, bool, str | None] | None = None,
+    whole: bool = False,
+) -> tuple[bool, str, bool, int]:
+    """What workers would decide: whether it is allowed, what decided (``rule``, ``default``, ``superuser``, ``name``, ``nothing``),
+    whether that stands in the grant, and the rule's number.
+
+    ``action``: one of ``mqttc.auth.grant.ACTIONS``, or ``connect``: may this user have that client id? ``whole``: of a filter,
+    nothing inside it may be denied.
+    """
 
 def live_objects() -> dict[str, int]:
     """Objects made and not yet freed, by kind, over all engines of the process."""

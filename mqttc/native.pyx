@@ -1,5 +1,6 @@
 """The border between the data plane and Python: see native.pyi for what is promised. Above it Python, below it no GIL."""
 
+import contextlib
 import ipaddress
 import os
 import time
@@ -11,11 +12,15 @@ from libc.string cimport memcpy, memset
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free, mem_freed, mem_made
 from mqttc.base.logring cimport LogRecord, logring_drain_wake, logring_dropped, logring_fd, logring_pop, logring_wake
 from mqttc.base.types cimport Span, atomic_load_u32_relaxed, atomic_load_u64_relaxed, span_make
+from mqttc.broker.acl cimport (
+    ACL_PUBLISH, ACL_RECEIVE, ACL_RETAIN, ACL_SUBSCRIBE, ACL_WILL, Acl, Grant, acl_build, acl_drop, acl_live, grant_build, grant_drop,
+)
 from mqttc.broker.gate cimport gate_answer, gate_answer_head, gate_take
 from mqttc.broker.handle cimport handle_make
 from mqttc.broker.journal cimport Journal, journal_open
 from mqttc.broker.overload cimport engine_memory
 from mqttc.broker.recover cimport engine_recover
+from mqttc.broker.rights cimport AclDecision, Rights, rights_allow, rights_build, rights_free, rights_own
 from mqttc.broker.routes cimport DurableFilter, routes_live, subscription_ids_live
 from mqttc.broker.state cimport (
     HEAD_RESPOND, HEAD_SPLICE, HEAD_UPGRADE, Engine as NativeEngine, Listener, Question as NativeQuestion, Settings, Worker,
@@ -23,7 +28,7 @@ from mqttc.broker.state cimport (
 from mqttc.broker.stats cimport C_COUNT
 from mqttc.broker.verdicts cimport VERDICT_ADDRESS, VERDICT_CLIENT_ID, VERDICT_ON, verdicts_configure
 from mqttc.broker.worker cimport (
-    engine_abandon, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_listen, engine_start, engine_stop,
+    engine_abandon, engine_acl, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_hold, engine_listen, engine_start, engine_stop,
 )
 from mqttc.net.proxy cimport Network, ProxyRules, proxy_live
 from mqttc.net.reactor cimport TURN_CLASSES, NetStats, turn_class_us
@@ -41,7 +46,7 @@ EVENT_NAMES = (
     "connected", "disconnected", "connect refused", "protocol error", "taken over", "keep alive timeout", "connect timeout", "connection lost",
     "session expired", "messages dropped", "accept failed", "connection limit", "no memory", "shutting down", "subscribed", "unsubscribed",
     "retained limit", "handshake failed", "http request refused", "store fails", "store holds again",
-    "authentication expired", "overload",
+    "authentication expired", "publish denied", "retain denied", "will denied", "subscribe denied", "grant expired", "name unsafe in filters", "overload",
 )
 
 cdef tuple PACKET_NAMES = (
@@ -60,6 +65,7 @@ cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_N
     "subscriptions", "dropped_queue_full", "dropped_output_full", "dropped_expired", "dropped_too_large", "dropped_session_end", "dropped_group_full",
     "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "dropped_overload", "rejected_by_client", "publishers_braked", "mail_sent", "journal_notes_lost", "journal_refused",
     "websockets_upgraded", "http_requests_refused", "http_connections_spliced", "events_lost",
+    "denied_publish", "denied_retain", "denied_will", "denied_subscribe", "denied_receive", "denied_client_id", "unsafe_name_denials", "grants_expired",
 )
 assert len(COUNTER_NAMES) == C_COUNT
 
@@ -79,6 +85,9 @@ NAMES.update(dict.fromkeys((
     "max_queued_bytes", "max_retained_messages", "max_retained_bytes", "max_unauthenticated_bytes", "max_total_queued_messages", "max_total_queued_bytes", "max_memory",
 ), 0xFFFFFFFFFFFFFFFF))
 NAMES.update(workers=255, receive_maximum=65535, max_inflight=65535, topic_alias_maximum=65535, topic_alias_out=65535, max_keep_alive_s=65535, max_topic_bytes=65535)
+
+cdef dict ACL_ACTIONS = {"publish": ACL_PUBLISH, "subscribe": ACL_SUBSCRIBE, "receive": ACL_RECEIVE, "retain": ACL_RETAIN, "will": ACL_WILL}
+cdef tuple ACL_SOURCES = ("rule", "default", "superuser", "name", "expiry", "loss", "nothing")     # in the order of rights.AclSource
 
 cdef int64_t MOST_MS = 3153600000000   # a hundred years
 
@@ -218,6 +227,51 @@ cdef ProxyRules *proxy_rules(list networks) except NULL:
 
 cdef void upgrade_drop(void *context) noexcept nogil:
     tls_drop(<NativeTls *> context)
+
+
+cdef Grant *grant_of(tuple grant) except NULL:
+    """From (table of rules or None, time to live in milliseconds or -1, superuser, user name or None)."""
+    cdef Acl *rules = NULL
+    cdef Grant *made
+    cdef bytes table, name = b"" if grant[3] is None else grant[3].encode()
+    cdef int64_t ttl_ms = grant[1]
+    cdef bint superuser = grant[2]
+    if grant[0] is not None:
+        table = grant[0]
+        rules = acl_build(span_of(table))
+        if rules == NULL:
+            raise ValueError("not a table of rules")
+    made = grant_build(rules, ttl_ms, superuser, grant[3] is not None, span_of(name))
+    if made == NULL:
+        raise MemoryError()
+    return made
+
+
+def acl_decide(bytes table, str action, str text, *, str client_id, username=None, int listener=0, grant=None, bint whole=False):
+    cdef Acl *acl = acl_build(span_of(table)) if table is not None else NULL
+    cdef bytes client = client_id.encode(), topic = text.encode(), user = b"" if username is None else username.encode()
+    cdef Span name = span_make(<const char *> user, len(user)) if username is not None else span_make(NULL, 0)
+    cdef Grant *given = NULL
+    cdef Rights *rights = NULL
+    cdef AclDecision decision
+    cdef bint allowed
+    if table is not None and acl == NULL:
+        raise ValueError("not a table of rules")
+    try:
+        if grant is not None:
+            given = grant_of(grant)
+        rights = rights_build(acl, given, span_of(client), name, <uint16_t> listener, 0)
+        if rights == NULL:
+            raise MemoryError()
+        if action == "connect":
+            allowed = rights_own(rights, span_of(client), &decision)
+        else:
+            allowed = rights_allow(rights, span_of(client), ACL_ACTIONS[action], span_of(topic), whole, &decision)
+        return allowed, ACL_SOURCES[decision.source], bool(decision.granted), decision.number
+    finally:
+        rights_free(rights)
+        grant_drop(given)
+        acl_drop(acl)
 
 
 cdef class Tls:
@@ -526,6 +580,7 @@ cdef class Engine:
         engine.rules.durability = <uint8_t> engine.settings.durability
         memset(&self.recovery, 0, sizeof(self.recovery))
         self.inside += 1
+        self.store = path
         with nogil:
             engine.journal = journal_open(name, engine.settings.workers, max_backlog_bytes, retry_ms, why)
             status = engine_recover(engine, &self.recovery, why) if engine.journal != NULL else -3
@@ -623,6 +678,8 @@ cdef class Engine:
             stats["journal_syncs"] = atomic_load_u64_relaxed(&engine.journal.stats.syncs)
             stats["journal_records"] = atomic_load_u64_relaxed(&engine.journal.stats.records)
             stats["journal_cancelled"] = atomic_load_u64_relaxed(&engine.journal.stats.cancelled)
+            stats["journal_logged"] = atomic_load_u64_relaxed(&engine.journal.stats.logged)
+            stats["journal_folded"] = atomic_load_u64_relaxed(&engine.journal.stats.folded)
             stats["journal_failures"] = atomic_load_u64_relaxed(&engine.journal.stats.failures)
             stats["journal_gathers"] = atomic_load_u64_relaxed(&engine.journal.stats.gathers)
             stats["journal_reads"] = atomic_load_u64_relaxed(&engine.journal.stats.reads)
@@ -634,13 +691,19 @@ cdef class Engine:
         stats["log_records_dropped"] = logring_dropped(engine.log)
         return stats
 
-    def advance_clock(self, int64_t milliseconds, int64_t wall_milliseconds):
+    def hold_clock(self, int64_t wall_milliseconds):
+        cdef NativeEngine *engine = self.alive()
+        if self.started or engine.journal != NULL:
+            raise RuntimeError("the clock is held before open_store and start, or not")
+        engine_hold(engine, wall_milliseconds)
+
+    def advance_clock(self, int64_t milliseconds, int64_t wall_milliseconds, *, bint heard=False):
         cdef NativeEngine *engine = self.alive()
         if milliseconds < 0:
             raise ValueError("the monotonic clock does not go back")
         self.inside += 1
         with nogil:
-            engine_advance(engine, milliseconds, wall_milliseconds)
+            engine_advance(engine, milliseconds, wall_milliseconds, heard)
         self.inside -= 1
 
     @property
@@ -668,12 +731,31 @@ cdef class Engine:
             logring_wake(engine.log)
         return taken
 
+    def set_acl(self, bytes table):
+        cdef NativeEngine *engine = self.alive()
+        cdef Acl *acl = acl_build(span_of(table))
+        cdef bint running = self.started
+        cdef int status
+        if acl == NULL:
+            raise ValueError("not a table of rules")
+        if running and not engine.guarded:
+            acl_drop(acl)
+            raise RuntimeError("an engine that was started without rules gets none")
+        self.inside += 1
+        with nogil:
+            status = engine_acl(engine, acl, running)
+            acl_drop(acl)
+        self.inside -= 1
+        if status != 0:
+            raise MemoryError()
+
     def verdicts(self, *, bint on, bint client_id, bint address):
         cdef NativeEngine *engine = self.alive()
         verdicts_configure(&engine.verdict_rules, VERDICT_ON * on | VERDICT_CLIENT_ID * client_id | VERDICT_ADDRESS * address)
 
-    def answer(self, question, int reason_code, *, auth_data=None, str username=None, int64_t lasts_ms=0, int64_t keep_ms=0):
+    def answer(self, question, int reason_code, *, auth_data=None, str username=None, int64_t lasts_ms=0, int64_t keep_ms=0, grant=None):
         cdef NativeEngine *engine = self.alive()
+        cdef Grant *given = NULL
         cdef bytes data, name
         cdef Span span = span_make(NULL, 0)
         cdef Span user = span_make(NULL, 0)
@@ -694,9 +776,11 @@ cdef class Engine:
             if len(data) > 65535:
                 raise ValueError("authentication data is longer than 65535 bytes")
             span = span_make(<const char *> data, len(data))
+        if grant is not None:
+            given = grant_of(grant)
         if gate_answer(
             engine, worker, <uint32_t> ((question >> 64) & 0xFFFFFFFF), <uint32_t> ((question >> 32) & 0xFFFFFFFF), <uint32_t> (question & 0xFFFFFFFF),
-            <uint8_t> reason_code, span, user, lasts_ms, keep_ms,
+            <uint8_t> reason_code, span, user, lasts_ms, 0 if grant is not None else keep_ms, given,
         ) != 0:
             raise MemoryError()
 
@@ -755,7 +839,22 @@ cdef class Engine:
 
 def live_objects():
     return {"routes": routes_live(), "subscription_ids": subscription_ids_live(), "blocks": mem_made() - mem_freed(), "tls": tls_live(),
-        "websockets": ws_live(), "proxied": proxy_live(), "vouched": vouched_live()}
+        "websockets": ws_live(), "proxied": proxy_live(), "vouched": vouched_live(), "acls": acl_live()}
+
+
+def _close_store(path):
+    """SQLite does not tell its descriptors: whatever is open on its files. Locks are the parent's, and stay."""
+    files = set()
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(OSError):
+            status = os.stat(f"{path}{suffix}")
+            files.add((status.st_dev, status.st_ino))
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError, ValueError):
+                status = os.fstat(int(name))
+                if (status.st_dev, status.st_ino) in files:
+                    os.close(int(name))
 
 
 def _after_fork_in_child():
@@ -763,6 +862,8 @@ def _after_fork_in_child():
     for engine in list(ENGINES):
         if engine.engine != NULL:
             engine_abandon(engine.engine)
+            if engine.store is not None:
+                _close_store(engine.store)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -14,13 +14,17 @@ import os
 import socket
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from mqttc import logs, native
 from mqttc.auth import Authenticator
+from mqttc.auth.acl import Explanation
 from mqttc.auth.chain import ChainAuthenticator
+from mqttc.auth.grant import Action
+from mqttc.auth.rules import RulesInForce
 from mqttc.config import DURABILITY_MODES, TLS_KEYS, Auth, Config, InetAddress, Listener
 from mqttc.config_auth import is_local_host
 from mqttc.control import Control
@@ -31,10 +35,16 @@ from mqttc.listen import BoundListener, Served, bind_all
 from mqttc.store import StoreError, open_store
 from mqttc.tls import ListenerFiles, ListenerTls
 
+if TYPE_CHECKING:
+    from mqttc.clock import VirtualClock
+
 _ANONYMOUS: Final[Mapping[bool | str, int]] = {False: 0, True: 1, "loopback": 2}
 _EXIT_TIMEOUT_MS: Final = 1000
 _PROGRESS_S: Final = 2.0
-_LIVE_KEYS: Final = frozenset({"log.level", "log.format", *(f"auth.{key}" for key in Auth.model_fields if key != "anonymous")})
+_SETTLE_ROUNDS: Final = 100
+_ACL_KEY: Final = "auth.acl_file"
+_LIVE_AUTH_KEYS: Final = [key for key in Auth.model_fields if key not in ("anonymous", "acl_file")]
+_LIVE_KEYS: Final = frozenset({"log.level", "log.format", *(f"auth.{key}" for key in _LIVE_AUTH_KEYS)})
 
 
 _logger: Final = logging.getLogger(logs.LOGGER_NAME)
@@ -58,14 +68,21 @@ class Broker(InProcess):
     ``config`` is a ``Config``, a mapping of the same shape as the configuration file, or None for a listener
     on the loopback, port 1883. Files and the environment are not read (``Config.load`` does that), and
     nothing is written. An invalid mapping raises ``ConfigError``. ``authenticator`` decides about clients
-    with credentials instead of the lists of ``[auth]``.
+    with credentials instead of the lists of ``[auth]``. ``clock``: time that tests move; see ``mqttc.testing``.
 
     Start and stop it with ``start()`` and ``stop()``, ``with`` or ``async with``; afterwards it may be
     started again, empty. Methods may be called from any thread; in a forked child every call raises.
     """
 
-    def __init__(self, config: Config | Mapping[str, Any] | None = None, *, authenticator: Authenticator | None = None) -> None:
+    def __init__(
+        self,
+        config: Config | Mapping[str, Any] | None = None,
+        *,
+        authenticator: Authenticator | None = None,
+        clock: VirtualClock | None = None,
+    ) -> None:
         self._config = Config.of(config)
+        self._clock = clock
         self._own_authenticator = authenticator
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -88,16 +105,22 @@ class Broker(InProcess):
         running = self._running
         return () if running is None else tuple(bound.url for bound in running.bound)
 
-    def start(self) -> None:
+    def start(self, bound: list[BoundListener] | None = None) -> None:
         """Bring back what the store holds, bind all listeners and serve.
 
+        ``bound``: the configuration's listeners, bound already (`mqttc.listen.bind_all`); they are owned from here on.
         Raises ``ListenError``, ``mqttc.store.StoreError`` or another ``OSError``, and then nothing runs.
         """
         self._check_process()
         with self._lock:
             if self._running is not None:
                 raise BrokerError("the broker is running already")
-            self._running = _Running(self._config, self._own_authenticator)
+            try:
+                self._running = _Running(self._config, self._own_authenticator, self._clock, bound)
+            except BaseException:
+                for one in bound or ():
+                    one.close()
+                raise
             _running_brokers.add(self)
 
     def stop(self, timeout: float | None = None) -> bool:
@@ -135,13 +158,32 @@ class Broker(InProcess):
         return running.hub
 
     def advance_clock(self, seconds: float) -> None:
-        """Let the broker believe that time has passed: for tests of expiry, delays and keep alive."""
+        """Let the broker believe that time has passed. For tests; ``mqttc.testing.VirtualClock`` does more."""
         self._check_process()
+        if self._clock is not None:
+            raise BrokerError("the broker has a clock of its own: advance that")
         with self._lock:
             if self._running is None:
                 raise BrokerError("the broker is not running")
             milliseconds = round(seconds * 1000)
             self._running.engine.advance_clock(milliseconds, milliseconds)
+
+    def settle(self) -> None:
+        """Return when the workers have dealt with what had reached the broker's sockets, and with what followed from it. For tests:
+        what a client has sent before may still be on its way only if the client has not given it to its operating system yet.
+        While others go on sending, it returns after a bounded number of rounds.
+        """
+        self._check_process()
+        with self._lock:
+            if self._running is None:
+                raise BrokerError("the broker is not running")
+            seen = -1
+            for _ in range(_SETTLE_ROUNDS):
+                self._running.engine.advance_clock(0, 0)
+                received = self._running.engine.stats()["bytes_received"]
+                if received == seen:
+                    return
+                seen = received
 
     def listener(self, url: str) -> Listener:
         """The configuration of the listener with that URL, as `urls` has it. ``KeyError``: there is none."""
@@ -176,8 +218,8 @@ class Broker(InProcess):
     def reload(self, config: Config | Mapping[str, Any]) -> Reload:
         """Take over what can change while clients are connected: ``log.*``, ``auth.*`` but ``anonymous``, and TLS.
 
-        The files of TLS listeners and of authenticators are read again; connections keep the certificates that they began with,
-        and clients that were admitted stay.
+        The files of TLS listeners, authenticators and rules are read again; connections keep the certificates that they began with,
+        and clients that were admitted stay. When this returns the new rules are in force; whether there are any at all needs a restart.
         Raises ``ConfigError`` for an invalid configuration; the old one then stays in force. What needs a
         restart is named in the answer and keeps its old value.
         """
@@ -193,6 +235,11 @@ class Broker(InProcess):
             if self._running is not None and logs.LEVELS[new.log.level] < self._running.level:
                 # Workers make no records below the level that they were started with.
                 live = [key for key in live if key != "log.level"]
+            rules = None if self._running is None else self._running.rules
+            if rules is not None and new.auth.acl_file:
+                rules.read(new.auth.acl_file)  # before anything changes
+            if self._running is None or (rules is not None and new.auth.acl_file):
+                live += [key for key in changed if key == _ACL_KEY]
             authenticator = self._own_authenticator
             if self._running is not None and authenticator is None:
                 authenticator = self._running.authenticator_for(new, self._config, live)
@@ -209,10 +256,30 @@ class Broker(InProcess):
                 source, target = getattr(new, section), getattr(self._config, section)
                 update = target.model_copy(update={name: getattr(source, name) for name in names})
                 self._config = self._config.model_copy(update={section: update})
+            if rules is not None and new.auth.acl_file:
+                rules.apply(new.auth.acl_file)
             if self._running is not None:
                 self._running.control.reconfigure(self._config, authenticator)
                 self._running.chain = authenticator if isinstance(authenticator, ChainAuthenticator) else None
         return Reload(tuple(live), tuple(waiting))
+
+    def explain(
+        self, action: Action, topic: str, *, client_id: str, username: str | None = None, listener: str | None = None
+    ) -> Explanation:
+        """Whether the rules in force let a client do this, and which of them decides.
+
+        ``topic`` is a filter if the action is ``subscribe``. ``username``: one that was checked; None: anonymous. ``listener``: its name
+        or URL; None: one that no rule names. What an authenticator granted to a client is not looked at. ``ValueError``: not a topic,
+        or there is no such listener.
+        """
+        self._check_process()
+        with self._lock:
+            if self._running is None:
+                raise BrokerError("the broker is not running")
+            rules = self._running.rules
+        if rules is None:
+            return Explanation(True, "nothing")
+        return rules.explain(action, topic, client_id=client_id, username=username, listener=listener)
 
     def __enter__(self) -> Self:
         self.start()
@@ -317,23 +384,38 @@ def _files_of(config: Config, listener: Listener) -> ListenerFiles | None:
     return QuicFiles(config, listener)
 
 
+def _ids_of(served: Mapping[int, Served]) -> dict[str, list[int]]:
+    """The engine's listeners by their names and their URLs, as configured and as bound."""
+    ids: dict[str, list[int]] = {}
+    for identifier, one in served.items():
+        for name in {one.name, one.listener.address.url(), one.bound.url}:
+            ids.setdefault(name, []).append(identifier)
+    return ids
+
+
 class _Running:
     """Everything that exists from start to stop."""
 
-    def __init__(self, config: Config, authenticator: Authenticator | None) -> None:
+    def __init__(
+        self, config: Config, authenticator: Authenticator | None, clock: VirtualClock | None, bound: list[BoundListener] | None
+    ) -> None:
         self.last_stats: dict[str, int] = {}
+        self.clock = clock
         self.level = logs.LEVELS[config.log.level]
         self.asks_gate = authenticator is not None or asks_gate(config)
         self.chain = ChainAuthenticator(config) if authenticator is None and config.auth.sources else None
         self.files = [_files_of(config, listener) for listener in config.listeners]
         self.bound: list[BoundListener] = []
-        self.store = open_store(config.data_dir, progress=_say) if config.stores else None
+        self.rules: RulesInForce | None = None
+        now_ms = None if clock is None else round(clock.time * 1000)
+        self.store = open_store(config.data_dir, progress=_say, now_ms=now_ms) if config.stores else None
         try:
             self.engine = native.Engine(response_information=config.broker.response_information, **config.engine_settings())
             try:
-                self._recover(config)
-                self.bound = bind_all(config.listeners)
-                self._open(config, authenticator)
+                with nullcontext() if clock is None else clock.starting(self.engine):
+                    self._recover(config)
+                    self.bound = bind_all(config.listeners) if bound is None else bound
+                    self._open(config, authenticator)
             except BaseException:
                 self.engine.close()
                 raise
@@ -347,8 +429,12 @@ class _Running:
         for bound, files in zip(self.bound, self.files, strict=True):
             self._add(bound, config, files, served)
         warn_of_plain_passwords(config)
+        if config.auth.acl_file:
+            self.rules = RulesInForce(self.engine, config.auth.acl_file, _ids_of(served))
         self.hub = Hub(self.engine, served, config)
-        self.control = Control(self.engine, self.hub, served, self.watched, self.quic, config, authenticator or self.chain, self.stats)
+        self.control = Control(
+            self.engine, self.hub, served, self.watched, self.quic, config, authenticator or self.chain, self.stats, self.rules
+        )
         try:
             self.engine.start()
         except BaseException:
@@ -454,6 +540,8 @@ class _Running:
 
     def stop(self, timeout_ms: int) -> bool:
         self.control.begin_stop()
+        if self.clock is not None:
+            self.clock.let_go(self.engine)
         try:
             flushed = self.engine.stop(timeout_ms)
         finally:

@@ -24,15 +24,17 @@ NET = [
     *("outq", "listener", "poller", "poller_epoll", "poller_kqueue", "reactor"),
 ]
 BROKER = [
-    *("handle", "stats", "acl", "sqlite", "journal", "trie", "routes", "retain", "state", "port", "report", "mail", "durable", "reply", "guard"),
-    *("session", "group", "deliver", "presence", "will", "overload", "gate", "verdicts"),
-    *("on_connect", "on_head", "on_publish", "on_subscribe", "conn", "admin", "inside", "worker", "recover"),
+    *("handle", "stats", "acl", "rights", "sqlite", "record", "known", "rows", "window", "replay", "checkpoint", "journal"),
+    *("trie", "routes", "retain", "state", "port", "report", "permit", "mail", "durable", "reply", "guard"),
+    *("session", "group", "publication", "send", "shared", "deliver", "pump", "presence", "will", "overload", "gate", "verdicts"),
+    *("on_subscribe", "admit", "on_connect", "on_head", "on_publish", "conn", "admin", "inside", "worker", "recover"),
 ]
 LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native", "inside"]
 PYTHON = [
-    *("errors", "logs", "sections", "config_auth", "config", "listen", "certs", "tls", "hooks", "auth"),
-    *("store", "adapters", "web", "roads", "embed", "control", "server", "client", "broker_thread", "asgi", "bench", "cli"),
+    *("errors", "logs", "sections", "config_auth", "config", "systemd", "listen", "certs", "tls", "hooks", "auth"),
+    *("store", "adapters", "web", "roads", "embed", "control", "clock", "server", "client", "broker_thread", "asgi"),
+    *("testing", "pytest_plugin", "bench", "cli"),
 ]
 
 FLOORS: dict[str, tuple[int, int]] = {}

@@ -144,8 +144,15 @@ def test(arguments: Sequence[str], rows: Rows, where: Path, python: str | Path, 
 
 
 def test_requirements() -> list[str]:
+    """What the tests need, from the package index alone: an extra that names others of ours stands for what they name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    return [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+
+    def named(requirement: str) -> list[str]:
+        own = re.fullmatch(r"mqttc\[([\w,-]+)\]", requirement)
+        return [found for extra in own[1].split(",") for one in extras[extra] for found in named(one)] if own else [requirement]
+
+    return [*project["dependencies"], *(found for one in extras["test"] for found in named(one))]
 
 
 def sanitizer_python() -> Path:

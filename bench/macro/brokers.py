@@ -19,6 +19,7 @@ from mqttc import certs
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 60.0
+ACL_RULES = 1000
 END_S = 20.0
 
 MOSQUITTO = """\
@@ -94,6 +95,18 @@ def mqttc(settings: list[str]) -> Callable[[int, Path], Launch]:
         for setting in [*fixed, *settings]:
             command += ["--set", setting]
         return Launch(command, {"PYTHONPATH": str(ROOT)})
+
+    return launch
+
+
+def mqttc_with_rules(settings: list[str]) -> Callable[[int, Path], Launch]:
+    """The same broker with ACL_RULES rules for everybody, the last of which allows what the rows do."""
+
+    def launch(port: int, folder: Path) -> Launch:
+        rules = [f'[[rules]]\nallow = "all"\ntopics = ["plant/{number}/%c/#"]\n' for number in range(ACL_RULES - 1)]
+        acl = folder / "acl.toml"
+        acl.write_text("".join([*rules, '[[rules]]\nallow = "all"\ntopics = ["#"]\n']), "utf-8")
+        return mqttc([*settings, f"auth.acl_file={acl}"])(port, folder)
 
     return launch
 
@@ -216,6 +229,7 @@ def template(command: str) -> Callable[[int, Path], Launch]:
 
 KNOWN: dict[str, Callable[[int, Path], Launch]] = {
     "mqttc": mqttc([]),
+    "mqttc-acl": mqttc_with_rules([]),
     "mosquitto": mosquitto,
     "relay": relay,
     "nats": nats,

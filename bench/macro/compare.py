@@ -387,7 +387,11 @@ def contenders_of(options: argparse.Namespace) -> dict[str, Callable[[int, Path]
     for name in filter(None, options.brokers.split(",")):
         if name not in brokers.KNOWN:
             raise ValueError(f"no broker {name!r}; known: {', '.join(brokers.KNOWN)}; any other with --broker NAME=COMMAND")
-        found[name] = brokers.mqttc(options.settings) if name == OURS else brokers.KNOWN[name]
+        found[name] = brokers.KNOWN[name]
+        if name == OURS:
+            found[name] = brokers.mqttc(options.settings)
+        elif name == f"{OURS}-acl":
+            found[name] = brokers.mqttc_with_rules(options.settings)
     for entry in options.broker:
         name, separator, command = entry.partition("=")
         if not separator or "{port}" not in command:

@@ -58,9 +58,7 @@ class LdapSource(Source):
 
         section = self._section
         parts = urlsplit(section.url)
-        tls = ldap3.Tls(
-            validate=ssl.CERT_REQUIRED, version=ssl.PROTOCOL_TLS_CLIENT, ca_certs_file=section.ca or None, sni=parts.hostname
-        )
+        tls = ldap3.Tls(validate=ssl.CERT_REQUIRED, version=ssl.PROTOCOL_TLS_CLIENT, ca_certs_file=section.ca or None, sni=parts.hostname)
         return ldap3.Server(
             parts.hostname,
             port=parts.port or (636 if parts.scheme == "ldaps" else 389),

@@ -24,6 +24,7 @@ cdef struct LogRing            # private layout: see logring.pyx
 
 cdef LogRing *logring_build(uint32_t capacity) noexcept nogil              # NULL: no memory or no descriptor
 cdef void logring_free(LogRing *ring) noexcept nogil
+cdef void logring_abandon(LogRing *ring) noexcept nogil                    # in a forked child: closes its copies of the descriptors, touches nothing else
 cdef bint logring_push(LogRing *ring, const LogRecord *record) noexcept nogil     # false: full, counted; any thread
 cdef bint logring_pop(LogRing *ring, LogRecord *out) noexcept nogil               # reader; false: empty
 cdef int logring_fd(const LogRing *ring) noexcept nogil                           # readable when records (or questions) came

@@ -61,6 +61,10 @@ cdef void logring_free(LogRing *ring) noexcept nogil:
     mem_free(ring)
 
 
+cdef void logring_abandon(LogRing *ring) noexcept nogil:
+    wake_close(&ring.read_fd, &ring.write_fd)
+
+
 cdef bint logring_push(LogRing *ring, const LogRecord *record) noexcept nogil:
     cdef uint32_t at
     cdef bint was_empty

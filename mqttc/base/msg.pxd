@@ -52,6 +52,16 @@ cdef void msg_come_home(MsgPool *pool, Msg *chain) noexcept nogil          # a c
 cdef inline uint8_t *msg_data(Msg *msg) noexcept nogil:
     return <uint8_t *> msg + sizeof(Msg)
 
+cdef inline uint32_t msg_expiry_left(const Msg *msg, int64_t now_ms) noexcept nogil:
+    """Seconds of a message that expires: what was given less what it has waited [MQTT-3.3.2-6]; at least 1 until it has expired, then 0.
+
+    To the nearest: where the receiver's worker has read its clock a little earlier than the publisher's, not more than was given.
+    """
+    cdef int64_t left_ms = msg.expires_at_ms - now_ms
+    if left_ms <= 0:
+        return 0
+    return <uint32_t> ((left_ms + 500) // 1000) if left_ms >= 1000 else 1
+
 cdef inline uint64_t msg_journal(const Msg *msg) noexcept nogil:
     """Its id in the journal; 0: it is not there. Immutable after build, like all that is said of a message."""
     return <uint64_t> msg.next

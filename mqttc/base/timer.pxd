@@ -19,4 +19,6 @@ cdef void wheel_free(TimerWheel *wheel) noexcept nogil
 cdef void wheel_add(TimerWheel *wheel, TimerNode *node, int64_t deadline_ms) noexcept nogil   # moves the node if it is armed
 cdef void wheel_cancel(TimerWheel *wheel, TimerNode *node) noexcept nogil                     # harmless when not armed
 cdef TimerNode *wheel_expire(TimerWheel *wheel, int64_t now_ms) noexcept nogil                # one due node, disarmed; NULL: none left. Call until NULL
+# The earliest due node, not a millisecond late: for a clock that stands still between jumps. The wheel is not for wheel_expire any more until a tick later.
+cdef TimerNode *wheel_expire_exact(TimerWheel *wheel, int64_t now_ms) noexcept nogil
 cdef int64_t wheel_next_ms(TimerWheel *wheel, int64_t now_ms) noexcept nogil                  # a time not after the next deadline + one tick; -1: nothing armed

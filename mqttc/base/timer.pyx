@@ -160,6 +160,40 @@ cdef TimerNode *wheel_expire(TimerWheel *wheel, int64_t now_ms) noexcept nogil:
     return node
 
 
+cdef TimerNode *wheel_expire_exact(TimerWheel *wheel, int64_t now_ms) noexcept nogil:
+    # The tick that now_ms stands in is opened before its end; what is due later in it waits in the due list.
+    cdef TimerNode *due = &wheel.heads[DUE]
+    cdef TimerNode *node
+    cdef TimerNode *first
+    cdef uint64_t up_to = 0
+    cdef uint64_t tick
+    cdef uint32_t level, slot
+    if now_ms > wheel.origin_ms:
+        up_to = (<uint64_t> now_ms - <uint64_t> wheel.origin_ms + ((1 << TICK_BITS) - 1)) >> TICK_BITS
+    while True:
+        first = NULL
+        node = due.next
+        while node != due:
+            if node.deadline_ms <= now_ms and (first == NULL or node.deadline_ms < first.deadline_ms):
+                first = node
+            node = node.next
+        if first != NULL:
+            wheel_cancel(wheel, first)
+            return first
+        if wheel.levels_used == 0:
+            break
+        level = bit_lowest_u64(wheel.levels_used)
+        slot = bit_lowest_u64(wheel.slots_used[level])
+        tick = slot_first_tick(wheel, level, slot)
+        if tick > up_to:
+            break
+        wheel.tick = tick
+        slot_open(wheel, level, slot)
+    if up_to > wheel.tick:
+        wheel.tick = up_to
+    return NULL
+
+
 cdef int64_t wheel_next_ms(TimerWheel *wheel, int64_t now_ms) noexcept nogil:
     cdef uint32_t level
     cdef uint64_t since_origin_ms

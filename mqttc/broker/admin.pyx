@@ -2,7 +2,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from mqttc.base.alloc cimport mem_free, mem_resize
-from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_payload, msg_properties, msg_topic
+from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_expiry_left, msg_payload, msg_properties, msg_topic
 from mqttc.base.types cimport ST_OK, Span, span_make
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.durable cimport journaled, note_message
@@ -243,7 +243,7 @@ cdef uint8_t retained_list(Worker *worker, RequestMail *request) noexcept nogil:
 
 cdef void put_retained(Worker *worker, Rows *rows, const Msg *msg) noexcept nogil:
     put_u8(rows, msg.qos)
-    put_u64(rows, <uint64_t> ((msg.expires_at_ms - worker.reactor.now_ms + 999) // 1000) if msg.expires_at_ms else <uint64_t> -1)
+    put_u64(rows, <uint64_t> msg_expiry_left(msg, worker.reactor.now_ms) if msg.expires_at_ms else <uint64_t> -1)
     put_u32(rows, msg.properties_bytes)
     put_u32(rows, msg.payload_bytes)
     put_text(rows, msg_topic(msg))

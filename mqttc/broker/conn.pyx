@@ -3,7 +3,7 @@ from libc.string cimport memcmp
 
 from mqttc.base.alloc cimport mem_free
 from mqttc.base.timer cimport wheel_add
-from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, likely, span_make, unlikely
+from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_i64_relaxed, likely, span_make, unlikely
 from mqttc.broker.guard cimport guard_early, guard_leave, rates_exhausted, rates_received
 from mqttc.broker.on_connect cimport on_auth, on_connect
 from mqttc.broker.on_head cimport head_data, tunnel_ended
@@ -11,6 +11,7 @@ from mqttc.broker.on_publish cimport aliases_in_free, conn_slow, on_ack, on_publ
 from mqttc.broker.on_subscribe cimport on_subscribe, on_unsubscribe
 from mqttc.broker.overload cimport conn_yield, turn_spent
 from mqttc.broker.presence cimport session_offline
+from mqttc.broker.permit cimport rights_expire
 from mqttc.broker.reply cimport END_DISCONNECT, END_REFUSED, conn_disconnect, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet
 from mqttc.broker.report cimport EV_AUTH_EXPIRED, EV_CONNECTION_LIMIT, EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, EV_TRANSPORT_FAILED, LOG_INFO, LOG_WARNING, report, text
 from mqttc.broker.routes cimport route_drop
@@ -189,14 +190,16 @@ cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32
 
 
 cdef int64_t conn_deadline(Worker *worker, Conn *conn) noexcept nogil:
-    """Of a connection that is up: keep alive, an open re-authentication, or the end of its authentication. 0: none."""
+    """Of a connection that is up: keep alive, an open re-authentication, the end of its authentication, or of its grant. 0: none."""
     cdef int64_t deadline = 0
     if conn.keep_alive_ms:
-        deadline = conn.last_packet_ms + conn.keep_alive_ms
+        deadline = max(conn.last_packet_ms, atomic_load_i64_relaxed(&worker.engine.heard_ms)) + conn.keep_alive_ms
         if conn.flags & CONN_BRAKE_PAUSED:                                      # we do not read, so the client cannot be late
             deadline = worker.reactor.now_ms + conn.keep_alive_ms
     if conn.flags & CONN_QUESTION_OPEN and (deadline == 0 or conn.question_due_ms < deadline):
         deadline = conn.question_due_ms
+    if conn.session != NULL and conn.session.rights != NULL and conn.session.rights.expires_at_ms and (deadline == 0 or conn.session.rights.expires_at_ms < deadline):
+        deadline = conn.session.rights.expires_at_ms
     if conn.ends_ms and (deadline == 0 or conn.ends_ms < deadline):
         deadline = conn.ends_ms
     return deadline
@@ -209,6 +212,10 @@ cdef void conn_timer(Worker *worker, Conn *conn) noexcept nogil:
             stat(&worker.stats, C_GATE_TIMEOUTS)
             conn.question += 1
             conn_fail(worker, conn, RC_NOT_AUTHORIZED, text("re-authentication took too long"))
+            return
+        if conn.session != NULL and conn.session.rights != NULL and conn.session.rights.expires_at_ms and worker.reactor.now_ms >= conn.session.rights.expires_at_ms:
+            rights_expire(worker, conn.session)
+            conn_disconnect(worker, conn, RC_NOT_AUTHORIZED)
             return
         if conn.ends_ms and worker.reactor.now_ms >= conn.ends_ms:
             stat(&worker.stats, C_AUTH_EXPIRED)

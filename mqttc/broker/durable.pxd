@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from mqttc.base.msg cimport Msg
 from mqttc.base.types cimport Span, atomic_load_u32_relaxed
-from mqttc.broker.journal cimport Record
+from mqttc.broker.record cimport Record
 from mqttc.broker.routes cimport Route, SubscriptionIds
 from mqttc.broker.state cimport Conn, QueueEntry, Session, Wait, Will, Worker
 
@@ -36,7 +36,7 @@ cdef bint note_message(
 ) noexcept nogil
 cdef void note_done(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # this delivery is over
 cdef void note_group_done(Worker *worker, uint64_t group, const Msg *msg) noexcept nogil                  # a group's message that reaches nobody
-cdef void note_sent(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil
+cdef void note_sent(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # it has a packet id; at QoS 2 also one that is not kept
 cdef void note_kept(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # a group's, sent: its member has left and completes it
 cdef void note_released(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil
 cdef bint note_handout(Worker *worker, const Session *session, Msg *msg, const QueueEntry *entry) noexcept nogil  # retained, to that session alone; its id

@@ -7,10 +7,11 @@ from mqttc.base.ring cimport ring_at, ring_free, ring_push
 from mqttc.base.types cimport Span, atomic_add_u64_relaxed, atomic_load_u64_relaxed
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.handle cimport handle_make
-from mqttc.broker.journal cimport (
-    DURABILITY_SYNCED, EVENT_DONE, EVENT_INBOUND_DONE, EVENT_OF_GROUP, EVENT_RELEASED, EVENT_SENT, EVENT_WAS_RELEASED, EVENTS_PER_RECORD, RECORD_EVENTS,
-    RECORD_GROUP, RECORD_GROUP_END, RECORD_MESSAGE, RECORD_PRESENCE, RECORD_READ, RECORD_SESSION, RECORD_SESSION_END, RECORD_SUBSCRIBE, RECORD_WILL,
-    RECORD_WILL_DONE, Event, Record, RecordTarget, journal_post, record_build, record_data, record_events, record_free, record_targets,
+from mqttc.broker.journal cimport journal_post, record_free
+from mqttc.broker.record cimport (
+    DURABILITY_SYNCED, EVENT_DONE, EVENT_INBOUND_DONE, EVENT_OF_GROUP, EVENT_RELEASED, EVENT_RESERVED, EVENT_SENT, EVENT_WAS_RELEASED, EVENTS_PER_RECORD,
+    RECORD_EVENTS, RECORD_GROUP, RECORD_GROUP_END, RECORD_MESSAGE, RECORD_PRESENCE, RECORD_READ, RECORD_SESSION, RECORD_SESSION_END, RECORD_SUBSCRIBE,
+    RECORD_WILL, RECORD_WILL_DONE, Event, Record, RecordTarget, record_build, record_data, record_events, record_targets,
 )
 from mqttc.broker.routes cimport ENTRY_DURABLE, ENTRY_RETAIN_AS_PUBLISHED, Route, RouteEntry, SubscriptionIds, entry_applies, route_drop
 from mqttc.broker.state cimport (
@@ -196,15 +197,27 @@ cdef uint64_t group_of(const Session *session, const QueueEntry *entry) noexcept
     return (<Membership *> vec_at(session.memberships, entry.member - 1)).origin
 
 
+cdef void note_reserved(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil:
+    cdef Event *event = note_event(worker, EVENT_RESERVED, True)
+    if event != NULL:
+        event.handle = handle_make(worker.index, session.slot, session.generation)
+        event.packet_id = entry.packet_id
+
+
 cdef void note_done(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil:
     cdef Event *event
     cdef uint64_t group
-    if not entry.state & (QE_JOURNALED << 4):
+    cdef bint reserved = entry.qos == 2 and entry.packet_id and session.durable
+    if not entry.state & (QE_JOURNALED << 4) and not reserved:
         return
     event = note_event(worker, EVENT_DONE, False)
     if event == NULL:
         return
     event.packet_id = entry.packet_id
+    if not entry.state & (QE_JOURNALED << 4):
+        event.handle = handle_make(worker.index, session.slot, session.generation)
+        event.flags = EVENT_WAS_RELEASED
+        return
     group = group_of(session, entry)
     if entry.state & 15 == OUT_RELEASED:
         event.flags = EVENT_WAS_RELEASED
@@ -233,8 +246,9 @@ cdef void note_group_done(Worker *worker, uint64_t group, const Msg *msg) noexce
 
 
 cdef void note_sent(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil:
-    cdef Event *event
     if not entry.state & (QE_JOURNALED << 4):
+        if entry.qos == 2 and session.durable:
+            note_reserved(worker, session, entry)
         return
     if group_of(session, entry) and entry.qos != 2:
         return                          # it is the group's until it is acknowledged

@@ -4,6 +4,7 @@ drained by the control plane; answers come back as mail. The connection is parke
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from mqttc.base.types cimport Span
+from mqttc.broker.acl cimport Grant
 from mqttc.broker.state cimport Conn, Engine, Gate, Question, Worker
 from mqttc.net.tcp cimport PeerAddress
 from mqttc.proto.packet cimport Packet
@@ -18,8 +19,9 @@ cdef Question *gate_take(Gate *gate) noexcept nogil                            #
 cdef int gate_answer_head(
     Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t verdict, Span response, int fd, const PeerAddress *peer, bint remote,
 ) noexcept nogil
-# [any thread] The answer to a question; auth_data and user may be NULL and are copied; user: at most 65535 bytes; lasts_ms and keep_ms: see AnswerMail.
-# ST_NO_MEMORY.
+# [any thread] The answer to a question; auth_data and user may be NULL and are copied; user: at most 65535 bytes; lasts_ms and keep_ms: see AnswerMail;
+# grant may be NULL and is taken over. ST_NO_MEMORY.
 cdef int gate_answer(
     Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t reason, Span auth_data, Span user, int64_t lasts_ms, int64_t keep_ms,
+    Grant *grant,
 ) noexcept nogil

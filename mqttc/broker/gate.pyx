@@ -5,6 +5,7 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport inbox_post, inbox_wake
 from mqttc.base.logring cimport logring_wake
 from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
+from mqttc.broker.acl cimport Grant, grant_drop
 from mqttc.broker.state cimport CONN_REMOTE, MAIL_ANSWER, MAIL_HEAD, QUESTION_AUTH, QUESTION_HEAD, AnswerMail, Conn, Engine, Gate, HeadMail, Question, Worker
 from mqttc.broker.stats cimport C_GATE_QUESTIONS, stat
 from mqttc.net.tcp cimport PeerAddress, peer_text
@@ -186,18 +187,22 @@ cdef bint span_copy(Span span, uint8_t **copy) noexcept nogil:
 
 cdef int gate_answer(
     Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t reason, Span auth_data, Span user, int64_t lasts_ms, int64_t keep_ms,
+    Grant *grant,
 ) noexcept nogil:
     cdef AnswerMail *mail = <AnswerMail *> mem_alloc_zeroed(1, sizeof(AnswerMail))
     if mail == NULL:
+        grant_drop(grant)
         return ST_NO_MEMORY
     mail.mail.kind = MAIL_ANSWER
     mail.slot = slot
     mail.generation = generation
     mail.question = number
     mail.reason = reason
+    mail.grant = grant
     mail.lasts_ms = lasts_ms
     mail.keep_ms = keep_ms
     if not span_copy(auth_data, &mail.auth_data) or not span_copy(user, &mail.user):
+        grant_drop(grant)
         mem_free(mail.auth_data)
         mem_free(mail)
         return ST_NO_MEMORY

@@ -3,13 +3,12 @@ from libc.string cimport memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport inbox_wake
-from mqttc.base.msg cimport Msg, msg_drop
+from mqttc.base.msg cimport Msg, msg_drop, msg_expiry_left
 from mqttc.base.ring cimport ring_at, ring_free, ring_init, ring_push
 from mqttc.base.types cimport ST_OK, Span, span_make
 from mqttc.base.vec cimport vec_at
 from mqttc.broker.admin cimport on_admin
 from mqttc.broker.conn cimport conn_release
-from mqttc.broker.deliver cimport session_drop
 from mqttc.broker.durable cimport note_done
 from mqttc.broker.on_connect cimport ASSIGNED_BYTES, client_id_make
 from mqttc.broker.on_publish cimport on_publish
@@ -19,6 +18,7 @@ from mqttc.broker.presence cimport session_offline, session_online
 from mqttc.broker.reply cimport acknowledge, acks_held
 from mqttc.broker.retain cimport retain_done, retain_step
 from mqttc.broker.routes cimport subscription_ids_drop, subscription_ids_share
+from mqttc.broker.send cimport session_drop
 from mqttc.broker.session cimport (
     client_hash, handout_end, inbound_remove, membership_release, queue_pop, session_build, session_handle, session_of,
 )
@@ -215,13 +215,11 @@ cdef DeliveryMail *delivery_build(Worker *worker, Session *session) noexcept nog
 cdef DeliveryItem *delivery_add(Worker *worker, DeliveryMail *delivery, Msg *msg) noexcept nogil:
     """Takes the reference over."""
     cdef DeliveryItem *item = &delivery.items[delivery.count]
-    cdef int64_t left_ms
     memset(item, 0, sizeof(DeliveryItem))
     item.msg = msg
     if msg.expires_at_ms:
-        left_ms = msg.expires_at_ms - worker.reactor.now_ms
         item.has_expiry = True
-        item.message_expiry = <uint32_t> ((left_ms + 999) // 1000) if left_ms > 0 else 0
+        item.message_expiry = msg_expiry_left(msg, worker.reactor.now_ms)
     delivery.count += 1
     delivery.bytes += <uint64_t> msg.topic_bytes + msg.properties_bytes + msg.payload_bytes
     return item

@@ -5,11 +5,12 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport Mail, inbox_post, inbox_wake
 from mqttc.base.msg cimport Msg, msg_drop, msg_share
 from mqttc.base.types cimport ST_NO_MEMORY, ST_OK, atomic_add_u64_relaxed, atomic_load_u64_relaxed
+from mqttc.broker.acl cimport acl_drop, grant_drop
 from mqttc.broker.port cimport delivery_free, request_free
 from mqttc.broker.routes cimport Route, route_drop, route_share
 from mqttc.broker.state cimport (
-    MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_DELIVERY, MAIL_GROUP, MAIL_HEAD, MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, PUBLISH_MAIL_ITEMS, AdoptMail, AnswerMail,
-    BlocksMail, BodiesMail, DeliveryMail, GroupMail, HeadMail, LinkMail, PublishMail, RequestMail, Worker,
+    MAIL_ACL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_DELIVERY, MAIL_GROUP, MAIL_HEAD, MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, PUBLISH_MAIL_ITEMS, AclMail,
+    AdoptMail, AnswerMail, BlocksMail, BodiesMail, DeliveryMail, GroupMail, HeadMail, LinkMail, PublishMail, RequestMail, Worker,
 )
 from mqttc.broker.stats cimport C_MAIL_SENT, stat
 
@@ -128,6 +129,7 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
         adopt.parcel.transport.ops.close(&adopt.parcel.transport)
         mem_free(adopt.parcel.leftover)
         mem_free(adopt.auth_data)
+        grant_drop(adopt.grant)
         mem_free(adopt.user)
     elif mail.kind == MAIL_GROUP:
         group = <GroupMail *> mail
@@ -137,6 +139,9 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
         answer = <AnswerMail *> mail
         mem_free(answer.auth_data)
         mem_free(answer.user)
+        grant_drop(answer.grant)
+    elif mail.kind == MAIL_ACL:
+        acl_drop((<AclMail *> mail).acl)
     elif mail.kind == MAIL_HEAD:
         if (<HeadMail *> mail).fd >= 0:
             close((<HeadMail *> mail).fd)

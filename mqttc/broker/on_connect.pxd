@@ -19,4 +19,4 @@ cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8
 cdef void on_auth(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil
 cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil
 cdef void connect_welcome(Worker *worker, Conn *conn) noexcept nogil              # its CONNACK, which waited for the journal, has been sent
-cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil           # takes what the mail holds, not the mail
+cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil           # takes the connection; what else the mail holds stays its own

@@ -6,19 +6,22 @@ from mqttc.base.map cimport random_bytes
 from mqttc.base.msg cimport msg_alloc, msg_data
 from mqttc.base.timer cimport wheel_add, wheel_cancel
 from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u32_acquire, atomic_load_u64_relaxed, span_equal, span_make
-from mqttc.broker.deliver cimport session_pump
+from mqttc.broker.acl cimport grant_drop, grant_share
+from mqttc.broker.admit cimport admit_again, admit_begin, admit_rights
 from mqttc.broker.gate cimport gate_ask
 from mqttc.broker.guard cimport guard_address, guard_early, guard_entry_leave, guard_settle, guard_user, rates_start
 from mqttc.broker.mail cimport post
 from mqttc.broker.overload cimport worker_busy
 from mqttc.broker.presence cimport session_finish, session_offline, session_online, session_rejoin, session_timer, will_free
 from mqttc.broker.durable cimport journal_fails, journaled, note_presence, note_session, note_will, until_now
+from mqttc.broker.pump cimport session_pump
 from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet, send_packet_after
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
+from mqttc.broker.rights cimport Rights, rights_free
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle, will_count
 from mqttc.broker.state cimport (
-    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_INSIDE, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN, AdoptMail,
-    AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, VerdictEntry, Will, Worker,
+    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_INSIDE, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN,
+    Admission, AdoptMail, AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, VerdictEntry, Will, Worker,
 )
 from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_REFUSED_OVERLOAD, C_REFUSED_PENDING, C_SESSIONS_RESUMED, C_TAKEOVERS, C_VERDICTS_REUSED, C_WILLS, stat
 from mqttc.broker.verdicts cimport verdict_find, verdict_keep, verdict_key
@@ -68,8 +71,6 @@ cdef uint8_t connect_verdict(Worker *worker, Conn *conn, const Packet *packet) n
     if worker_busy(worker):
         stat(&worker.stats, C_REFUSED_OVERLOAD)
         return RC_SERVER_BUSY
-    if journal_fails(worker) and not packet.clean_start:        # a session that cannot be kept is not promised
-        return RC_QUOTA_EXCEEDED
     if packet.client_id.n == 0:
         if not conn.dialect.empty_client_id or (conn.dialect.empty_client_id_needs_clean and not packet.clean_start):
             return RC_CLIENT_IDENTIFIER_NOT_VALID               # [MQTT-3.1.3-8]
@@ -140,6 +141,7 @@ cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8
     cdef PendingConnect remembered
     cdef Listener *listener = worker.engine.listeners[conn.link.listener]
     cdef uint8_t reason
+    cdef Admission admission
     cdef bint asking = False
     cdef int status
     if conn.phase != CONN_NEW:                                  # [MQTT-3.1.0-2]
@@ -175,7 +177,9 @@ cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8
         memcpy(conn.auth_method, packet.props.auth_method.p, packet.props.auth_method.n)
         conn.auth_method_bytes = <uint16_t> packet.props.auth_method.n
     if not asking:
-        return connect_admit(worker, conn, &packet, packet_start, frame.total_bytes, rest, rest_bytes, nothing())
+        memset(&admission, 0, sizeof(Admission))
+        admission.checked = remembered.remembers                # by the gate, when it was asked last
+        return connect_admit(worker, conn, &packet, packet_start, frame.total_bytes, rest, rest_bytes, &admission)
     if not guard_early(worker, conn, frame.total_bytes * 2):    # here and with the gate
         stat(&worker.stats, C_REFUSED_PENDING)
         refuse_connect(worker, conn, conn.dialect.level, RC_SERVER_BUSY, nothing(), text("too much waits to be decided"))
@@ -248,6 +252,7 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
     cdef Conn *conn = <Conn *> reactor_link(worker.reactor, mail.slot, mail.generation)
     cdef Span data = span_make(mail.auth_data, mail.auth_data_bytes)
     cdef PendingConnect *pending
+    cdef Admission admission
     cdef Packet packet
     cdef Frame frame
     cdef bint moved
@@ -263,6 +268,7 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
                 conn.flags &= ~CONN_ASKED_AGAIN
                 answer_take(worker, conn, mail)
                 wheel_add(worker.reactor.wheel, &conn.link.timer, worker.reactor.now_ms + 1)     # its deadline is worked out anew
+                admit_again(worker, conn, mail.grant)
         else:                                                   # [MQTT-4.12.1-2]; DISCONNECT has not all of CONNACK's codes
             if mail.reason == RC_BAD_USER_NAME_OR_PASSWORD:
                 mail.reason = RC_NOT_AUTHORIZED
@@ -286,7 +292,10 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
     pending = conn.pending
     conn.pending = NULL
     if frame_next(pending.packet, pending.packet + pending.bytes, 0, &frame) == ST_OK and decode_connect(&frame, &packet) == ST_OK:
-        moved = connect_admit(worker, conn, &packet, pending.packet, pending.bytes, NULL, 0, data)
+        admission.auth_data = data
+        admission.grant = mail.grant
+        admission.checked = True
+        moved = connect_admit(worker, conn, &packet, pending.packet, pending.bytes, NULL, 0, &admission)
         if not moved and conn.phase == CONN_UP:
             link_resume(worker.reactor, &conn.link)
     mem_free(pending)
@@ -314,7 +323,7 @@ cdef bint client_id_make(Worker *worker, uint8_t *out) noexcept nogil:
 
 
 cdef bint connect_admit(
-    Worker *worker, Conn *conn, const Packet *packet, const uint8_t *packet_start, uint32_t packet_bytes, const uint8_t *rest, uint32_t rest_bytes, Span auth_data,
+    Worker *worker, Conn *conn, const Packet *packet, const uint8_t *packet_start, uint32_t packet_bytes, const uint8_t *rest, uint32_t rest_bytes, const Admission *admission,
 ) noexcept nogil:
     """True: the connection moved to another worker."""
     cdef uint8_t assigned[ASSIGNED_BYTES]
@@ -330,7 +339,7 @@ cdef bint connect_admit(
     hash = client_hash(client_id)
     home = <uint16_t> (hash % worker.engine.settings.workers)
     if home == worker.index:
-        connect_finish(worker, conn, packet, client_id, hash, auth_data)
+        connect_finish(worker, conn, packet, client_id, hash, admission)
         return False
     mail = <AdoptMail *> mem_alloc_zeroed(1, sizeof(AdoptMail) + packet_bytes)
     if mail == NULL:
@@ -339,14 +348,16 @@ cdef bint connect_admit(
     mail.mail.kind = MAIL_ADOPT
     mail.bytes = packet_bytes
     memcpy(mail.packet, packet_start, packet_bytes)
-    if auth_data.p != NULL:
-        mail.auth_data = <uint8_t *> mem_alloc(auth_data.n if auth_data.n else 1)
+    if admission.auth_data.p != NULL:
+        mail.auth_data = <uint8_t *> mem_alloc(admission.auth_data.n if admission.auth_data.n else 1)
         if mail.auth_data == NULL:
             mem_free(mail)
             link_close(worker.reactor, &conn.link, END_NO_MEMORY)
             return False
-        memcpy(mail.auth_data, auth_data.p, auth_data.n)
-        mail.auth_data_bytes = auth_data.n
+        memcpy(mail.auth_data, admission.auth_data.p, admission.auth_data.n)
+        mail.auth_data_bytes = admission.auth_data.n
+    mail.grant = grant_share(admission.grant)
+    mail.checked = admission.checked
     wheel_cancel(worker.reactor.wheel, &conn.link.timer)
     mem_free(conn.auth_method)
     conn.auth_method = NULL
@@ -360,6 +371,7 @@ cdef bint connect_admit(
     if link_detach(worker.reactor, &conn.link, rest, rest_bytes, &mail.parcel) != ST_OK:
         conn.address_entry = mail.address_entry
         mem_free(mail.auth_data)
+        grant_drop(mail.grant)
         mem_free(mail.user)
         mem_free(mail)
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
@@ -373,10 +385,10 @@ cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil:
     cdef Packet packet
     cdef Frame frame
     cdef Span client_id
+    cdef Admission admission
     if conn == NULL:
         mail.parcel.transport.ops.close(&mail.parcel.transport)
         mem_free(mail.parcel.leftover)
-        mem_free(mail.auth_data)
         mem_free(mail.user)
         guard_entry_leave(worker, mail.address_entry)
         atomic_add_u32_relaxed(&worker.engine.connections, <uint32_t> -1)
@@ -397,19 +409,19 @@ cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil:
             conn.auth_method = <uint8_t *> mem_alloc(packet.props.auth_method.n if packet.props.auth_method.n else 1)
             if conn.auth_method == NULL:
                 link_close(worker.reactor, &conn.link, END_NO_MEMORY)
-                mem_free(mail.auth_data)
                 return
             memcpy(conn.auth_method, packet.props.auth_method.p, packet.props.auth_method.n)
             conn.auth_method_bytes = <uint16_t> packet.props.auth_method.n
         client_id = packet.client_id
         if worker.shutting_down:        # it was on its way when the others were told
             refuse_connect(worker, conn, conn.dialect.level, RC_SERVER_UNAVAILABLE, nothing(), nothing())
-            mem_free(mail.auth_data)
             return
-        connect_finish(worker, conn, &packet, client_id, client_hash(client_id), span_make(mail.auth_data, mail.auth_data_bytes))
+        admission.auth_data = span_make(mail.auth_data, mail.auth_data_bytes)
+        admission.grant = mail.grant
+        admission.checked = mail.checked
+        connect_finish(worker, conn, &packet, client_id, client_hash(client_id), &admission)
         if conn.phase == CONN_UP:
             link_resume(worker.reactor, &conn.link)
-    mem_free(mail.auth_data)
 
 
 # ---- at home
@@ -546,6 +558,11 @@ cdef void connack_properties(Worker *worker, Conn *conn, const Packet *packet, P
         connack.props.auth_method = span_make(conn.auth_method, conn.auth_method_bytes)
 
 
+cdef bint may_keep(Worker *worker, const Packet *packet, Session *session) noexcept nogil:
+    """Notes a new session that outlives its connection. While commits fail one that must be kept is not promised; with Clean Start its CONNACK waits."""
+    return (packet.clean_start or not journal_fails(worker)) and note_session(worker, session)
+
+
 cdef void username_keep(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
     """For those who ask who is connected; without memory they are not told."""
     conn.connected_wall_ms = worker.reactor.wall_ms
@@ -564,56 +581,79 @@ cdef Span user_of(const Conn *conn, const Packet *packet) noexcept nogil:
     return packet.username if packet.has_username else nothing()
 
 
-cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span client_id, uint32_t hash, Span auth_data) noexcept nogil:
-    cdef Settings *settings = &worker.engine.settings
-    cdef Session *session
-    cdef Will *will = NULL
-    cdef Packet connack
-    cdef bint present = False
-    cdef bint discarded = False
-    session = session_find(worker, client_id, hash)
-    if session != NULL and session.conn != NULL and session.conn.phase == CONN_INSIDE:     # nobody takes the program's own clients over
-        refuse_connect(worker, conn, conn.dialect.level, RC_CLIENT_IDENTIFIER_NOT_VALID, nothing(), nothing())
-        return
+cdef bint over_limits(Worker *worker, Conn *conn, const Packet *packet, Span client_id, uint32_t hash) noexcept nogil:
+    """There is no memory for a new session, or its user has enough connections. True: refused."""
+    cdef Session *session = session_find(worker, client_id, hash)
     if session == NULL and worker.overload:
         stat(&worker.stats, C_REFUSED_OVERLOAD)
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("the broker's memory is nearly used up"))
+        return True
+    if guard_user(worker, conn, user_of(conn, packet), session.conn if session != NULL else NULL) == RC_SUCCESS:
+        return False
+    refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("too many connections of this user"))
+    return True
+
+
+cdef void expiry_set(Worker *worker, const Conn *conn, Session *session, const Packet *packet, Packet *connack) noexcept nogil:
+    """5.0 clients say when their sessions expire, and are told where that is cut; 3.x sessions have the broker's."""
+    cdef uint32_t most = worker.engine.settings.session_expiry_s
+    if not conn.dialect.session_expiry:
+        session.expiry_s = 0 if packet.clean_start else most
         return
-    if guard_user(worker, conn, user_of(conn, packet), session.conn if session != NULL else NULL) != RC_SUCCESS:
-        refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("too many connections of this user"))
+    session.expiry_s = packet.props.session_expiry
+    if session.expiry_s > most:
+        session.expiry_s = most
+        connack.props.present |= HAS_SESSION_EXPIRY
+        connack.props.session_expiry = most
+
+
+cdef bint programs_own(Worker *worker, Conn *conn, Span client_id, uint32_t hash) noexcept nogil:
+    """Nobody takes the program's own clients over. True: refused."""
+    cdef Session *session = session_find(worker, client_id, hash)
+    if session == NULL or session.conn == NULL or session.conn.phase != CONN_INSIDE:
+        return False
+    refuse_connect(worker, conn, conn.dialect.level, RC_CLIENT_IDENTIFIER_NOT_VALID, nothing(), nothing())
+    return True
+
+
+cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span client_id, uint32_t hash, const Admission *admission) noexcept nogil:
+    cdef Settings *settings = &worker.engine.settings
+    cdef Session *session
+    cdef Will *will
+    cdef Rights *rights
+    cdef Packet connack
+    cdef bint present = False
+    cdef bint waits = False             # for the store: it discards a session or changes a will there
+    if programs_own(worker, conn, client_id, hash) or over_limits(worker, conn, packet, client_id, hash) or not admit_rights(worker, conn, packet, client_id, admission, &rights):
         return
-    session = session_claim(worker, packet, client_id, hash, &present, &discarded)
+    session = session_claim(worker, packet, client_id, hash, &present, &waits)
     if session == NULL:
+        rights_free(rights)
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no room for another session"))
         return
-    if packet.has_will:
-        will = will_build(worker, conn, packet, session_handle(worker, session))
+    will = will_build(worker, conn, packet, session_handle(worker, session)) if packet.has_will else NULL
     if (packet.has_will and will == NULL) or not aliases_out_make(worker, conn, packet.props.topic_alias_maximum) or not rates_start(worker, conn):
         will_free(worker, will)
+        rights_free(rights)
         if not present:
             session_finish(worker, session)
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return
+    waits |= session.durable != 0 and (will != NULL or session.will != NULL)
     packet_clear(&connack, CONNACK)
     connack.session_present = present                           # [MQTT-3.2.2-2, MQTT-3.2.2-3]
     conn.maximum_packet_size = packet.props.maximum_packet_size
     session.receive_maximum = packet.props.receive_maximum
     if session.receive_maximum > settings.max_inflight:
         session.receive_maximum = <uint16_t> settings.max_inflight
-    if conn.dialect.session_expiry:
-        session.expiry_s = packet.props.session_expiry
-        if session.expiry_s > settings.session_expiry_s:
-            session.expiry_s = settings.session_expiry_s
-            connack.props.present |= HAS_SESSION_EXPIRY
-            connack.props.session_expiry = session.expiry_s
-    else:
-        session.expiry_s = 0 if packet.clean_start else settings.session_expiry_s
+    expiry_set(worker, conn, session, packet, &connack)
     if present:
         note_presence(worker, session, True)
-    elif journaled(worker) and session.expiry_s and not note_session(worker, session):
+    elif journaled(worker) and session.expiry_s and not may_keep(worker, packet, session):
         will_free(worker, will)
+        rights_free(rights)
         session_finish(worker, session)
-        refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no memory"))
+        refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("the session cannot be kept"))
         return
     session_online(worker, session, conn)
     guard_settle(worker, conn)
@@ -621,16 +661,17 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     session.will = will
     note_will(worker, session, will)
     keep_alive_start(worker, conn, packet, &connack)
+    admit_begin(worker, conn, rights)
     if conn.dialect.properties:
         if packet.client_id.n == 0:                             # [MQTT-3.2.2-16]
             connack.props.present |= HAS_ASSIGNED_CLIENT_ID
             connack.props.assigned_client_id = client_id
         connack_properties(worker, conn, packet, &connack)
-        if auth_data.p != NULL:
+        if admission.auth_data.p != NULL:
             connack.props.present |= HAS_AUTH_DATA
-            connack.props.auth_data = auth_data
+            connack.props.auth_data = admission.auth_data
     stat(&worker.stats, C_CONNECTS_ACCEPTED)
-    connack_send(worker, conn, &connack, discarded or (session.durable and session.made > worker.journal_committed))
+    connack_send(worker, conn, &connack, waits or (session.durable and session.made > worker.journal_committed))
 
 
 cdef void connack_send(Worker *worker, Conn *conn, const Packet *connack, bint committed) noexcept nogil:

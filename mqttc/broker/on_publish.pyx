@@ -7,28 +7,32 @@ from mqttc.base.ring cimport ring_at
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
-from mqttc.broker.deliver cimport Publication, fan_out, publication_clear, publication_init, publication_msg, session_pump
+from mqttc.broker.acl cimport ACL_PUBLISH, ACL_RETAIN
+from mqttc.broker.deliver cimport fan_out
 from mqttc.broker.durable cimport journal_crowded, journal_fails, journaled, note_inbound_done, note_message, note_released, until_now, wait_add
-from mqttc.broker.journal cimport DURABILITY_OFF
 from mqttc.broker.overload cimport overload_sheds
+from mqttc.broker.permit cimport session_denied, session_may
 from mqttc.broker.port cimport inside_refused
-from mqttc.broker.reply cimport acknowledge, acks_held, acks_release, answer, conn_fail
+from mqttc.broker.publication cimport Publication, publication_clear, publication_init, publication_msg
+from mqttc.broker.pump cimport session_pump
+from mqttc.broker.record cimport DURABILITY_OFF
+from mqttc.broker.reply cimport acknowledge, acks_held, acks_release, answer, conn_disconnect, conn_fail
 from mqttc.broker.report cimport EV_RETAINED_LIMIT, LOG_WARNING, report, text
 from mqttc.broker.retain cimport retain_set
-from mqttc.broker.routes cimport Route, route_drop, route_fresh, route_lookup, route_share
+from mqttc.broker.routes cimport PERMIT_PUBLISH, PERMIT_RETAIN, PERMIT_RETAIN_KNOWN, Route, route_drop, route_fresh, route_lookup, route_share
 from mqttc.broker.session cimport entry_release, inbound_add, inbound_count, inbound_has, inbound_remove, inflight_done, inflight_find, session_handle, session_of
 from mqttc.broker.state cimport (
     CONN_BRAKE_JOURNAL, CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, CONN_INSIDE, OUT_RELEASED, OVERLOAD_SHED, QE_COUNTED, QE_JOURNALED, QE_STORED, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry,
     Session, Settings, Wait, Worker,
 )
 from mqttc.broker.stats cimport (
-    C_BRAKED, C_DROPPED_NO_MEMORY, C_DROPPED_RETAINED_LIMIT, C_JOURNAL_REFUSED, C_MESSAGES_IN, C_REJECTED_BY_CLIENT, stat,
+    C_BRAKED, C_DENIED_PUBLISH, C_DENIED_RETAIN, C_DROPPED_NO_MEMORY, C_DROPPED_RETAINED_LIMIT, C_JOURNAL_REFUSED, C_MESSAGES_IN, C_REJECTED_BY_CLIENT, stat,
 )
 from mqttc.net.reactor cimport END_NO_MEMORY, link_close, link_pause, link_resume
 from mqttc.proto.decode cimport decode_ack, decode_publish, publish_forward
 from mqttc.proto.packet cimport (
     HAS_MESSAGE_EXPIRY, HAS_SUBSCRIPTION_ID, HAS_TOPIC_ALIAS, PUBACK, PUBCOMP, PUBREC, PUBREL, RC_NO_MATCHING_SUBSCRIBERS, RC_PACKET_IDENTIFIER_NOT_FOUND,
-    RC_PROTOCOL_ERROR, RC_QOS_NOT_SUPPORTED, RC_QUOTA_EXCEEDED, RC_RECEIVE_MAXIMUM_EXCEEDED, RC_RETAIN_NOT_SUPPORTED, RC_SUCCESS, RC_TOPIC_ALIAS_INVALID,
+    RC_NOT_AUTHORIZED, RC_PROTOCOL_ERROR, RC_QOS_NOT_SUPPORTED, RC_QUOTA_EXCEEDED, RC_RECEIVE_MAXIMUM_EXCEEDED, RC_RETAIN_NOT_SUPPORTED, RC_SUCCESS, RC_TOPIC_ALIAS_INVALID,
     RC_TOPIC_NAME_INVALID, Frame, Packet,
 )
 from mqttc.proto.topic cimport level_count
@@ -90,7 +94,10 @@ cdef int alias_resolve(Worker *worker, Conn *conn, Packet *packet, AliasIn **fou
 cdef Route *route_for(Worker *worker, Conn *conn, Span topic, AliasIn *alias) noexcept nogil:
     cdef Route **hand = &conn.last_route if alias == NULL else &alias.route
     cdef Route *route = hand[0]
-    if likely(route != NULL and span_equal(span_make(route.topic, route.topic_bytes), topic) and route_fresh(worker.engine.trie, route)):
+    cdef uint32_t *kept = &conn.permit_epoch if alias == NULL else &alias.permit_epoch
+    cdef uint8_t *permit = &conn.permit if alias == NULL else &alias.permit
+    cdef bint same = route != NULL and span_equal(span_make(route.topic, route.topic_bytes), topic)
+    if likely(same and route_fresh(worker.engine.trie, route)):
         return route
     route = route_lookup(&worker.routes, topic)
     if route == NULL:
@@ -99,7 +106,32 @@ cdef Route *route_for(Worker *worker, Conn *conn, Span topic, AliasIn *alias) no
     if hand[0] != NULL:
         route_drop(hand[0])
     hand[0] = route
+    if not same:                        # of another topic, whoever was asked about it last
+        kept[0] = route.permit_epoch if route.permit_session == session_handle(worker, conn.session) else 0
+        permit[0] = route.permit
     return route
+
+
+cdef uint8_t permit_for(Worker *worker, Conn *conn, const Packet *packet, AliasIn *alias, Route **found) noexcept nogil:
+    """What this client may do on this topic (PublishPermit): what was found out before, unless its rights have changed, else by its rules."""
+    cdef Session *session = conn.session
+    cdef Route *route = route_for(worker, conn, packet.topic, alias)
+    cdef uint32_t *kept = &conn.permit_epoch if alias == NULL else &alias.permit_epoch
+    cdef uint8_t *permit = &conn.permit if alias == NULL else &alias.permit
+    found[0] = route
+    if likely(route != NULL and kept[0] == session.rights_epoch and (not packet.retain or permit[0] & PERMIT_RETAIN_KNOWN)):
+        return permit[0]
+    permit[0] = PERMIT_PUBLISH if session_may(worker, session, ACL_PUBLISH, packet.topic, False) else 0
+    if packet.retain:
+        permit[0] |= PERMIT_RETAIN_KNOWN
+        if session_may(worker, session, ACL_RETAIN, packet.topic, False):
+            permit[0] |= PERMIT_RETAIN
+    kept[0] = session.rights_epoch if route != NULL else 0
+    if route != NULL:
+        route.permit = permit[0]
+        route.permit_epoch = session.rights_epoch
+        route.permit_session = session_handle(worker, session)
+    return permit[0]
 
 
 cdef bint message_build(Worker *worker, Conn *conn, Publication *pub, const Packet *packet) noexcept nogil:
@@ -198,6 +230,22 @@ cdef void publish_refuse(Worker *worker, Conn *conn, const Packet *packet, uint8
     acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason, 0)
 
 
+cdef bint publish_denied(Worker *worker, Conn *conn, const Packet *packet, uint8_t permit) noexcept nogil:
+    """True: it was not allowed, and is answered: 5.0 is told, 3.x as the ACL says acknowledged or cut off [MQTT-3.3.5-2], QoS 0 dropped."""
+    if likely(permit & PERMIT_PUBLISH and (not packet.retain or permit & PERMIT_RETAIN)):
+        return False
+    session_denied(worker, conn.session, C_DENIED_RETAIN if permit & PERMIT_PUBLISH else C_DENIED_PUBLISH, packet.topic)
+    if packet.qos == 0:
+        return True
+    if conn.dialect.ack_reasons:
+        acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, RC_NOT_AUTHORIZED, 0)
+    elif worker.acl != NULL and worker.acl.disconnect:
+        conn_disconnect(worker, conn, RC_NOT_AUTHORIZED)
+    else:
+        acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, RC_SUCCESS, 0)
+    return True
+
+
 cdef void publisher_lost(Worker *worker, Conn *conn) noexcept nogil:
     """There is no memory for what it publishes."""
     if conn.phase == CONN_INSIDE:
@@ -232,7 +280,7 @@ cdef bint offer_later(Worker *worker, Publication *pub, Route *route) noexcept n
 cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
     cdef Packet packet
     cdef Publication pub
-    cdef Route *route
+    cdef Route *route = NULL
     cdef AliasIn *alias = NULL
     cdef uint8_t reason = RC_SUCCESS
     cdef uint8_t durability = DURABILITY_OFF
@@ -255,6 +303,9 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
     if unlikely(worker.overload >= OVERLOAD_SHED) and (packet.qos == 0 or conn.dialect.ack_reasons) and overload_sheds(worker, &packet):
         publish_refuse(worker, conn, &packet, RC_QUOTA_EXCEEDED)
         return
+    if conn.session.rights != NULL and not (packet.qos == 2 and inbound_has(conn.session, packet.packet_id)):
+        if publish_denied(worker, conn, &packet, permit_for(worker, conn, &packet, alias, &route)):
+            return
     if unlikely(journal_fails(worker)) and conn.dialect.ack_reasons and (packet.qos or packet.retain):
         route = route_for(worker, conn, packet.topic, alias)    # 3.x has no word for it: its acknowledgement waits until the disk takes it
         if route == NULL or must_last(worker, conn, &packet, route, &durability):
@@ -296,7 +347,8 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
             stat(&worker.stats, C_DROPPED_RETAINED_LIMIT)
             report(worker, LOG_WARNING, EV_RETAINED_LIMIT, RC_QUOTA_EXCEEDED, conn, conn.session, pub.topic)
             # It still reaches its subscribers, so it is acknowledged: that it is not retained is in the log and the counters.
-    route = route_for(worker, conn, pub.topic, alias)
+    if route == NULL or packet.retain:  # not the one from before the retained message stood there
+        route = route_for(worker, conn, pub.topic, alias)
     if unlikely(route == NULL):
         stat(&worker.stats, C_DROPPED_NO_MEMORY)
         publication_clear(worker, &pub)

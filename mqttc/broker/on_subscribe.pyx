@@ -5,9 +5,11 @@ from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.map cimport hash_bytes
 from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, span_equal, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
-from mqttc.broker.deliver cimport session_pump, tell_group
+from mqttc.broker.acl cimport ACL_RECEIVE, ACL_SUBSCRIBE
 from mqttc.broker.durable cimport note_filter, note_group, note_subscribe, until_now
-from mqttc.broker.journal cimport HANDOUT_PENDING, RECORD_UNSUBSCRIBE
+from mqttc.broker.permit cimport session_denied, session_may
+from mqttc.broker.pump cimport session_pump
+from mqttc.broker.record cimport HANDOUT_PENDING, RECORD_UNSUBSCRIBE
 from mqttc.broker.reply cimport conn_fail, packet_clear, send_packet_after
 from mqttc.broker.report cimport EV_SUBSCRIBED, EV_UNSUBSCRIBED, LOG_DEBUG, report, text
 from mqttc.broker.retain cimport retain_cursor_init
@@ -15,13 +17,14 @@ from mqttc.broker.routes cimport OPTION_DURABLE, subscription_ids_build
 from mqttc.broker.session cimport (
     group_credit_of, groups_keep, groups_take_back, handout_end, membership_add, session_handle, subscription_add, subscription_find, subscription_remove,
 )
+from mqttc.broker.shared cimport tell_group
 from mqttc.broker.state cimport GROUP_JOIN, GROUP_LEAVE, Conn, GroupMail, Handout, Membership, Session, Settings, Subscription, Worker
-from mqttc.broker.stats cimport C_SUBSCRIPTIONS_REFUSED, stat
+from mqttc.broker.stats cimport C_DENIED_SUBSCRIBE, C_SUBSCRIPTIONS_REFUSED, stat
 from mqttc.broker.trie cimport trie_group_join, trie_group_leave, trie_subscribe, trie_unsubscribe
 from mqttc.net.reactor cimport END_NO_MEMORY, link_close
 from mqttc.proto.decode cimport filter_next
 from mqttc.proto.packet cimport (
-    HAS_SUBSCRIPTION_ID, OPT_NO_LOCAL, OPT_QOS_MASK, OPT_RETAIN_AS_PUBLISHED, OPT_RETAIN_HANDLING_MASK, RC_NO_SUBSCRIPTION_EXISTED, RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED,
+    HAS_SUBSCRIPTION_ID, OPT_NO_LOCAL, OPT_QOS_MASK, OPT_RETAIN_AS_PUBLISHED, OPT_RETAIN_HANDLING_MASK, RC_NO_SUBSCRIPTION_EXISTED, RC_NOT_AUTHORIZED, RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED,
     RC_SHARED_SUBSCRIPTIONS_NOT_SUPPORTED, RC_SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED, RC_SUCCESS, RC_TOPIC_FILTER_INVALID,
     RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED, SUBACK, SUBSCRIBE, UNSUBACK, UNSUBSCRIBE, Filter, Packet,
 )
@@ -34,6 +37,28 @@ cdef uint32_t wildcard_count(Span filter) noexcept nogil:
     for i in range(filter.n):
         count += filter.p[i] == c'+' or filter.p[i] == c'#'
     return count
+
+
+cdef bint filter_permitted(Worker *worker, Session *session, Span plain, bint shared) noexcept nogil:
+    """The filter lies inside what may be subscribed to. What a group gets is not looked at message by message, for one that its member may not have
+    would be lost to the others: so all of its filter must be allowed to be received."""
+    return session_may(worker, session, ACL_SUBSCRIBE, plain, False) and (not shared or session_may(worker, session, ACL_RECEIVE, plain, True))
+
+
+cdef void rights_recheck(Worker *worker, Session *session) noexcept nogil:
+    cdef Subscription *subscription
+    cdef Span filter, group, plain
+    cdef uint32_t i = 0
+    if session.rights == NULL or session.memberships == NULL:
+        return
+    while session.subscriptions != NULL and i < session.subscriptions.count:
+        subscription = <Subscription *> vec_at(session.subscriptions, i)
+        filter = span_make(subscription.filter, subscription.filter_bytes)
+        if subscription.membership and share_split(filter, &group, &plain) == 1 and not filter_permitted(worker, session, plain, True):
+            session_denied(worker, session, C_DENIED_SUBSCRIBE, filter)
+            unsubscribe_one(worker, session, filter)    # the last one takes its place
+        else:
+            i += 1
 
 
 cdef uint8_t filter_verdict(Worker *worker, Conn *conn, Span filter, Span *group, Span *plain, bint *shared) noexcept nogil:
@@ -54,6 +79,9 @@ cdef uint8_t filter_verdict(Worker *worker, Conn *conn, Span filter, Span *group
             return RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
         if wildcard_count(plain[0]) > settings.max_filter_wildcards:
             return RC_QUOTA_EXCEEDED
+    if conn.session.rights != NULL and not filter_permitted(worker, conn.session, plain[0], shared[0]):
+        session_denied(worker, conn.session, C_DENIED_SUBSCRIBE, filter)
+        return RC_NOT_AUTHORIZED
     return RC_SUCCESS
 
 
@@ -233,6 +261,8 @@ cdef void on_subscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogi
         codes[i] = subscribe_one(worker, conn, &filter, id)
         if codes[i] == RC_QUOTA_EXCEEDED:
             stat(&worker.stats, C_SUBSCRIPTIONS_REFUSED)
+        if codes[i] == RC_NOT_AUTHORIZED and not conn.dialect.suback_failure:
+            codes[i] = filter.options & OPT_QOS_MASK            # 3.1, section 3.8: acknowledged, for it cannot be told; it gets nothing
         if codes[i] >= 0x80 and not conn.dialect.suback_failure:
             conn_fail(worker, conn, codes[i], text("subscription refused"))     # 3.1 has no word for it
             break

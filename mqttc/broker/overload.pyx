@@ -3,10 +3,10 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from mqttc.base.ring cimport ring_at
 from mqttc.base.types cimport atomic_load_u32_relaxed, atomic_load_u64_relaxed, atomic_store_u64_relaxed, unlikely
 from mqttc.base.vec cimport vec_at, vec_push
-from mqttc.broker.deliver cimport session_drop
 from mqttc.broker.journal cimport journal_block_bytes
 from mqttc.broker.reply cimport END_FAILED, conn_disconnect
 from mqttc.broker.report cimport EV_OVERLOAD, LOG_WARNING, report, text
+from mqttc.broker.send cimport session_drop
 from mqttc.broker.session cimport SESSION_PAGE, queue_remove
 from mqttc.broker.state cimport (
     CONN_BRAKE_PAUSED, CONN_DONE, CONN_UP, GUARD_YIELDED, OVERLOAD_DROP, OVERLOAD_NONE, OVERLOAD_REFUSE, OVERLOAD_SHED, QE_STORED, Conn, Engine,

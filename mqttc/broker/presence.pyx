@@ -2,19 +2,21 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
 
 from mqttc.base.alloc cimport mem_free
-from mqttc.base.msg cimport msg_drop
+from mqttc.base.msg cimport msg_drop, msg_topic
 from mqttc.base.ring cimport ring_at
 from mqttc.base.timer cimport wheel_add, wheel_cancel
 from mqttc.base.types cimport span_make
 from mqttc.base.vec cimport vec_at
-from mqttc.broker.deliver cimport publish_message, tell_group
+from mqttc.broker.deliver cimport publish_message
 from mqttc.broker.durable cimport note_presence, note_will_done
+from mqttc.broker.permit cimport rights_expire, session_denied, session_may_will
 from mqttc.broker.report cimport EV_SESSION_EXPIRED, LOG_INFO, report
 from mqttc.broker.session cimport group_credit_of, groups_take_back, session_end, session_handle, will_uncount
+from mqttc.broker.shared cimport tell_group
 from mqttc.broker.state cimport (
     GROUP_OFFLINE, GROUP_ONLINE, NEVER, OUT_DONE, QE_COUNTED, Conn, GroupMail, Membership, QueueEntry, Session, Will, Worker,
 )
-from mqttc.broker.stats cimport C_SESSIONS_EXPIRED, C_WILLS_PUBLISHED, stat
+from mqttc.broker.stats cimport C_DENIED_WILL, C_SESSIONS_EXPIRED, C_WILLS_PUBLISHED, stat
 
 
 cdef void will_free(Worker *worker, Will *will) noexcept nogil:
@@ -35,10 +37,16 @@ cdef void will_drop(Worker *worker, Session *session) noexcept nogil:
 cdef void will_publish(Worker *worker, Session *session) noexcept nogil:
     """[MQTT-3.1.2-8]; the message's expiry counts from now."""
     cdef Will *will = session.will
-    session.will = NULL
+    cdef bint may
     if will == NULL:
         return
+    may = session_may_will(worker, session)     # again: rules may be others than at CONNECT
+    session.will = NULL
     note_will_done(worker, session)
+    if not may:
+        session_denied(worker, session, C_DENIED_WILL, msg_topic(will.msg))
+        will_free(worker, will)
+        return
     if will.has_expiry:
         will.msg.expires_at_ms = worker.reactor.now_ms + <int64_t> will.expiry_s * 1000
     stat(&worker.stats, C_WILLS_PUBLISHED)
@@ -79,6 +87,8 @@ cdef void session_rest(Worker *worker, Session *session) noexcept nogil:
         will_due = session.offline_since_ms + <int64_t> session.will.delay_s * 1000
         if deadline < 0 or will_due < deadline:
             deadline = will_due
+    if session.rights != NULL and session.rights.expires_at_ms and not session.rights.expired and (deadline < 0 or session.rights.expires_at_ms < deadline):
+        deadline = session.rights.expires_at_ms
     if deadline >= 0:
         wheel_add(worker.reactor.wheel, &session.timer, deadline)
     else:
@@ -137,6 +147,8 @@ cdef void session_rejoin(Worker *worker, Session *session) noexcept nogil:
 cdef void session_timer(Worker *worker, Session *session) noexcept nogil:
     if session.conn != NULL:
         return
+    if session.rights != NULL and session.rights.expires_at_ms and not session.rights.expired and worker.reactor.now_ms >= session.rights.expires_at_ms:
+        rights_expire(worker, session)
     if session.expiry_s != NEVER and worker.reactor.now_ms >= session.offline_since_ms + <int64_t> session.expiry_s * 1000:
         stat(&worker.stats, C_SESSIONS_EXPIRED)
         report(worker, LOG_INFO, EV_SESSION_EXPIRED, 0, NULL, session, span_make(NULL, 0))

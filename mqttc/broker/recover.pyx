@@ -10,9 +10,11 @@ from mqttc.base.types cimport ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, cou
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
 from mqttc.broker.group cimport backlog_push, group_find, group_join
 from mqttc.broker.handle cimport handle_worker
-from mqttc.broker.journal cimport DELIVERY_QUEUED, DELIVERY_RELEASED, HANDOUT_PENDING, LENT_SHIFT, journal_continue, journal_counts, journal_file, journal_joined, journal_knows, journal_owes, journal_target
+from mqttc.broker.journal cimport journal_continue, journal_counts, journal_file, journal_joined, journal_knows, journal_owes, journal_target
+from mqttc.broker.record cimport DELIVERY_QUEUED, DELIVERY_RELEASED, HANDOUT_PENDING, LENT_SHIFT
 from mqttc.broker.on_subscribe cimport handout_add
 from mqttc.broker.presence cimport session_rest
+from mqttc.broker.replay cimport log_replay
 from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport OPTION_DURABLE, SubscriptionIds, subscription_ids_build
 from mqttc.broker.session cimport client_hash, group_home, inbound_add, membership_add, queue_push, session_build, session_handle, session_of, subscription_add, will_count
@@ -595,8 +597,32 @@ cdef void rest_all(Engine *engine) noexcept nogil:
             session_rest(worker, <Session *> value)
 
 
+cdef int replay(Work *work) noexcept nogil:
+    """What the log of a crashed run holds becomes rows."""
+    cdef int status = log_replay(work.file)
+    if status == ST_ERROR:
+        return fail(work)
+    if status != ST_OK:
+        snprintf(work.why, 200, "a row of table log has an impossible value")
+        return ST_ERROR
+    return ST_OK
+
+
+cdef void go_on(Work *work) noexcept nogil:
+    """Where the journal goes on counting."""
+    cdef int64_t next_id, next_target, next_version, last_expiry
+    next_id = number(work, "SELECT max(coalesce((SELECT value FROM meta WHERE key = 'next_id'), 1), coalesce((SELECT max(id) FROM message), 0) + 1, coalesce((SELECT max(message) FROM delivery), 0) + 1)", 1)
+    next_target = number(work, "SELECT max(coalesce((SELECT max(id) FROM session), 0), coalesce((SELECT max(id) FROM share_group), 0), coalesce((SELECT max(target & 1099511627775) FROM delivery), 0)) + 1", 1)
+    next_version = number(work, "SELECT coalesce(max(version), 0) + 1 FROM retained", 1)
+    last_expiry = number(work, "SELECT coalesce(max(expires_ms), 0) FROM retained", 0)
+    journal_continue(work.engine.journal, <uint64_t> next_id, <uint64_t> next_target, <uint64_t> next_version, last_expiry)
+
+
 cdef int read_all(Work *work) noexcept nogil:
     cdef int status = expire(work)
+    if status == ST_OK:
+        status = replay(work)
+    go_on(work)
     if status == ST_OK:
         status = read_sessions(work)
     if status == ST_OK:
@@ -626,7 +652,7 @@ cdef void map_empty(Map *map) noexcept nogil:
 
 cdef int engine_recover(Engine *engine, Recovery *found, char *why) noexcept nogil:
     cdef Work work
-    cdef int64_t told, next_id, next_target, next_version, last_expiry
+    cdef int64_t told
     cdef int status
     memset(&work, 0, sizeof(Work))
     work.engine = engine
@@ -639,13 +665,8 @@ cdef int engine_recover(Engine *engine, Recovery *found, char *why) noexcept nog
     vec_init(&work.gone, sizeof(Gone))
     told = number(&work, "SELECT value FROM meta WHERE key = 'clock'", 0)
     work.now_ms = engine.workers[0].reactor.wall_ms if engine.workers[0].reactor.wall_ms > told else told
-    next_id = number(&work, "SELECT max(coalesce((SELECT value FROM meta WHERE key = 'next_id'), 1), coalesce((SELECT max(id) FROM message), 0) + 1, coalesce((SELECT max(message) FROM delivery), 0) + 1)", 1)
-    next_target = number(&work, "SELECT max(coalesce((SELECT max(id) FROM session), 0), coalesce((SELECT max(id) FROM share_group), 0), coalesce((SELECT max(target & 1099511627775) FROM delivery), 0)) + 1", 1)
-    next_version = number(&work, "SELECT coalesce(max(version), 0) + 1 FROM retained", 1)
-    last_expiry = number(&work, "SELECT coalesce(max(expires_ms), 0) FROM retained", 0)
     engine.journal.store_time_ms = work.now_ms - engine.workers[0].reactor.now_ms
     engine.journal.mono_offset_ms = &engine.clock.mono_offset_ms
-    journal_continue(engine.journal, <uint64_t> next_id, <uint64_t> next_target, <uint64_t> next_version, last_expiry)
     if sqlite3_exec(work.file, "BEGIN IMMEDIATE", NULL, NULL, NULL) != SQLITE_OK:
         status = fail(&work)
     else:

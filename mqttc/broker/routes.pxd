@@ -23,6 +23,11 @@ cdef enum EntryFlag:
     ENTRY_RETAIN_AS_PUBLISHED = 4
     ENTRY_DURABLE = 8              # the session outlives its connection
 
+cdef enum PublishPermit:           # what a session may do on a topic, as far as it was asked
+    PERMIT_PUBLISH = 1
+    PERMIT_RETAIN = 2
+    PERMIT_RETAIN_KNOWN = 4
+
 cdef enum:
     OPTION_DURABLE = 0x40          # beside SubscriptionOption in the tree: the subscriber is such a session
 
@@ -41,6 +46,9 @@ cdef struct RouteEntry:
     SubscriptionIds *subscription_ids      # NULL: none. The route holds the reference
     uint8_t qos
     uint8_t flags                  # EntryFlag
+    # of the session's worker alone, which is the only one to read its slice (and so the only fields not immutable)
+    uint8_t denied                 # ACL verdict, under
+    uint32_t epoch                 # session.rights_epoch; 0: not asked
 
 cdef struct RouteSlice:            # of one worker
     uint32_t first
@@ -62,6 +70,9 @@ cdef struct Route:
     uint32_t ring_index            # of the cache
     uint32_t durable_count         # entries with ENTRY_DURABLE
     uint8_t durability             # Durability by the topic
+    uint8_t permit                 # of the cache's owner: PublishPermit of
+    uint32_t permit_epoch          # the session below, under its rights_epoch
+    uint64_t permit_session        # who published to the topic last
     uint64_t bytes                 # of this block; subscription identifiers not counted
     RouteSlice *slices             # worker_count of them
     RouteEntry *entries

@@ -11,6 +11,7 @@ from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push, vec_swap_
 from mqttc.broker.durable cimport note_done, note_kept, note_session_end
 from mqttc.broker.mail cimport post_group
 from mqttc.broker.retain cimport retain_cursor_free
+from mqttc.broker.rights cimport rights_free
 from mqttc.broker.routes cimport subscription_ids_drop
 from mqttc.broker.state cimport (
     GROUP_LEAVE, GROUP_RETURN, OUT_DONE, OUT_RELEASED, OUT_SENT, QE_COUNTED, QE_JOURNALED, QE_STORED, SESSION_CREDIT_DIRTY, SESSION_QOS0_QUEUED, SESSION_SPARSE, TIMER_SESSION, GroupMail,
@@ -150,6 +151,8 @@ cdef void session_discard(Worker *worker, Session *session) noexcept nogil:
             msg_drop(&worker.msgs, session.will.msg)
         mem_free(session.will)
         session.will = NULL
+    rights_free(session.rights)
+    session.rights = NULL
     mem_free(session.client_id)
     session.client_id = NULL
 

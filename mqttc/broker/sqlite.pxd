@@ -13,6 +13,7 @@ cdef extern from "<sqlite3.h>" nogil:
     const int SQLITE_DONE
     const int SQLITE_OPEN_READWRITE
     const int SQLITE_OPEN_NOMUTEX
+    const int SQLITE_CHECKPOINT_PASSIVE
     const int SQLITE_CHECKPOINT_TRUNCATE
     const unsigned int SQLITE_PREPARE_PERSISTENT
     int sqlite3_open_v2(const char *path, sqlite3 **out, int flags, const char *vfs)
@@ -34,3 +35,4 @@ cdef extern from "<sqlite3.h>" nogil:
     const void *sqlite3_column_blob(sqlite3_stmt *statement, int at)
     int sqlite3_column_bytes(sqlite3_stmt *statement, int at)
     int sqlite3_wal_checkpoint_v2(sqlite3 *file, const char *name, int mode, int *frames, int *done)
+    void *sqlite3_wal_hook(sqlite3 *file, int (*hook)(void *, sqlite3 *, const char *, int) noexcept nogil, void *context)

@@ -15,8 +15,11 @@ from mqttc.base.ring cimport Ring
 from mqttc.base.timer cimport TimerNode
 from mqttc.base.types cimport Span
 from mqttc.base.vec cimport Vec
-from mqttc.broker.journal cimport Body, Journal, Record
+from mqttc.broker.acl cimport Acl, Grant
+from mqttc.broker.journal cimport Journal
+from mqttc.broker.record cimport Body, Record
 from mqttc.broker.retain cimport RetainCursor, RetainStore
+from mqttc.broker.rights cimport Rights
 from mqttc.broker.routes cimport Route, RouteCache, RouteRules, SubscriptionIds
 from mqttc.broker.stats cimport Stats
 from mqttc.broker.trie cimport Trie
@@ -237,6 +240,7 @@ cdef enum SessionFlag:
     SESSION_CREDIT_DIRTY = 1           # in worker.credit_dirty
     SESSION_HANDOUT_TURN = 2           # whose turn it is: queue or hand-out
     SESSION_QOS0_QUEUED = 8            # since the queue was empty last, a QoS 0 message came into it: later ones go behind it
+    SESSION_RECHECK = 16               # its rights have changed since a message came into the queue: asked again before it is sent
     SESSION_SPARSE = 4                 # the packet ids of the in-flight ring are not consecutive (a client acknowledges out of order)
 
 cdef enum:
@@ -277,6 +281,9 @@ cdef struct Session:
     Vec *memberships                   # Membership; NULL: none
     Vec *handouts                      # Handout; NULL: none
     Will *will
+    Rights *rights                     # owned; NULL: everything is allowed
+    uint32_t rights_epoch              # see permit.pxd
+    uint32_t denied                    # publications, subscriptions and wills not allowed
     Session *credit_next
 
 # ---- connections
@@ -308,6 +315,8 @@ cdef struct AliasIn:
     uint8_t *topic                     # owned; NULL: not set
     uint32_t topic_bytes
     Route *route                       # counted; NULL: none yet
+    uint32_t permit_epoch              # as Conn's
+    uint8_t permit
 
 cdef struct AliasesIn:
     uint32_t count                     # topic_alias_maximum
@@ -377,6 +386,8 @@ cdef struct Conn:
     uint8_t disconnect_reason          # RC of the client's or our DISCONNECT
     uint8_t keep_will                  # the will goes out at the end (no clean DISCONNECT)
     uint8_t layout                     # dialect.layout, at hand for the fan-out
+    uint8_t permit                     # PublishPermit of last_route's topic
+    uint32_t permit_epoch              # under this rights_epoch of the session
     uint8_t guarded                    # GuardFlag
     uint8_t refusal                    # decided when it was accepted, told when its version is known; RC_SUCCESS: none
     uint32_t early_bytes               # its part of guard.early_bytes
@@ -437,6 +448,7 @@ cdef enum MailKind:
     MAIL_REQUEST = 12                  # from the program to a worker, and back as the answer
     MAIL_DELIVERY = 13                 # from a worker to the program, and back to be freed
     MAIL_EVENT = 14                    # from a worker to the program
+    MAIL_ACL = 15                      # of the control plane: another table of rules
 
 cdef enum:
     PUBLISH_MAIL_ITEMS = 62
@@ -451,9 +463,16 @@ cdef struct PublishMail:
     uint64_t bytes                     # of the messages, and a share of the mail for each
     PublishItem items[62]
 
+cdef struct Admission:                 # what is known of a client that is let in
+    Span auth_data                     # for CONNACK; p NULL: none
+    Grant *grant                       # borrowed; NULL: none
+    bint checked                       # by the gate: its user name is no mere claim
+
 cdef struct AdoptMail:
     Mail mail
     LinkParcel parcel
+    Grant *grant                       # one reference; NULL: none
+    uint8_t checked
     uint8_t *auth_data                 # owned: for CONNACK
     uint8_t *user                      # owned: Conn.user
     GuardEntry *address_entry          # Conn.address_entry
@@ -503,6 +522,11 @@ cdef struct AnswerMail:                # of the gate
     uint8_t *user                      # owned: whom the client was found to be; NULL: not told
     int64_t lasts_ms                   # until the connection ends; 0: for ever
     int64_t keep_ms                    # the verdict may be remembered for as long; 0: not
+    Grant *grant                       # one reference; NULL: none
+
+cdef struct AclMail:                   # of the control plane: another table
+    Mail mail
+    Acl *acl                           # one reference; NULL: none
 
 cdef enum HeadVerdict:
     HEAD_UPGRADE = 0                   # response is sent, and frames follow
@@ -700,6 +724,8 @@ cdef struct Worker:
     int64_t shutdown_since_ms
     PlainMail shutdown_mail            # posted once, by engine_stop
     MsgPool msgs
+    Acl *acl                           # one reference; NULL: none
+    uint32_t rights_epoch              # the last one given out
     RouteCache routes
     VerdictCache verdicts
     Map clients                        # client id -> Session *
@@ -747,9 +773,12 @@ cdef struct Worker:
 cdef struct Engine:
     Settings settings
     Clock clock
+    int64_t heard_ms                   # atomic: connections count as heard from until then, whatever they sent; see engine_advance
     Trie *trie
     RetainStore *retain
     Journal *journal                   # NULL: nothing outlives the process
+    bint guarded                       # sessions have rights even without a grant; read only once workers run
+    uint32_t acl_swaps                 # atomic: how often a worker has taken a table over
     bint synced                        # something is kept as DURABILITY_SYNCED
     RouteRules rules                   # what routes are told beside the tree
     LogRing *log

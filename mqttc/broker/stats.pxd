@@ -65,6 +65,14 @@ cdef enum Counter:
     C_HTTP_REFUSED                     # requests that are none, too long, or answered with an error
     C_HTTP_SPLICED                     # connections handed through to the control plane
     C_EVENTS_LOST                      # that the program around the broker wanted to hear of
+    C_DENIED_PUBLISH                   # from here: not allowed, by reason
+    C_DENIED_RETAIN                    # PUBLISH that may not be retained
+    C_DENIED_WILL                      # CONNECT, or a will when it was due
+    C_DENIED_SUBSCRIBE
+    C_DENIED_RECEIVE                   # deliveries
+    C_DENIED_CLIENT_ID                 # CONNECT
+    C_DENIED_UNSAFE_NAME               # of these: a client id or user name that must not stand in a filter
+    C_GRANTS_EXPIRED
     C_COUNT
 
 cdef struct Stats:

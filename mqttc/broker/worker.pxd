@@ -6,6 +6,7 @@ blocked; stop joins them.
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
+from mqttc.broker.acl cimport Acl
 from mqttc.broker.state cimport Engine, Listener, Settings, Worker
 from mqttc.net.tcp cimport PeerAddress
 from mqttc.net.vouched cimport Proofs
@@ -21,5 +22,10 @@ cdef void engine_abandon(Engine *engine) noexcept nogil                        #
 cdef int engine_adopt(
     Engine *engine, uint16_t worker, int fd, uint16_t listener, const PeerAddress *peer, const Proofs *proofs, bint websocket, bint remote,
 ) noexcept nogil
-cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms) noexcept nogil      # [any thread] moves the clock of all workers
+# One caller at a time. Another table of rules, shared, for all workers; returns when each has taken it over (or after 2 s, where one does not turn).
+# Before start, where running is false, it is also what makes sessions have rights at all. ST_NO_MEMORY: the old one stays.
+cdef int engine_acl(Engine *engine, Acl *acl, bint running) noexcept nogil
+cdef void engine_hold(Engine *engine, int64_t wall_ms) noexcept nogil                          # before engine_start, and before the store is read: see clock_hold
+# [any thread] moves the clock of all workers. heard: what clients have sent or not is no matter meanwhile, their keep alive begins anew where it ends.
+cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms, bint heard) noexcept nogil
 cdef uint64_t engine_counter(const Engine *engine, int counter) noexcept nogil                 # [any thread] sum over workers

@@ -4,30 +4,36 @@ from posix.unistd cimport close, usleep
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.inbox cimport Mail, inbox_free, inbox_init, inbox_post, inbox_take, inbox_wake
-from mqttc.base.logring cimport LogRecord, log_text, logring_build, logring_free, logring_push
+from mqttc.base.logring cimport LogRecord, log_text, logring_abandon, logring_build, logring_free, logring_push
 from mqttc.base.map cimport map_free, map_init, map_next
 from mqttc.base.msg cimport Msg, msg_come_home, msg_drop, msg_take_strays, pool_free, pool_init
 from mqttc.base.ring cimport ring_at, ring_init, ring_pop_front, ring_trim
 from mqttc.base.timer cimport TimerNode, wheel_add
 from mqttc.base.types cimport (
-    ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_i64_relaxed, atomic_add_u32_relaxed, atomic_load_u64_relaxed, atomic_store_u32_release, span_equal,
+    ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u32_acquire, atomic_load_u64_relaxed, atomic_store_i64_relaxed, atomic_store_u32_release, span_equal,
     span_make,
 )
 from mqttc.base.vec cimport vec_at, vec_free, vec_init
+from mqttc.broker.acl cimport Acl, acl_drop, acl_share, grant_drop
 from mqttc.broker.conn cimport conn_data, conn_ended, conn_release, conn_timer, conn_uncount
-from mqttc.broker.deliver cimport Publication, bodies_arrived, credits_grant, delivery_ready, fan_out, fan_out_slice, on_group_mail, own_mail, publication_clear, publication_of, session_pump
+from mqttc.broker.deliver cimport fan_out, fan_out_slice
 from mqttc.broker.durable cimport journal_flush, journal_forget
 from mqttc.broker.gate cimport gate_free, gate_init
 from mqttc.broker.group cimport group_free
 from mqttc.broker.guard cimport guard_accept, guard_free, guard_init, guard_leave, rates_flushed, rates_release
 from mqttc.broker.handle cimport handle_worker
-from mqttc.broker.journal cimport DURABILITY_SYNCED, Body, JournalHooks, journal_free, journal_start, journal_stop
 from mqttc.broker.inside cimport inside_free, inside_pump_all, on_request
+from mqttc.broker.journal cimport JournalHooks, journal_free, journal_start, journal_stop
+from mqttc.broker.publication cimport Publication, publication_clear, publication_of
+from mqttc.broker.pump cimport bodies_arrived, delivery_ready, session_pump
+from mqttc.broker.record cimport DURABILITY_SYNCED, Body
 from mqttc.broker.mail cimport mail_discard, post, post_all, publish_mail_done
 from mqttc.broker.on_connect cimport conn_init, connect_adopt, connect_welcome, on_answer
 from mqttc.broker.on_head cimport on_head_answer, tunnel_drained
 from mqttc.broker.on_publish cimport brakes_release, conn_brake
 from mqttc.broker.overload cimport overload_look
+from mqttc.broker.on_subscribe cimport rights_recheck
+from mqttc.broker.permit cimport rights_changed
 from mqttc.broker.port cimport delivery_free, port_flush
 from mqttc.broker.presence cimport session_timer
 from mqttc.broker.reply cimport END_REFUSED, conn_disconnect, conn_of, replies_release
@@ -37,9 +43,10 @@ from mqttc.broker.report cimport (
 from mqttc.broker.retain cimport retain_build, retain_free, retain_sweep
 from mqttc.broker.routes cimport route_drop, routes_free, routes_init
 from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
+from mqttc.broker.shared cimport credits_grant, on_group_mail, own_mail
 from mqttc.broker.state cimport (
-    CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_REMOTE, CONN_TUNNEL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_BRAKE, MAIL_COMMITTED, MAIL_DELIVERY, MAIL_GROUP, MAIL_HEAD,
-    MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, TIMER_THROTTLE, WAIT_INSIDE, WAIT_OFFER, WAIT_SESSION, AdoptMail, AnswerMail,
+    CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_REMOTE, CONN_TUNNEL, MAIL_ACL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_BRAKE, MAIL_COMMITTED, MAIL_DELIVERY, MAIL_GROUP, MAIL_HEAD,
+    MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, MAX_WORKERS, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, TIMER_THROTTLE, WAIT_INSIDE, WAIT_OFFER, WAIT_SESSION, AclMail, AdoptMail, AnswerMail,
     BlocksMail, BodiesMail, BrakeMail, CommittedMail, Conn, DeliveryMail, Engine, Group, GroupMail, HeadMail, LinkMail, Listener, PlainMail, PublishMail, RequestMail, Session, Settings, Wait, Worker,
 )
 from mqttc.broker.stats cimport C_REFUSED_LIMIT, stat
@@ -48,7 +55,7 @@ from mqttc.broker.verdicts cimport verdicts_free, verdicts_init
 from mqttc.net.outq cimport chunk_drop
 from mqttc.net.proxy cimport proxy_accept
 from mqttc.net.reactor cimport (
-    Link, LinkHooks, link_close, link_open, reactor_abandon, reactor_build, reactor_ending, reactor_free, reactor_link, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
+    Link, LinkHooks, clock_hold, clock_move, clock_now_ms, clock_release, link_close, link_open, reactor_abandon, reactor_build, reactor_clock, reactor_ending, reactor_free, reactor_link, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
 )
 from mqttc.net.tcp cimport PeerAddress, tcp_ops
 from mqttc.net.vouched cimport Proofs, vouched_wrap
@@ -74,7 +81,8 @@ cdef enum:
     LOG_RECORDS = 4096
     OPEN_QUESTIONS = 65536             # bounds of the gate's list
     OPEN_QUESTION_BYTES = 64 << 20
-    ADVANCE_ATTEMPTS = 20000           # of 0.1 ms, until every worker has seen the moved clock
+    ADVANCE_WAIT_US = 50
+    ADVANCE_ATTEMPTS = 40000           # until every worker has seen the moved clock
     SWEEP_MS = 2000
     SWEEP_TOPICS = 20000               # retained messages looked at for expiry per sweep
     SHUTDOWN_TICK_MS = 50
@@ -161,8 +169,8 @@ cdef void on_timer(void *context, TimerNode *node) noexcept nogil:
     elif node.kind == TIMER_BRAKE:
         brakes_release(worker)
     elif node.kind == TIMER_SWEEP:
-        retain_sweep(worker.engine.retain, &worker.msgs, worker.reactor.now_ms, SWEEP_TOPICS)
-        wheel_add(worker.reactor.wheel, node, worker.reactor.now_ms + SWEEP_MS)
+        retain_sweep(worker.engine.retain, &worker.msgs, worker.reactor.turn_ms, SWEEP_TOPICS)
+        wheel_add(worker.reactor.wheel, node, worker.reactor.turn_ms + SWEEP_MS)     # once, however far the clock has jumped
     elif node.kind == TIMER_THROTTLE:
         rates_release(worker)
     elif node.kind == TIMER_SHUTDOWN:
@@ -346,6 +354,20 @@ cdef void on_link_mail(Worker *worker, LinkMail *mail) noexcept nogil:
         link_close(worker.reactor, &conn.link, END_REFUSED)
 
 
+cdef void acl_take(Worker *worker, Acl *acl) noexcept nogil:
+    """Another table, whole, between two turns: what was cached of the old one dies here. Takes the reference over."""
+    cdef Session *page
+    cdef uint32_t i, k
+    acl_drop(worker.acl)
+    worker.acl = acl
+    for i in range(worker.session_pages.count):
+        page = (<Session **> vec_at(&worker.session_pages, i))[0]
+        for k in range(SESSION_PAGE):
+            if page[k].client_id != NULL and page[k].rights != NULL:
+                rights_changed(worker, &page[k])
+                rights_recheck(worker, &page[k])
+
+
 cdef void on_mail(void *context, Mail *chain) noexcept nogil:
     cdef Worker *worker = <Worker *> context
     cdef Mail *mail = chain
@@ -361,10 +383,16 @@ cdef void on_mail(void *context, Mail *chain) noexcept nogil:
             on_group_mail(worker, <GroupMail *> mail)
         elif mail.kind == MAIL_ADOPT:
             connect_adopt(worker, <AdoptMail *> mail)
+            mem_free((<AdoptMail *> mail).auth_data)
+            grant_drop((<AdoptMail *> mail).grant)
         elif mail.kind == MAIL_ANSWER:
             on_answer(worker, <AnswerMail *> mail)
             mem_free((<AnswerMail *> mail).auth_data)
             mem_free((<AnswerMail *> mail).user)
+            grant_drop((<AnswerMail *> mail).grant)
+        elif mail.kind == MAIL_ACL:
+            acl_take(worker, (<AclMail *> mail).acl)
+            atomic_add_u32_relaxed(&worker.engine.acl_swaps, 1)
         elif mail.kind == MAIL_COMMITTED:
             on_committed(worker, (<CommittedMail *> mail).sequence)
         elif mail.kind == MAIL_BODIES:
@@ -543,6 +571,7 @@ cdef void worker_empty(Worker *worker) noexcept nogil:
     vec_free(&worker.braked)
     vec_free(&worker.throttled)
     vec_free(&worker.yielded)
+    acl_drop(worker.acl)
     verdicts_free(&worker.verdicts)
     routes_free(&worker.routes)
     reactor_free(worker.reactor)
@@ -628,6 +657,7 @@ cdef bint engine_stop(Engine *engine, uint32_t timeout_ms) noexcept nogil:
     cdef PlainMail *mail
     cdef Worker *worker
     engine.settings.shutdown_timeout_ms = timeout_ms
+    clock_release(&engine.clock)        # last words are waited for in real time
     atomic_store_u32_release(&engine.stopping, 1)
     for i in range(engine.settings.workers):
         worker = engine.workers[i]
@@ -703,6 +733,43 @@ cdef void engine_free(Engine *engine) noexcept nogil:
     mem_free(engine)
 
 
+cdef bint acl_give(Engine *engine, Acl *acl, AclMail **mails) noexcept nogil:
+    """A mail for each worker. False: no memory, and none."""
+    cdef uint32_t i
+    for i in range(engine.settings.workers):
+        mails[i] = <AclMail *> mem_alloc_zeroed(1, sizeof(AclMail))
+        if mails[i] == NULL:
+            while i:
+                i -= 1
+                acl_drop(mails[i].acl)
+                mem_free(mails[i])
+            return False
+        mails[i].mail.kind = MAIL_ACL
+        mails[i].acl = acl_share(acl)
+    return True
+
+
+cdef int engine_acl(Engine *engine, Acl *acl, bint running) noexcept nogil:
+    cdef AclMail *mails[MAX_WORKERS]
+    cdef uint32_t i, before
+    cdef uint32_t attempt = 0
+    if not running:
+        engine.guarded = True
+        for i in range(engine.settings.workers):
+            acl_drop(engine.workers[i].acl)
+            engine.workers[i].acl = acl_share(acl)
+        return ST_OK
+    if not acl_give(engine, acl, mails):
+        return ST_NO_MEMORY
+    before = atomic_load_u32_acquire(&engine.acl_swaps)
+    for i in range(engine.settings.workers):
+        engine_post(engine, <uint16_t> i, &mails[i].mail)
+    while atomic_load_u32_acquire(&engine.acl_swaps) - before < engine.settings.workers and attempt < ADVANCE_ATTEMPTS:     # one that has stopped takes none
+        usleep(100)
+        attempt += 1
+    return ST_OK
+
+
 cdef int engine_adopt(
     Engine *engine, uint16_t worker, int fd, uint16_t listener, const PeerAddress *peer, const Proofs *proofs, bint websocket, bint remote,
 ) noexcept nogil:
@@ -733,7 +800,9 @@ cdef void engine_abandon(Engine *engine) noexcept nogil:
     close(engine.port.wake_read_fd)
     if engine.port.wake_write_fd != engine.port.wake_read_fd:
         close(engine.port.wake_write_fd)
-    if engine.journal != NULL:          # but not its file: SQLite's connection is the parent's thread's
+    if engine.log != NULL:
+        logring_abandon(engine.log)
+    if engine.journal != NULL:          # its file is closed by name, see native
         close(engine.journal.inbox.wake_read_fd)
         if engine.journal.inbox.wake_write_fd != engine.journal.inbox.wake_read_fd:
             close(engine.journal.inbox.wake_write_fd)
@@ -742,21 +811,39 @@ cdef void engine_abandon(Engine *engine) noexcept nogil:
             close(engine.listeners[i].fd)
 
 
-cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms) noexcept nogil:
-    """Returns when no worker is still in a turn that read the clock before."""
-    cdef uint32_t i, attempt
-    cdef uint64_t *turns
-    cdef uint64_t before
-    atomic_add_i64_relaxed(&engine.clock.mono_offset_ms, mono_ms)
-    atomic_add_i64_relaxed(&engine.clock.wall_offset_ms, wall_ms)
+cdef void engine_hold(Engine *engine, int64_t wall_ms) noexcept nogil:
+    cdef uint32_t i
+    clock_hold(&engine.clock, wall_ms)
     for i in range(engine.settings.workers):
-        turns = &engine.workers[i].reactor.stats.turns
-        before = atomic_load_u64_relaxed(turns)
-        for attempt in range(ADVANCE_ATTEMPTS):         # a worker that has stopped makes no turns
-            inbox_wake(&engine.workers[i].reactor.inbox)
-            if atomic_load_u64_relaxed(turns) - before >= 2:
-                break
-            usleep(100)
+        reactor_clock(engine.workers[i].reactor)
+
+
+cdef void workers_turn(Engine *engine) noexcept nogil:
+    """Returns when each worker has begun and ended a turn since: its timers that were due have run, and it has read what had arrived."""
+    cdef uint64_t[256] turns
+    cdef uint32_t i, attempt
+    cdef bint waiting = True
+    for i in range(engine.settings.workers):
+        turns[i] = atomic_load_u64_relaxed(&engine.workers[i].reactor.stats.turns)
+    for attempt in range(ADVANCE_ATTEMPTS):             # a worker that has stopped makes no turns
+        waiting = False
+        for i in range(engine.settings.workers):
+            if atomic_load_u64_relaxed(&engine.workers[i].reactor.stats.turns) - turns[i] < 2:
+                inbox_wake(&engine.workers[i].reactor.inbox)
+                waiting = True
+        if not waiting:
+            return
+        usleep(ADVANCE_WAIT_US)
+
+
+cdef void engine_advance(Engine *engine, int64_t mono_ms, int64_t wall_ms, bint heard) noexcept nogil:
+    """Returns when no worker is still in a turn that read the clock before, and what they have told each other has arrived."""
+    if heard:
+        atomic_store_i64_relaxed(&engine.heard_ms, clock_now_ms(&engine.clock) + mono_ms)
+    clock_move(&engine.clock, mono_ms, wall_ms)
+    workers_turn(engine)
+    if engine.settings.workers > 1:
+        workers_turn(engine)
 
 
 cdef uint64_t engine_counter(const Engine *engine, int counter) noexcept nogil:

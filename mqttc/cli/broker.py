@@ -15,13 +15,15 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from mqttc import __version__, logs
 from mqttc.cli.terminal import printable
 from mqttc.config import Config, ConfigError, Problem, schema
+from mqttc.systemd import Notifier, NotifyError, become, inherited_sockets, keep_watch
 
 if TYPE_CHECKING:
     from mqttc.server import Broker
@@ -41,8 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every key of the configuration file is also a variable (MQTTC_LIMITS__MAX_PACKET_SIZE=65536) and an "
         "option (--set limits.max_packet_size=65536). SIGTERM and SIGINT end the broker, SIGHUP reads the "
         "configuration again. mqttc-broker cert makes certificates; mqttc-broker passwd keeps a password file; "
-        "mqttc-broker store and mqttc-broker backup look after "
-        "what is kept in data_dir. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
+        "mqttc-broker store and mqttc-broker backup look after what is kept in data_dir; "
+        "mqttc-broker explain says which rule of auth.acl_file decides. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file to read")
     parser.add_argument(
@@ -103,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from mqttc.cli.store import main_backup
 
         return main_backup(given[1:])
+    if given[:1] == ["explain"]:
+        from mqttc.cli.explain import main as explain
+
+        return explain(given[1:])
     options = _parser().parse_args(given)
     if options.schema:
         print(schema())
@@ -114,27 +120,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return error.exit_code
     if options.check:
-        if any(listener.is_tls for listener in config.listeners):
-            from mqttc.tls import check_files
-
-            try:
-                check_files(config)
-            except ConfigError as error:
-                _complain(error)
-                return error.exit_code
-        if config.auth.sources:
-            from mqttc.auth.chain import ChainAuthenticator
-
-            try:
-                ChainAuthenticator(config)
-            except ConfigError as error:
-                _complain(error)
-                return error.exit_code
+        try:
+            _check(config)
+        except ConfigError as error:
+            _complain(error)
+            return error.exit_code
         print("mqttc-broker: the configuration is valid", file=sys.stderr)
         return _EXIT_OK
     if options.recover and (code := _recover(config)) != _EXIT_OK:
         return code
     return _serve(options, config, known)
+
+
+def _check(config: Config) -> None:
+    """``--check``: the files that the configuration names."""
+    if any(listener.is_tls for listener in config.listeners):
+        from mqttc.tls import check_files
+
+        check_files(config)
+    if config.auth.acl_file:
+        from mqttc.auth.acl import AclTable, listener_ids
+
+        AclTable.load(config.auth.acl_file).compile(listener_ids(config))
+    if config.auth.sources:
+        from mqttc.auth.chain import ChainAuthenticator
+
+        ChainAuthenticator(config)
 
 
 def _recover(config: Config) -> int:
@@ -213,7 +224,8 @@ class _Signals:
 
 
 def _serve(options: argparse.Namespace, config: Config, known: _Identity | None) -> int:
-    from mqttc.server import Broker  # late, so that --check needs no compiled engine
+    from mqttc.listen import bind_all  # late, so that --check needs no compiled engine
+    from mqttc.server import Broker
 
     signals = _Signals()
     handler = logs.BackgroundHandler()
@@ -222,15 +234,19 @@ def _serve(options: argparse.Namespace, config: Config, known: _Identity | None)
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)  # the broker filters by log.level itself
     logger.propagate = False
+    notifier = Notifier()
     broker = Broker(config)
     try:
-        broker.start()
+        bound = bind_all(config.listeners, inherited_sockets())
+        if config.user:
+            become(config.user, config.group)
+        broker.start(bound)
     except ConfigError as error:
         handler.close()
         _complain(error)
         return error.exit_code
-    except OSError as error:
-        handler.put(f"mqttc-broker: {printable(str(error))}")
+    except (OSError, KeyError) as error:
+        handler.put(f"mqttc-broker: {printable(str(error.args[0]) if isinstance(error, KeyError) else str(error))}")
         handler.close()
         return _EXIT_RUNTIME
     for hint in _hints(config, options):
@@ -238,8 +254,47 @@ def _serve(options: argparse.Namespace, config: Config, known: _Identity | None)
     for url in broker.urls:
         handler.put(f"listening on {url}")
     handler.put("ready")
-    _wait(broker, options, known, signals, handler)
+    manager = _Manager(notifier, broker, handler)
+    manager.ready()
+    _wait(broker, options, known, signals, handler, manager)
+    manager.stopping()
     return _end(broker, signals, handler)
+
+
+class _Manager:
+    """The service manager, which is told what goes on. That it cannot be told is worth a line, and nothing else."""
+
+    def __init__(self, notifier: Notifier, broker: Broker, handler: logs.BackgroundHandler) -> None:
+        self._notifier = notifier
+        self._broker = broker
+        self._handler = handler
+        self._due = time.monotonic()
+
+    @property
+    def patience_s(self) -> float | None:
+        """Seconds after which ``watch`` is to be called; None: nobody watches."""
+        return None if self._notifier.watchdog_s is None else max(0.0, self._due - time.monotonic())
+
+    def ready(self) -> None:
+        self._tell(lambda: self._notifier.ready("listening on " + " ".join(self._broker.urls)))
+
+    def reloading(self) -> None:
+        self._tell(self._notifier.reloading)
+
+    def stopping(self) -> None:
+        self._tell(self._notifier.stopping)
+
+    def watch(self) -> None:
+        def look() -> None:
+            self._due = keep_watch(self._notifier, self._broker.responsive, self._due, time.monotonic())
+
+        self._tell(look)
+
+    def _tell(self, say: Callable[[], None]) -> None:
+        try:
+            say()
+        except NotifyError as error:
+            self._handler.put(f"mqttc-broker: {printable(str(error))}")
 
 
 def _wait(
@@ -248,15 +303,20 @@ def _wait(
     known: _Identity | None,
     signals: _Signals,
     handler: logs.BackgroundHandler,
+    manager: _Manager,
 ) -> None:
     """Serve until SIGTERM or SIGINT; read the configuration again at SIGHUP and when its file changes."""
     while True:
-        received = signals.wait(None if options.config is None else _WATCH_S)
+        pauses = [pause for pause in (manager.patience_s, None if options.config is None else _WATCH_S) if pause is not None]
+        received = signals.wait(min(pauses, default=None))
+        manager.watch()
         if signal.SIGTERM in received or signal.SIGINT in received:
             return
         current = _identity(options.config)
         if signal.SIGHUP in received or (current is not None and current != known):
+            manager.reloading()
             _reload(broker, options, handler)
+            manager.ready()
         known = current or known
 
 

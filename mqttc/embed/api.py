@@ -14,6 +14,7 @@ from mqttc.embed.hub import Hub
 from mqttc.embed.message import Payload, Published
 from mqttc.embed.publisher import Publisher
 from mqttc.embed.subscription import Callback, Subscription, options_byte
+from mqttc.errors import BrokerError
 
 
 class InProcess(ABC):
@@ -23,6 +24,16 @@ class InProcess(ABC):
     @abstractmethod
     def _hub(self) -> Hub:
         """Raises ``BrokerError`` if the broker does not run."""
+
+    def responsive(self, timeout_s: float = 5.0) -> bool:
+        """Whether the control thread and every worker answer within so many seconds; False also where the broker does not run.
+
+        Blocks for that long at most; not from a coroutine.
+        """
+        try:
+            return self._hub().responsive(timeout_s)
+        except BrokerError:
+            return False
 
     # ---- messages
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import itertools
 import logging
 import os
@@ -94,6 +95,20 @@ class Hub:
         waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.send(verb, waiter, None, **request)
         return await waiter
+
+    def responsive(self, timeout_s: float) -> bool:
+        """Every worker is asked for a session that does not exist, and the control thread brings the answers."""
+        waiting = set(range(self.port.workers))
+        answered = threading.Event()
+
+        def heard(worker: int, answer: Answer | None) -> None:
+            waiting.discard(worker)
+            if not waiting:
+                answered.set()
+
+        for worker in range(self.port.workers):
+            self.send(inside.LOOK, None, functools.partial(heard, worker), worker=worker, data=b"")
+        return answered.wait(timeout_s)
 
     # ---- who gets what
 

@@ -114,6 +114,9 @@ cdef struct NetStats:          # written by the owner (counter_add), read by any
 cdef struct Clock:             # the time seam: offsets that tests move, one for all reactors of an engine [any thread]
     int64_t mono_offset_ms
     int64_t wall_offset_ms
+    int64_t held_mono_ms       # where a clock that is held stands, and moves only by clock_move
+    int64_t held_wall_ms
+    uint32_t held
 
 cdef struct LinkParcel:        # a link on its way to another reactor
     Transport transport
@@ -129,6 +132,7 @@ cdef struct Reactor:
     int64_t turn_ns            # when it began, by the system's monotonic clock
     int64_t turn_window_ms     # when this window of turn_classes began
     uint32_t turn_window       # its index
+    int64_t turn_ms            # as now_ms, but also in on_timer of a held clock the time to which it has jumped; now_ms is the timer's deadline there
     void *context
     const LinkHooks *hooks
     MsgPool *msg_pool          # the upper floor's, for large packets
@@ -148,6 +152,7 @@ cdef struct Reactor:
     Link *resuming
     void *private              # link slab, listeners: see reactor.pyx
     bint stopping              # leave reactor_run after this turn
+    bint held                  # this turn's clock is held
 
 cdef Reactor *reactor_build(const LinkHooks *hooks, void *context, MsgPool *msg_pool, const Clock *clock, uint32_t link_bytes, uint32_t turn_bytes) noexcept nogil
 cdef void reactor_free(Reactor *reactor) noexcept nogil                   # closes what is still open, without on_end
@@ -171,6 +176,12 @@ cdef uint64_t turn_class_us(uint32_t turn_class) noexcept nogil                 
 # once and then dropped. ST_CLOSED: it is closing already, unchanged.
 cdef int link_detach(Reactor *reactor, Link *link, const uint8_t *leftover, uint32_t leftover_bytes, LinkParcel *parcel) noexcept nogil  # the link is gone after this; ST_NO_MEMORY: unchanged
 cdef Link *link_adopt(Reactor *reactor, LinkParcel *parcel) noexcept nogil           # paused, leftover at hand; link_resume starts it with a read. NULL: no memory, parcel unchanged
+
+cdef void clock_hold(Clock *clock, int64_t wall_ms) noexcept nogil        # time stands still from now on, the wall clock at wall_ms; before any reactor runs
+cdef void clock_move(Clock *clock, int64_t mono_ms, int64_t wall_ms) noexcept nogil              # forward by so much; reactors see it when they are woken
+cdef void clock_release(Clock *clock) noexcept nogil                      # time goes on from where it stands
+cdef int64_t clock_now_ms(const Clock *clock) noexcept nogil              # monotonic
+cdef void reactor_clock(Reactor *reactor) noexcept nogil                  # reads it, as each turn does; before reactor_run
 
 cdef inline void link_dirty(Reactor *reactor, Link *link) noexcept nogil:
     """Puts the link in this turn's flush list; call after appending to link.out."""

@@ -10,13 +10,13 @@ Generations. Releasing a link raises its generation, and events, hooks that retu
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENOMEM, EPERM, errno
 from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, clockid_t, timespec
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free, mem_resize
 from mqttc.base.inbox cimport Mail, inbox_drain_wake, inbox_free, inbox_init, inbox_take
 from mqttc.base.msg cimport Msg, MsgPool, msg_alloc, msg_data, msg_drop
-from mqttc.base.timer cimport TimerNode, wheel_add, wheel_build, wheel_cancel, wheel_expire, wheel_free, wheel_next_ms
-from mqttc.base.types cimport ST_AGAIN, ST_CLOSED, ST_ERROR, ST_NO_MEMORY, ST_OK, atomic_load_i64_relaxed, atomic_store_u64_relaxed, counter_add, counter_sub, unlikely
+from mqttc.base.timer cimport TimerNode, wheel_add, wheel_build, wheel_cancel, wheel_expire, wheel_expire_exact, wheel_free, wheel_next_ms
+from mqttc.base.types cimport ST_AGAIN, ST_CLOSED, ST_ERROR, ST_NO_MEMORY, ST_OK, atomic_add_i64_relaxed, atomic_load_i64_relaxed, atomic_load_u32_acquire, atomic_store_i64_relaxed, atomic_store_u32_release, atomic_store_u64_relaxed, counter_add, counter_sub, unlikely
 from mqttc.net.outq cimport chunk_pool_free, chunk_pool_init, outq_clear, outq_flush
 from mqttc.net.poller cimport (
     READY_HANGUP, READY_IN, READY_OUT, READY_SHARED, PollEvent, poller_add, poller_change, poller_close, poller_open, poller_remove, poller_wait,
@@ -49,6 +49,7 @@ cdef enum:
     LINGER_BYTES = 8 << 20     # discarded meanwhile; more than socket buffers hold
     LAST_READ_BYTES = 1 << 20  # read once more after a failed write, for the peer's last words
     LONGEST_WAIT_MS = 3600000
+    TICK_MS = 64               # of the timer wheel
     LINKS_PER_PAGE = 64
     PARTIAL_LEAST = 64
     PARTIAL_CLASSES = 12       # 64 bytes to 128 KiB
@@ -841,22 +842,65 @@ cdef void reactor_event(Reactor *reactor, const PollEvent *event) noexcept nogil
 
 # ---------------------------------------------------------------------------------------------- phases of a turn
 
+cdef inline int64_t system_ns(clockid_t which) noexcept nogil:
+    cdef timespec now
+    clock_gettime(which, &now)
+    return <int64_t> now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef inline int64_t system_ms(clockid_t which) noexcept nogil:
+    return system_ns(which) // 1000000
+
+
 cdef void reactor_clock(Reactor *reactor) noexcept nogil:
-    cdef timespec mono, wall
-    clock_gettime(CLOCK_MONOTONIC, &mono)
-    clock_gettime(CLOCK_REALTIME, &wall)
-    reactor.now_ms = <int64_t> mono.tv_sec * 1000 + mono.tv_nsec // 1000000
-    reactor.turn_ns = <int64_t> mono.tv_sec * 1000000000 + mono.tv_nsec
-    reactor.wall_ms = <int64_t> wall.tv_sec * 1000 + wall.tv_nsec // 1000000
-    if reactor.clock != NULL:
-        reactor.now_ms += atomic_load_i64_relaxed(&reactor.clock.mono_offset_ms)
-        reactor.wall_ms += atomic_load_i64_relaxed(&reactor.clock.wall_offset_ms)
+    cdef const Clock *clock = reactor.clock
+    reactor.turn_ns = system_ns(CLOCK_MONOTONIC)
+    reactor.held = clock != NULL and atomic_load_u32_acquire(&clock.held)
+    if reactor.held:
+        reactor.now_ms = atomic_load_i64_relaxed(&clock.held_mono_ms)
+        reactor.wall_ms = atomic_load_i64_relaxed(&clock.held_wall_ms)
+    else:
+        reactor.now_ms = reactor.turn_ns // 1000000
+        reactor.wall_ms = system_ms(CLOCK_REALTIME)
+        if clock != NULL:
+            reactor.now_ms += atomic_load_i64_relaxed(&clock.mono_offset_ms)
+            reactor.wall_ms += atomic_load_i64_relaxed(&clock.wall_offset_ms)
+    reactor.turn_ms = reactor.now_ms
+
+
+cdef void clock_hold(Clock *clock, int64_t wall_ms) noexcept nogil:
+    atomic_store_i64_relaxed(&clock.held_mono_ms, system_ms(CLOCK_MONOTONIC) + atomic_load_i64_relaxed(&clock.mono_offset_ms))
+    atomic_store_i64_relaxed(&clock.held_wall_ms, wall_ms)
+    atomic_store_u32_release(&clock.held, 1)
+
+
+cdef void clock_move(Clock *clock, int64_t mono_ms, int64_t wall_ms) noexcept nogil:
+    if atomic_load_u32_acquire(&clock.held):
+        atomic_add_i64_relaxed(&clock.held_wall_ms, wall_ms)
+        mono_ms += atomic_add_i64_relaxed(&clock.held_mono_ms, mono_ms)
+        # Who has only the offset to go by is not behind, and before the next move as far ahead as real time has gone.
+        atomic_store_i64_relaxed(&clock.mono_offset_ms, mono_ms - system_ms(CLOCK_MONOTONIC))
+    else:
+        atomic_add_i64_relaxed(&clock.mono_offset_ms, mono_ms)
+        atomic_add_i64_relaxed(&clock.wall_offset_ms, wall_ms)
+
+
+cdef void clock_release(Clock *clock) noexcept nogil:
+    # By a tick more: see wheel_expire_exact.
+    if atomic_load_u32_acquire(&clock.held):
+        atomic_store_i64_relaxed(&clock.mono_offset_ms, atomic_load_i64_relaxed(&clock.held_mono_ms) + TICK_MS - system_ms(CLOCK_MONOTONIC))
+        atomic_store_i64_relaxed(&clock.wall_offset_ms, atomic_load_i64_relaxed(&clock.held_wall_ms) + TICK_MS - system_ms(CLOCK_REALTIME))
+        atomic_store_u32_release(&clock.held, 0)
+
+
+cdef int64_t clock_now_ms(const Clock *clock) noexcept nogil:
+    if atomic_load_u32_acquire(&clock.held):
+        return atomic_load_i64_relaxed(&clock.held_mono_ms)
+    return system_ms(CLOCK_MONOTONIC) + atomic_load_i64_relaxed(&clock.mono_offset_ms)
 
 
 cdef int64_t reactor_spent_ns(const Reactor *reactor) noexcept nogil:
-    cdef timespec mono
-    clock_gettime(CLOCK_MONOTONIC, &mono)
-    return <int64_t> mono.tv_sec * 1000000000 + mono.tv_nsec - reactor.turn_ns
+    return system_ns(CLOCK_MONOTONIC) - reactor.turn_ns
 
 
 cdef inline uint32_t turn_class(uint64_t us) noexcept nogil:
@@ -907,6 +951,8 @@ cdef int reactor_timeout(Reactor *reactor, int max_wait_ms) noexcept nogil:
     private_of(reactor).hurry = False
     if hurry or reactor.dirty != NULL or reactor.closing != NULL or reactor.resuming != NULL:
         return 0
+    if reactor.held:
+        return max_wait_ms              # time does not come by itself, and who moves it wakes us
     wait_ms = wheel_next_ms(reactor.wheel, reactor.now_ms)
     if wait_ms < 0:
         return max_wait_ms
@@ -1019,9 +1065,30 @@ cdef void reactor_free_links(Reactor *reactor) noexcept nogil:
         link = following
 
 
+cdef void reactor_timers(Reactor *reactor, int64_t before_ms) noexcept nogil:
+    """All that are due. A held clock jumps; its timers see the time for which they were set, so that what they set in turn is not late."""
+    cdef int64_t now_ms = reactor.now_ms
+    cdef int64_t wall_ms = reactor.wall_ms
+    cdef TimerNode *node
+    while True:
+        node = wheel_expire_exact(reactor.wheel, now_ms) if reactor.held else wheel_expire(reactor.wheel, now_ms)
+        if node == NULL:
+            break
+        if reactor.held:
+            before_ms = max(before_ms, node.deadline_ms)
+            reactor.now_ms = min(before_ms, now_ms)
+            reactor.wall_ms = wall_ms - (now_ms - reactor.now_ms)
+        if node.kind == TIMER_NET:
+            reactor_timer(reactor, node)
+        else:
+            reactor.hooks.on_timer(reactor.context, node)
+        reactor.now_ms = now_ms
+        reactor.wall_ms = wall_ms
+
+
 cdef void reactor_turn(Reactor *reactor, int max_wait_ms) noexcept nogil:
     cdef Private *private = private_of(reactor)
-    cdef TimerNode *node
+    cdef int64_t before_ms = reactor.now_ms
     cdef int i, n
     n = poller_wait(&reactor.poller, private.events, EVENTS, reactor_timeout(reactor, max_wait_ms))
     reactor_clock(reactor)
@@ -1030,14 +1097,7 @@ cdef void reactor_turn(Reactor *reactor, int max_wait_ms) noexcept nogil:
         reactor_event(reactor, &private.events[i])
     if private.woken:
         reactor_mail(reactor)
-    while True:
-        node = wheel_expire(reactor.wheel, reactor.now_ms)
-        if node == NULL:
-            break
-        if node.kind == TIMER_NET:
-            reactor_timer(reactor, node)
-        else:
-            reactor.hooks.on_timer(reactor.context, node)
+    reactor_timers(reactor, before_ms)
     reactor_resume_links(reactor)
     reactor_end_links(reactor)
     reactor.hooks.on_turn_end(reactor.context)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from mqttc.store import schema
+from mqttc.store.log import is_log
 
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
@@ -104,6 +105,7 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     )
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
     connection.create_function("is_topic", 1, _is_topic, deterministic=True)
+    connection.create_function("is_log", 1, is_log, deterministic=True)
     return connection
 
 
@@ -191,14 +193,14 @@ def create_file(path: Path) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, FILE_MODE))
 
 
-def create(path: Path) -> None:
-    """Make an empty store, complete and on the disk. ``path`` must not exist."""
+def create(path: Path, now_ms: int | None = None) -> None:
+    """Make an empty store, complete and on the disk. ``path`` must not exist. ``now_ms``: Unix time of its beginning, None: now."""
     create_file(path)
     with store_errors(path), contextlib.closing(connect(path, "rw")) as connection:
         connection.execute(f"PRAGMA page_size = {schema.PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum = NONE")
         connection.execute("PRAGMA journal_mode = WAL")
-        schema.create_tables(connection, time.time_ns() // 1_000_000)
+        schema.create_tables(connection, time.time_ns() // 1_000_000 if now_ms is None else now_ms)
     sync_file(path)
     sync_directory(path.parent)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import itertools
 import json
 import os
 import struct
@@ -12,9 +13,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, TextIO
 
-from mqttc.store import database, schema
+from mqttc.store import database, log, schema
 from mqttc.store.check import require_tables
-from mqttc.store.database import StoreError
+from mqttc.store.database import DamageError, StoreError
 
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
 
@@ -23,16 +24,23 @@ def export(path: Path, output: TextIO) -> int:
     """Write everything as JSON lines: one object a row, with ``type``, the table's name. One row is held at a time.
 
     What is binary and not UTF-8 stands as ``<column>_base64``; subscription identifiers of a delivery as a list of numbers.
-    The number of lines; raises ``StoreError``.
+    What the log holds stands as the rows that it would become. The number of lines; raises ``StoreError``.
     """
     lines = 0
     with database.snapshot(path) as connection:
         version = database.identify(connection, path)
         require_tables(connection, path, version)
         output.write(json.dumps({"type": "store", "version": version}) + "\n")
+        try:
+            logged = log.rows(connection)
+        except ValueError as error:
+            raise DamageError(path, f"table log: {error}") from error
         for table in schema.TABLES:
+            if table.name == "log":
+                continue
             columns = ", ".join(table.columns)
-            for row in connection.execute(f"SELECT {columns} FROM {table.name} ORDER BY {', '.join(table.key)}"):
+            kept = connection.execute(f"SELECT {columns} FROM {table.name} ORDER BY {', '.join(table.key)}")
+            for row in itertools.chain(kept, logged.get(table.name, ())):
                 entry: dict[str, object] = {"type": table.name}
                 for column, value in zip(table.columns, row, strict=True):
                     entry.update(_shown(column, value))

@@ -49,14 +49,18 @@ class OpenStore:
 
 
 def open_store(
-    data_dir: str | os.PathLike[str], *, recover: bool = False, progress: Callable[[str], None] = lambda line: None
+    data_dir: str | os.PathLike[str],
+    *,
+    recover: bool = False,
+    progress: Callable[[str], None] = lambda line: None,
+    now_ms: int | None = None,
 ) -> OpenStore:
     """Lock the data directory and have a sound, current ``store.db`` in it.
 
     Makes the directory (0700) and an empty store (0600) where there is none. Looks at headers, tables and ``meta``
     only; damage further inside is found when it is read. Raises ``StoreError``: in use, locks not supported, foreign, newer,
     damaged. With ``recover`` the whole file is read, and a damaged one is replaced by what is sound in it, with lines of
-    ``progress``; ``recovery`` is the report.
+    ``progress``; ``recovery`` is the report. ``now_ms``: Unix time for a new store, None: now.
     """
     folder = Path(data_dir).absolute()
     try:
@@ -66,7 +70,7 @@ def open_store(
     lock = StoreLock(folder / LOCK_NAME)
     store = OpenStore(folder / FILE_NAME, lock)
     try:
-        _prepare(store, recover, progress)
+        _prepare(store, recover, progress, now_ms)
     except StoreError:
         lock.release()
         raise
@@ -79,14 +83,14 @@ def open_store(
     return store
 
 
-def _prepare(store: OpenStore, recover: bool, progress: Callable[[str], None]) -> None:
+def _prepare(store: OpenStore, recover: bool, progress: Callable[[str], None], now_ms: int | None) -> None:
     path = store.path
     finish(path)
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise StoreError(f"{path} is not a plain file; set data_dir to where it lies")
     if not path.exists() and not _has_wal(path):
         new = beside(path, ".new")
-        database.create(new)
+        database.create(new, now_ms)
         new.rename(path)
         database.sync_directory(path.parent)
         store.created = True

@@ -13,7 +13,7 @@ from typing import Final
 
 APPLICATION_ID: Final = 0x6D717463
 """``mqtc`` in ASCII, bytes 68 to 71 of the file (SQLite's file format, section 1.3.14)."""
-VERSION: Final = 1
+VERSION: Final = 2
 PAGE_BYTES: Final = 4096
 
 
@@ -56,7 +56,7 @@ def _number(column: str, low: int = 0) -> str:
 
 _TOPIC: Final = "CASE typeof({0}) WHEN 'blob' THEN is_topic({0}) ELSE 0 END"
 """``is_topic`` is a function of every connection made by ``mqttc.store.database``: 1 to 65535 bytes of UTF-8 without U+0000. It
-must not be asked about text, which Python would have to decode."""
+must not be asked about text, which Python would have to decode. ``is_log`` is such a function, too."""
 
 TABLES: Final[tuple[Table, ...]] = (
     Table(
@@ -108,6 +108,13 @@ TABLES: Final[tuple[Table, ...]] = (
         f"{_range('qos', 0, 2)} AND {_range('flags', 0, 255)} AND {_range('state', 0, 2)} AND {_range('packet_id', 0, 65535)}"
         " AND (state = 0 OR packet_id > 0)"
         " AND (identifiers IS NULL OR typeof(identifiers) = 'blob' AND length(identifiers) % 4 = 0)",
+    ),
+    Table(
+        "log",
+        "CREATE TABLE log (id INTEGER PRIMARY KEY, records BLOB NOT NULL)",
+        ("id", "records"),
+        ("id",),
+        f"{_number('id', 1)} AND CASE typeof(records) WHEN 'blob' THEN is_log(records) ELSE 0 END",
     ),
     Table(
         "inbound",
@@ -167,7 +174,7 @@ UNCLAIMED: Final = Orphans(
 )
 """Space that is wasted, no damage."""
 
-MIGRATIONS: Mapping[int, tuple[str, ...]] = {}
+MIGRATIONS: Mapping[int, tuple[str, ...]] = {1: ("CREATE TABLE log (id INTEGER PRIMARY KEY, records BLOB NOT NULL)",)}
 """From the version that is the key to the next one: the statements, run in one transaction with the new ``user_version``."""
 
 

@@ -24,6 +24,7 @@ _FAMILIES: Final = (
     ("packets_received_", "packets_received", "type", "Packets received from clients, by control packet type."),
     ("packets_sent_", "packets_sent", "type", "Packets sent to clients, by control packet type."),
     ("dropped_", "messages_dropped", "reason", "Messages that were not delivered, by reason."),
+    ("denied_", "denied", "action", "What the rules did not allow, by what it was."),
 )
 """Prefix of the counters, name of the metric that they are together, its label, its help."""
 
@@ -73,6 +74,7 @@ HELP: Final[Mapping[str, str]] = {
     "disconnects_clean": "Connections that ended with DISCONNECT.",
     "gate_questions": "Decisions about clients that were asked for.",
     "gate_timeouts": "Decisions about clients that did not come in time.",
+    "grants_expired": "Clients whose grant came to its end.",
     "group_backlog": "Messages that wait for shared subscriptions without a ready member.",
     "http_connections_spliced": "Connections of ws and wss listeners that were handed to the HTTP server.",
     "http_requests_refused": "First requests of ws and wss listeners that are none, or were answered with an error.",
@@ -92,6 +94,8 @@ HELP: Final[Mapping[str, str]] = {
     "http_websockets": "WebSocket connections over HTTP/2.",
     "journal_backlog_bytes": "Bytes that wait to be written to the store.",
     "journal_cancelled": "Records that were done before their commit and were never written.",
+    "journal_logged": "Deliveries that went to the log of what is soon over.",
+    "journal_folded": "Deliveries of the log that became rows after all.",
     "journal_commit_us": "Microseconds that commits of the store took.",
     "journal_commits": "Commits of the store.",
     "journal_failing": "1 while the store cannot be written.",
@@ -148,6 +152,7 @@ HELP: Final[Mapping[str, str]] = {
     "turns_over_10ms": "Turns that took 10 ms or more.",
     "turns_over_1s": "Turns that took a second or more.",
     "turns": "Turns of the worker threads' event loops.",
+    "unsafe_name_denials": "Denials because a client id or user name must not stand in a filter.",
     "uptime_seconds": "Seconds since the broker was started.",
     "unauthenticated_bytes": "Bytes of connections that are not accepted yet.",
     "will_bytes": "Bytes of the wills.",

@@ -136,3 +136,29 @@ def test_a_jump_of_a_century_costs_what_is_armed_not_what_passed() -> None:
     wheel.add(0, 2 * century_ms)
     assert wheel.expire(2 * century_ms + TICK_MS) == [0]
     assert time.perf_counter() - start < 1, "49 billion ticks one by one would take minutes"
+
+
+@settings(max_examples=300)
+@given(st.sampled_from([0, 1, 63, 10**6 + 7, -(10**6)]), STEPS)
+def test_a_wheel_of_a_clock_that_stands_still_is_exact(origin_ms: int, steps: list[tuple[str, int, int]]) -> None:
+    wheel, model, now = WheelFace(origin_ms, NODES), dict[int, int](), origin_ms
+    for verb, node, ms in steps:
+        if verb == "add":
+            wheel.add(node, now + ms)
+            model[node] = now + ms
+        elif verb == "cancel":
+            wheel.cancel(node)
+            model.pop(node, None)
+        else:
+            now += ms
+            fired = wheel.expire_exact(now)
+            assert {node: model[node] for node in fired} == {node: due for node, due in model.items() if due <= now}
+            assert [model[node] for node in fired] == sorted(model[node] for node in fired)
+            for node in fired:
+                del model[node]
+            assert all(wheel.armed(node) for node in model)
+    # A tick later the wheel is good for time that runs: what is left is never early.
+    now += TICK_MS
+    fired = wheel.expire(now)
+    assert all(model[node] <= now for node in fired)
+    assert {node for node, due in model.items() if due + TICK_MS <= now} <= set(fired)

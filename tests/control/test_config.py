@@ -160,16 +160,6 @@ def test_errors_name_file_and_line(tmp_path: Path, text: str, expected: str) -> 
     assert problem.startswith(expected)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('[auth]\nacl_file = "acl.toml"', "broker.toml:2: auth.acl_file is"),
-    ],
-)
-def test_what_is_not_built_is_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
-    assert problems(tmp_path, text) == [f"{expected} not available in this version"]
-
-
 def test_errors_name_variable_and_option(tmp_path: Path) -> None:
     found = problems(
         tmp_path,
@@ -329,7 +319,7 @@ WITH_CERTIFICATE = {"url": "quic://h", "certificate": "c"}
             for url in ("tcp://h", "tls://h?certificate=c", "ws://h", "wss://h?certificate=c", "unix:///x")
         ),
         *(
-            ({"url": url, "allowed_origins": ["http://a"]}, "allowed_origins is for ws:// and wss:// listeners")
+            ({"url": url, "allowed_origins": ["http://a"]}, "allowed_origins is for ws://, wss:// and asgi:// listeners")
             for url in ("tcp://h", "tls://h?certificate=c", "unix:///x")
         ),
         *(({"url": url, "key": "k"}, "key is for tls://, wss:// and quic:// listeners") for url in ("tcp://h", "ws://h", "unix:///x")),

@@ -116,7 +116,7 @@ class Engine:
     def stats(self) -> dict[str, int]:
         return {"connections": 7}
 
-    def advance_clock(self, milliseconds: int, wall_milliseconds: int) -> None:
+    def advance_clock(self, milliseconds: int, wall_milliseconds: int, *, heard: bool = False) -> None:
         self.calls.append(f"advance {milliseconds} {wall_milliseconds}")
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from mqttc.base.alloc cimport mem_alloc_zeroed, mem_free
-from mqttc.base.timer cimport TimerNode, TimerWheel, wheel_add, wheel_build, wheel_cancel, wheel_expire, wheel_free, wheel_next_ms
+from mqttc.base.timer cimport TimerNode, TimerWheel, wheel_add, wheel_build, wheel_cancel, wheel_expire, wheel_expire_exact, wheel_free, wheel_next_ms
 
 
 cdef class WheelFace:
@@ -45,6 +45,14 @@ cdef class WheelFace:
         while node != NULL:
             fired.append(node - self.nodes)
             node = wheel_expire(self.wheel, now_ms)
+        return fired
+
+    def expire_exact(self, int64_t now_ms) -> list:
+        fired = []
+        cdef TimerNode *node = wheel_expire_exact(self.wheel, now_ms)
+        while node != NULL:
+            fired.append(node - self.nodes)
+            node = wheel_expire_exact(self.wheel, now_ms)
         return fired
 
     def next_ms(self, int64_t now_ms) -> int:

@@ -10,10 +10,12 @@ from mqttc.base.inbox cimport Mail
 from mqttc.base.msg cimport Msg, MsgPool, msg_alloc, msg_come_home, msg_data, msg_drop, msg_journal_set, msg_payload, msg_share, msg_topic, pool_free, pool_init
 from mqttc.base.types cimport ST_OK, Span, atomic_add_u64_relaxed, atomic_load_u32_acquire, atomic_load_u64_relaxed, atomic_store_u32_release, atomic_store_u64_relaxed
 from mqttc.broker.journal cimport (
+    Journal as NativeJournal, JournalHooks, journal_free, journal_open, journal_post, journal_start, journal_stop, record_free,
+)
+from mqttc.broker.record cimport (
     EVENT_DONE, EVENT_INBOUND_DONE, EVENT_OF_GROUP, EVENT_RELEASED, EVENT_SENT, EVENT_WAS_RELEASED, RECORD_EVENTS, RECORD_GROUP, RECORD_GROUP_END,
-    RECORD_HANDED_OUT, RECORD_MESSAGE, RECORD_PRESENCE, RECORD_READ, RECORD_SESSION, RECORD_SESSION_END, RECORD_SUBSCRIBE, RECORD_UNSUBSCRIBE, RECORD_WILL,
-    RECORD_WILL_DONE, Body, Event, Journal as NativeJournal, JournalHooks, Record, RecordTarget, journal_free, journal_open, journal_post, journal_start,
-    journal_stop, record_build, record_data, record_events, record_free, record_targets,
+    RECORD_HANDED_OUT, RECORD_MESSAGE, RECORD_PRESENCE, RECORD_READ, RECORD_SESSION, RECORD_SESSION_END, RECORD_SUBSCRIBE, RECORD_UNSUBSCRIBE,
+    RECORD_WILL, RECORD_WILL_DONE, Body, Event, Record, RecordTarget, record_build, record_data, record_events, record_targets,
 )
 
 cdef enum:
@@ -301,5 +303,6 @@ cdef class Journal:
         return {
             "commits": atomic_load_u64_relaxed(&journal.stats.commits), "syncs": atomic_load_u64_relaxed(&journal.stats.syncs),
             "records": atomic_load_u64_relaxed(&journal.stats.records), "cancelled": atomic_load_u64_relaxed(&journal.stats.cancelled),
+            "logged": atomic_load_u64_relaxed(&journal.stats.logged), "folded": atomic_load_u64_relaxed(&journal.stats.folded),
             "failures": atomic_load_u64_relaxed(&journal.stats.failures), "backlog": atomic_load_u64_relaxed(&journal.stats.backlog_bytes),
         }

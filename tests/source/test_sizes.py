@@ -19,12 +19,10 @@ FILE_LINES = 600
 FUNCTION_LINES = 60
 
 LONG_FILES = {
-    "mqttc/broker/deliver.pyx": "one noun: a message on its way to one receiver, in every state of the session",
     "mqttc/broker/retain.pyx": "one noun: a topic tree, its cursor and its sweep share the node's layout and the stripe's lock",
     "mqttc/broker/state.pxd": "the structs that a broker is made of, on one page",
     "mqttc/broker/trie.pyx": "one noun: insertion, removal and matching of one tree under one lock",
     "mqttc/broker/session.pyx": "one noun: a session's whole life, and its window, queue and packet ids",
-    "mqttc/broker/journal.pyx": "one thread and one transaction: rows, what is known of the file, and taking both back",
     "mqttc/broker/recover.pyx": "one reading of the file, table by table, into the structures of every room",
     "mqttc/broker/on_connect.pyx": "one verb: from the first packet over questions and answers to CONNACK, on two workers",
     "mqttc/broker/worker.pyx": "one thread's turn: mail, timers, what it waits for; the engine starts and stops all of them",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+import shutil
 import sqlite3
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -83,6 +86,11 @@ def test_full_disk(command: Start, tmp_path: Path, mode: str) -> None:
     refused = Peer(tcp_address(served.urls[0]), 5)
     refused.send(connect_packet(name(), 5, clean=False, expiry=100))
     assert refused.recv().reason == 0x97
+    for expiry, client_id in ((3600, client_5), (None, name())):  # a session that is there, and one that ends with its connection
+        taken = Peer(tcp_address(served.urls[0]), 5)
+        assert taken.connect(client_id, clean=False, expiry=expiry).reason == 0
+        taken.ping()
+    five = served.peer(5, client_5)
     # room again
     served.limit_files(None)
     served.command.until("store holds again")
@@ -101,6 +109,55 @@ def test_full_disk(command: Start, tmp_path: Path, mode: str) -> None:
     assert [int(payload[:5]) for payload in got[:-2]] == list(range(1, acknowledged + 2))
     assert got[-2:] == [b"late", b"taken"]
     assert served.command.end() == 0
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[None]:
+    """A file system of its own; skips the test where this process may not mount one."""
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="no mount here")
+def test_disk_without_room(command: Start, tmp_path: Path) -> None:
+    """A file system that is full in earnest, also for the pages of SQLite's index of the WAL; what fills it is removed later."""
+    folder = tmp_path / "disk"
+    with small_disk(folder, 4000):
+        served = Served(command, folder, "--set", "durability.mode=synced")
+        topic, receiver = name(), name()
+        peer = served.peer(5, receiver)
+        peer.subscribe(topic, 1)
+        peer.disconnect()
+        (folder / "ballast").write_bytes(bytes(3_000_000))
+        three, five = served.peer(4, name()), served.peer(5, name())
+        acknowledged = fill(three, topic, 4, 1)
+        assert acknowledged > 10
+        assert "full" in served.command.until("store fails"), "SQLite's word for ENOSPC"
+        assert five.publish(topic, b"refused", 1).reason == 0x97  # type: ignore[union-attr]
+        peer = served.peer(5, receiver)  # what is there can be fetched
+        assert peer.message().payload.startswith(b"00001")
+        peer.disconnect()
+        (folder / "ballast").unlink()
+        served.command.until("store holds again")
+        assert three.recv().packet_id == acknowledged + 1
+        served.command.process.kill()
+        served.command.rest()
+        assert check(served.path) == []
+        served = Served(command, folder, "--set", "durability.mode=synced")
+        peer = served.peer(5, receiver)
+        got: list[bytes] = []
+        while b"%05d" % (acknowledged + 1) not in {payload[:5] for payload in got}:
+            got += complete(peer, peer.recv())
+        assert [int(payload[:5]) for payload in got] in ([*range(1, acknowledged + 2)], [*range(2, acknowledged + 2)])
+        assert served.command.end() == 0
 
 
 def test_full_disk_at_the_end(command: Start, tmp_path: Path) -> None:

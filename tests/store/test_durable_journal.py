@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mqttc.store import check, open_store
+from mqttc.store import check, log, open_store
 
 from ..face.broker_journal import Journal
 from .durable import eventually
@@ -36,6 +36,14 @@ class Bench:
         eventually(lambda: self.journal.committed(worker) >= sequence, lambda: f"{self.journal.states()}")
 
     def rows(self, table: str) -> list[tuple[Any, ...]]:
+        """Those that a broker would make of the log are among them."""
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            connection.execute("BEGIN")
+            found = connection.execute(f"SELECT * FROM {table}").fetchall()
+            return sorted(found + log.rows(connection)[table]) if table in ("message", "delivery") else found
+
+    def written(self, table: str) -> list[tuple[Any, ...]]:
+        """Those alone that are rows."""
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             return connection.execute(f"SELECT * FROM {table}").fetchall()
 
@@ -467,13 +475,189 @@ def test_what_comes_while_commits_fail_cancels_too(bench: Bench) -> None:
     bench.commit()
 
 
+def test_queues_are_read_back_while_commits_fail(bench: Bench) -> None:
+    """What is in the file; what waits to be written, and all behind it, when it is."""
+    journal = bench.journal
+    journal.session(1, b"a")
+    journal.presence(1, 1000, 100)
+    kept = [journal.message(b"t", b"%d" % number, [(1, 0, 1)]) for number in range(3)]
+    bench.commit()
+    with bench.refusing("session"):
+        journal.session(2, b"b")
+        late = journal.message(b"t", b"late", [(1, 0, 1)])
+        journal.read(1, [*kept[:2], late, kept[2]])
+        journal.read(1, [late, kept[2]])
+        sequence = journal.post()
+        found: list[Any] = []
+        eventually(lambda: found.append(journal.bodies()) or found[-1] is not None)
+        assert found[-1] == [(kept[0], b"t", b"0"), (kept[1], b"t", b"1")]
+        eventually(lambda: journal.stats["failures"] > 3)
+        assert journal.bodies() is None
+    eventually(lambda: journal.committed() == sequence)
+    assert journal.bodies() == [(late, b"t", b"late"), (kept[2], b"t", b"2")]
+    journal.session_end(1)
+    bench.commit()
+
+
+def online(bench: Bench, *handles: int) -> Any:
+    """Sessions whose clients are there."""
+    for handle in handles:
+        bench.journal.session(handle, b"client-%d" % handle)
+        bench.journal.presence(handle, 0, 100)
+    bench.commit()
+    return bench.journal
+
+
+def test_what_is_soon_over_goes_to_the_log(bench: Bench) -> None:
+    """One row of the log a batch, and none when all of it is over; what it is about becomes no rows."""
+    journal = online(bench, 1, 2)
+    first = journal.message(b"t", b"1", [(1, 0, 1), (2, 0, 1)])
+    journal.sent(first, 1, 5)
+    bench.commit()
+    second = journal.message(b"t", b"2", [(1, 0, 1)])
+    bench.commit()
+    assert [row[0] for row in bench.written("log")] == [1, 2]
+    assert bench.written("message") == [] == bench.written("delivery")
+    assert bench.deliveries() == [(first, 1, 1, 1, 5), (first, 2, 1, 0, 0), (second, 1, 1, 0, 0)]
+    journal.sent(second, 1, 6)
+    journal.done(first, 1, packet_id=5)
+    bench.commit()
+    assert bench.deliveries() == [(first, 2, 1, 0, 0), (second, 1, 1, 1, 6)]
+    journal.done(second, 1, packet_id=6)
+    bench.commit()
+    assert len(bench.written("log")) == 4, "the first row is not over, and what follows is about it"
+    journal.done(first, 2)
+    bench.commit()
+    assert bench.written("log") == [] == bench.written("message")
+    assert (journal.stats["logged"], journal.stats["folded"], journal.stats["cancelled"]) == (3, 0, 0)
+
+
+def test_what_becomes_rows_at_once(bench: Bench) -> None:
+    """Who is away, what is large, what is not of QoS 1, what a group has."""
+    journal = online(bench, 1, 2)
+    journal.presence(2, 1000, 100)
+    journal.group(9, b"$share/g/t")
+    bench.commit()
+    away = journal.message(b"t", b"1", [(1, 0, 1), (2, 0, 1)])
+    large = journal.message(b"t", b"x" * 5000, [(1, 0, 1)])
+    exact = journal.message(b"t", b"2", [(1, 0, 2)], qos=2)
+    shared = journal.message(b"t", b"3", [(9, 1, 1)])
+    bench.commit()
+    assert [row[0] for row in bench.written("message")] == [away, large, exact, shared]
+    assert bench.written("log") == [] and journal.stats["logged"] == 0
+
+
+def test_the_log_becomes_rows_where_it_must(bench: Bench) -> None:
+    """A body that is asked for, a session that ends, and an end in order."""
+    journal = online(bench, 1, 2)
+    first = journal.message(b"t", b"1", [(1, 0, 1), (2, 0, 1)])
+    bench.commit()
+    second = journal.message(b"t", b"2", [(1, 0, 1)])
+    journal.read(1, [first, second])
+    after = journal.message(b"t", b"3", [(2, 0, 1)])
+    journal.done(first, 2)
+    bench.commit()
+    assert journal.bodies() == [(first, b"t", b"1"), (second, b"t", b"2")]
+    assert [row[0] for row in bench.written("message")] == [first, second]
+    assert [row[:2] for row in bench.written("delivery")] == [(first, 1), (second, 1)]
+    assert bench.messages() == [first, second, after]
+    third = journal.message(b"t", b"4", [(2, 0, 1), (1, 0, 1)])
+    bench.commit()
+    journal.session_end(2)
+    bench.commit()
+    assert bench.written("log") == []
+    assert bench.deliveries() == [(first, 1, 1, 0, 0), (second, 1, 1, 0, 0), (third, 1, 1, 0, 0)]
+    last = journal.message(b"t", b"5", [(1, 0, 1)])
+    bench.commit()
+    assert len(bench.written("log")) == 1
+    assert journal.stop()
+    bench.running = False
+    assert bench.written("log") == [] and [row[0] for row in bench.written("message")] == [first, second, third, last]
+
+
+def test_a_long_log_becomes_rows(bench: Bench) -> None:
+    """A client that does not acknowledge: its message leaves the log, which others go on with."""
+    journal = online(bench, 1, 2)
+    stuck = journal.message(b"t", b"0", [(1, 0, 1)])
+    bench.commit()
+    for _ in range(520):
+        message = journal.message(b"t", b"1", [(2, 0, 1)])
+        bench.commit()
+        journal.done(message, 2)
+    bench.commit()
+    assert [row[0] for row in bench.written("message")] == [stuck]
+    assert bench.written("log") == [] and journal.stats["folded"] == 1
+    journal.done(stuck, 1)
+    bench.commit()
+    assert bench.messages() == [] == bench.deliveries()
+
+
+def test_a_receiver_that_is_behind_gets_rows(bench: Bench) -> None:
+    journal = online(bench, 1)
+    for _ in range(300):
+        journal.message(b"t", b"x" * 5000, [(1, 0, 1)])
+    bench.commit()
+    journal.message(b"t", b"small", [(1, 0, 1)])
+    bench.commit()
+    assert bench.written("log") == [] and len(bench.written("message")) == 301
+
+
+@pytest.mark.parametrize("table", ["log", "message"])
+def test_failed_commits_leave_the_log_as_it_was(bench: Bench, table: str) -> None:
+    journal = online(bench, 1, 2)
+    first = journal.message(b"t", b"1", [(1, 0, 1), (2, 0, 1)])
+    bench.commit()
+    before = bench.written("log")
+    with bench.refusing(table):
+        journal.done(first, 1)
+        second = journal.message(b"t", b"2", [(1, 0, 1)])
+        journal.post()
+        if table == "message":
+            journal.read(1, [first, second])
+            journal.session_end(2)
+            journal.post()
+            eventually(lambda: journal.failing)
+        else:
+            eventually(lambda: journal.failing)
+            assert bench.written("log") == before
+        journal.done(second, 1)
+        third = journal.message(b"t", b"3", [(1, 0, 1)])
+        sequence = journal.post()
+    eventually(lambda: journal.committed() == sequence)
+    if table == "message":
+        found = journal.bodies()
+        assert found is not None and [body[0] for body in found] == [first, second]
+    assert third in bench.messages()
+    if table == "log":
+        assert bench.deliveries() == [(first, 2, 1, 0, 0), (third, 1, 1, 0, 0)]
+        journal.done(first, 2)
+    journal.done(third, 1)
+    bench.commit()
+    assert bench.messages() == [] == bench.deliveries() == bench.written("log")
+
+
+def test_the_log_is_read_as_it_was_written(bench: Bench) -> None:
+    """By the commands that look at a store; what means nothing is no log."""
+    journal = online(bench, 1)
+    journal.message(b"t/\xc3\xa4", b"\x00\xff", [(1, 0, 1)])
+    bench.commit()
+    ((_, records),) = bench.written("log")
+    (item,) = log.items(records)
+    assert item.body == (b"t/\xc3\xa4", b"", b"\x00\xff", 1, 0, 0) and item.deliveries == [(1, 0, 0, 0, None)]
+    assert log.is_log(records) and not log.is_log(b"")
+    for end in range(1, len(records)):
+        assert not log.is_log(records[:end])
+    for place, value in ((0, 4), (0, 0), (1, 3), (2, 2)):
+        assert not log.is_log(records[:place] + bytes([value]) + records[place + 1 :])
+
+
 def test_stop_with_commits_that_fail(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         bench = Bench(store.path)
         bench.start()
         bench.journal.session(1, b"a")
         bench.commit()
-        with bench.refusing("message"):
+        with bench.refusing("log"):
             bench.journal.message(b"t", b"m", [(1, 0, 1)])
             bench.journal.post()
             eventually(lambda: bench.journal.failing)

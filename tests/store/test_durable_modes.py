@@ -14,7 +14,7 @@ from mqttc.store import StoreError
 from ..conftest import WORKERS, BrokerFactory, tcp_address
 from ..rawclient import MESSAGE_EXPIRY, PUBCOMP, PUBLISH, PUBREC, PUBREL, WILL_DELAY, Peer, Will, ack_packet, publish_packet
 from .conftest import MakePlace
-from .durable import Place, name
+from .durable import Place, complete, name
 
 OFF = {"mode": "off"}
 
@@ -118,6 +118,57 @@ def test_only_what_a_filter_or_listener_names(make_place: MakePlace) -> None:
     place.crash()
     peer = place.session(5, client_id, present=True)
     assert [peer.message().payload for _ in range(3)] == [b"1", b"2", b"3"]
+    place.nothing_waits()
+
+
+@pytest.mark.parametrize("sent", ["on line", "queued"])
+def test_packet_id_of_what_is_not_kept(make_place: MakePlace, sent: str) -> None:
+    """A crash in the middle of a QoS 2 exchange: its packet id comes to its end before another message can have it."""
+    place = make_place(durability={"mode": "off", "filters": [{"filter": "kept", "mode": "written"}]})
+    client_id = name()
+    peer, publisher = place.session(5, client_id), place(5)
+    peer.subscribe("#", 2)
+    if sent == "queued":
+        peer.disconnect()
+        publisher.publish("lost", b"1", 2)
+        peer = place.session(5, client_id, present=True)
+    else:
+        publisher.publish("lost", b"1", 2)
+    first = peer.expect(PUBLISH)
+    assert (place.count("delivery"), place.count("message")) == (1, 0)
+    peer.send(ack_packet(PUBREC, first.packet_id))
+    peer.expect(PUBREL, packet_id=first.packet_id)
+    place.crash()
+    publisher = place(5)
+    publisher.publish("kept", b"2", 2)
+    peer = place.session(5, client_id, present=True)
+    peer.expect(PUBREL, packet_id=first.packet_id)
+    second = peer.expect(PUBLISH)
+    assert second.payload == b"2" and second.packet_id != first.packet_id
+    peer.send(ack_packet(PUBREC, second.packet_id), ack_packet(PUBCOMP, first.packet_id))
+    complete(peer, peer.expect(PUBREL, packet_id=second.packet_id))
+    place.nothing_waits()
+    publisher.publish("lost", b"3", 2)
+    third = peer.expect(PUBLISH)
+    peer.send(ack_packet(PUBREC, third.packet_id))
+    complete(peer, peer.expect(PUBREL, packet_id=third.packet_id))
+    place.nothing_waits()
+
+
+def test_what_is_not_kept_waits_for_its_packet_id(make_place: MakePlace) -> None:
+    """Nobody is sent a packet id that a crash could give away; at QoS 1, and to a session that ends with its connection, nothing waits."""
+    place = make_place(durability={"mode": "off", "filters": [{"filter": "kept", "mode": "written"}]})
+    peer, brief, publisher = place.session(5, name()), place(5), place(5)
+    for each in (peer, brief):
+        each.subscribe("#", 2)
+    with place.blocked():
+        publisher.publish("lost", b"1", 1)
+        assert peer.message().payload == b"1"
+        publisher.publish("lost", b"2", 2)
+        assert [brief.message().payload for _ in range(2)] == [b"1", b"2"]
+        peer.ping()
+        assert not peer.aside
+    assert peer.message().payload == b"2"
     place.nothing_waits()
 
 
@@ -269,8 +320,10 @@ def test_fork(place: Place) -> None:
         try:
             os.close(writing)
             os.read(reading, 1)
-            if descriptors().count("anon_inode:[eventfd]") > eventfds - WORKERS - 1:
-                os._exit(8)  # of each worker, and of the journal
+            if descriptors().count("anon_inode:[eventfd]") > eventfds - WORKERS - 2:
+                os._exit(8)  # of each worker, of the journal and of the log
+            if any(str(place.path) in one for one in descriptors()):
+                os._exit(9)
             place.running.stats()
         except BaseException:
             os._exit(7)  # as every call of a forked child

@@ -17,6 +17,7 @@ from ..rawclient import (
     PUBREL,
     SUBACK,
     UNSUBACK,
+    WILL_DELAY,
     Packet,
     Peer,
     Will,
@@ -179,6 +180,26 @@ def test_client_that_does_not_wait_for_connack_leaves_no_will(place: Place) -> N
         quiet(receiver)
     place.until(will=0, session=1)
     assert place.stat("wills_published") == 0
+
+
+@pytest.mark.parametrize("change", ["new", "another", "none"])
+def test_connack_of_a_session_that_comes_back_waits_for_its_will(place: Place, change: str) -> None:
+    """A will that a client has left behind, or brings, is out of the store, or in it, before the client is told that it is connected."""
+    topic, client_id = name(), name()
+    will = Will(topic, b"1", 1, props=((WILL_DELAY, 1000),))
+    place.session(5, client_id, will=None if change == "new" else will).reset()
+    eventually(lambda: place.stat("disconnects_abrupt") == 1)
+    with place.blocked():
+        peer = place.raw(5)
+        now = None if change == "none" else Will(topic, b"2", 1, props=((WILL_DELAY, 1000),))
+        peer.send(connect_packet(client_id, 5, clean=False, expiry=3600, will=now))
+        eventually(lambda: place.stat("sessions_resumed") == 1)
+        with pytest.raises(AssertionError, match="nothing arrived"):
+            peer.recv(0.02)
+    peer.expect(CONNACK, reason=0)
+    assert place.query("SELECT payload FROM will") == ([] if change == "none" else [(b"2",)])
+    peer.disconnect()
+    place.until(will=0)
 
 
 @pytest.mark.parametrize(("version", "reason"), [(3, 3), (4, 3), (5, 0x88)])

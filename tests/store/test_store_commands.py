@@ -104,7 +104,7 @@ def test_export_has_every_byte(tmp_path: Path) -> None:
     output = io.StringIO()
     export(path, output)
     entries = [json.loads(line) for line in output.getvalue().split("\n")[:-1]]
-    assert entries[0] == {"type": "store", "version": 1}
+    assert entries[0] == {"type": "store", "version": 2}
     assert [entry["key"] for entry in entries if entry["type"] == "meta"] == ["clean", "clock", "next_id"]
     assert [entry for entry in entries if entry["type"] not in ("store", "meta")] == [
         {"type": "session", "id": 1, "client_id": "é", "expiry_s": 4294967295, "offline_since_ms": 1700000000000},
@@ -217,10 +217,11 @@ def test_readers_change_nothing_and_need_no_lock(tmp_path: Path) -> None:
         assert check(store.path) == []
         figures = info(store.path)
         assert (store.path.read_bytes(), (tmp_path / "store.db-wal").read_bytes()) == before
-    assert (figures.version, figures.clean, figures.next_id, figures.unclaimed) == (1, True, 1_000_006, 0)
+    assert (figures.version, figures.clean, figures.next_id, figures.unclaimed) == (2, True, 1_000_006, 0)
     assert figures.wal_bytes == len(before[1])
     assert figures.rows == {
-        "meta": 3, "session": 1, "subscription": 1, "share_group": 0, "message": 5, "delivery": 5, "inbound": 1, "will": 1, "retained": 1,
+        "meta": 3, "session": 1, "subscription": 1, "share_group": 0, "message": 5, "delivery": 5, "log": 0,
+            "inbound": 1, "will": 1, "retained": 1,
     }  # fmt: skip
 
 
@@ -228,7 +229,7 @@ def test_readers_change_nothing_and_need_no_lock(tmp_path: Path) -> None:
 def test_readers_refuse_a_newer_store(tmp_path: Path, work: Callable[[Path], object]) -> None:
     path = make_store(tmp_path)
     with writing(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     with pytest.raises(VersionError):
         work(path)
 
@@ -256,7 +257,7 @@ def test_commands(tmp_path: Path) -> None:
         shown = dict(line.split(":", 1) for line in done.stdout.splitlines())
         assert {key: shown[key].strip() for key in ("file", "schema version", "ended in order", "message rows", "next id")} == {
             "file": str(path),
-            "schema version": "1",
+            "schema version": "2",
             "ended in order": "yes",
             "message rows": "15",
             "next id": "3000006",

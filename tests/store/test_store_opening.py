@@ -42,10 +42,10 @@ def test_fresh(tmp_path: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     with contextlib.closing(sqlite3.connect(store.path)) as connection:
         values = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version", "page_size")]
-        assert values == [0x6D717463, 1, 4096]
+        assert values == [0x6D717463, 2, 4096]
         assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
-    assert names == {"meta", "session", "subscription", "share_group", "message", "delivery", "inbound", "will", "retained"}
+    assert names == {"meta", "session", "subscription", "share_group", "message", "delivery", "log", "inbound", "will", "retained"}
 
 
 def test_reopened_with_its_content_and_how_it_ended(tmp_path: Path) -> None:
@@ -243,8 +243,8 @@ def test_text_is_refused_and_not_salvaged(tmp_path: Path) -> None:
 def test_newer_version_is_refused(tmp_path: Path, recover: bool) -> None:
     path = make_store(tmp_path)
     with writing(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
-    refused(tmp_path, VersionError, "schema version 2, this mqttc knows versions up to 1", recover=recover)
+        connection.execute("PRAGMA user_version = 3")
+    refused(tmp_path, VersionError, "schema version 3, this mqttc knows versions up to 2", recover=recover)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_missing_and_unknown_tables_are_refused(tmp_path: Path) -> None:
     with writing(path) as connection:
         connection.execute("DROP TABLE will")
         connection.execute("CREATE TABLE more (a)")
-    refused(tmp_path, DamageError, "table will is missing, table 'more' does not belong to a store of version 1")
+    refused(tmp_path, DamageError, "table will is missing, table 'more' does not belong to a store of version 2")
 
 
 def test_bad_meta_is_refused(tmp_path: Path) -> None:
@@ -365,25 +365,35 @@ def test_migrations_lead_to_this_version() -> None:
     assert sorted(schema.MIGRATIONS) == list(range(1, schema.VERSION))
 
 
+def test_a_file_of_version_1_gets_the_log(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    with writing(path) as connection:
+        connection.execute("DROP TABLE log")
+        connection.execute("PRAGMA user_version = 1")
+    with open_store(tmp_path) as store:
+        assert (store.migrated_from, count(path, "log"), count(path, "message")) == (1, 0, 15)
+    assert check(path) == []
+
+
 def newer_schema(monkeypatch: pytest.MonkeyPatch, *statements: str) -> None:
     extra = schema.Table("extra", "CREATE TABLE extra (id INTEGER PRIMARY KEY)", ("id",), ("id",), "1")
-    monkeypatch.setattr(schema, "VERSION", 2)
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
     monkeypatch.setattr(schema, "TABLES", (*schema.TABLES, extra))
-    monkeypatch.setattr(schema, "MIGRATIONS", {1: statements})
+    monkeypatch.setattr(schema, "MIGRATIONS", {schema.VERSION - 1: statements})
 
 
 def test_older_version_is_migrated_after_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_store(tmp_path)
     newer_schema(monkeypatch, "CREATE TABLE extra (id INTEGER PRIMARY KEY)", "UPDATE session SET expiry_s = 1")
-    with pytest.raises(StoreError, match="schema version 1: the broker brings it to 2"):
+    with pytest.raises(StoreError, match="schema version 2: the broker brings it to 3"):
         check(path)
     lines: list[str] = []
     with open_store(tmp_path, progress=lines.append) as store:
-        assert store.migrated_from == 1
+        assert store.migrated_from == 2
         assert count(path, "session", "expiry_s = 1") == 3
         assert count(path, "extra") == 0
-    (kept,) = tmp_path.glob("store.db.v1-*Z")
-    assert lines == [f"schema version 1 becomes 2; the old file is kept as {kept}"]
+    (kept,) = tmp_path.glob("store.db.v2-*Z")
+    assert lines == [f"schema version 2 becomes 3; the old file is kept as {kept}"]
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert count(kept, "session", "expiry_s = 3600") == 3
     with open_store(tmp_path) as store:

@@ -1,0 +1,36 @@
+"""Publication: one message on its way to its receivers, for one turn.
+
+Its bytes are the read buffer's (spans) until somebody must keep the message: then, and only then, one Msg is built.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from mqttc.base.msg cimport Msg
+from mqttc.base.types cimport Span
+from mqttc.broker.state cimport Worker
+from mqttc.net.outq cimport Chunk
+
+cdef struct Publication:
+    Span topic
+    Span properties
+    Span payload
+    Msg *msg                           # one reference of the publication's own; NULL: not built yet
+    int64_t expires_at_ms              # monotonic; 0: never
+    uint64_t publisher                 # session handle; 0: none
+    uint32_t message_expiry            # seconds remaining, where has_expiry
+    bint has_expiry
+    bint pressure                      # a receiver's queue is nearly full: brake the publisher
+    uint8_t qos
+    uint8_t retain
+    # encoded forms of this turn, made when first needed; 0 bytes: not yet
+    uint32_t run_bytes[4]              # [layout * 2 + retain], QoS 0
+    uint32_t run_offset[4]
+    Chunk *run_chunk[4]
+    uint32_t encoded_bytes[2]          # [layout], QoS > 0
+    uint32_t id_offset[2]
+    uint8_t *encoded[2]
+
+cdef void publication_init(Publication *pub) noexcept nogil
+cdef void publication_of(Worker *worker, Publication *pub, Msg *msg) noexcept nogil            # spans of msg; takes the caller's reference over
+cdef Msg *publication_msg(Worker *worker, Publication *pub) noexcept nogil                     # builds it once; borrowed. NULL: no memory
+cdef void publication_clear(Worker *worker, Publication *pub) noexcept nogil
