@@ -587,7 +587,7 @@ class Limits(_Section):
     """Connections a second of one address; 0: no limit."""
     max_pending_connections: Count = 0
     """Connections at the same time whose CONNECT is not accepted yet; 0: no limit of its own."""
-    max_connect_packet: Annotated[int, Field(ge=64, le=268_435_460)] = 131_072
+    max_connect_packet: Annotated[int, Field(ge=64, le=16_777_216)] = 131_072
     """Bytes of a whole packet until then; ``max_packet_size`` if that is less."""
     max_unauthenticated_bytes: Annotated[int, Field(ge=65_536, le=2**40)] = 268_435_456
     """Bytes that all connections together may take until then: what they have announced, and a flat 2 KiB each, 40 KiB more with TLS."""
@@ -818,7 +818,8 @@ class Config(_Section):
         for name, engine_name in _ENGINE_NAMES.items():
             settings[engine_name] = int(limits.pop(name))
         for name in ("connect_timeout", "auth_timeout", "shutdown_timeout", "rate_patience", "turn_time", "busy_turn_time"):
-            settings[f"{name}_ms"] = round(limits.pop(name) * 1000)
+            seconds = limits.pop(name)
+            settings[f"{name}_ms"] = max(round(seconds * 1000), 1 if seconds else 0)
         settings.update((name, int(value)) for name, value in limits.items())
         return settings
 

@@ -17,7 +17,7 @@ from mqttc.broker.report cimport EV_AUTH_EXPIRED, EV_CONNECTION_LIMIT, EV_CONNEC
 from mqttc.broker.routes cimport route_drop
 from mqttc.broker.state cimport (
     CONN_ASKED, CONN_AUTHENTICATING, CONN_BRAKE_PAUSED, CONN_COMMITTING, CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_HEAD_ASKED, CONN_NEW, CONN_QUESTION_OPEN, CONN_UP, Conn,
-    Rates, Session, Worker,
+    ConnGuard, Session, Worker,
 )
 from mqttc.broker.stats cimport (
     C_AUTH_EXPIRED, C_CONNECT_TIMEOUTS, C_DISCONNECTS_ABRUPT, C_DISCONNECTS_CLEAN, C_ENDED_RATE, C_GATE_TIMEOUTS, C_KEEP_ALIVE_TIMEOUTS, C_RECEIVED,
@@ -123,7 +123,7 @@ cdef void rates_spend(Worker *worker, Conn *conn, uint32_t messages, uint64_t by
     cdef uint32_t wait = rates_received(worker, conn, messages, bytes)
     if wait == 0 or conn.phase != CONN_UP:
         return
-    if rates_exhausted(worker, conn.rates):
+    if rates_exhausted(worker, conn):
         stat(&worker.stats, C_ENDED_RATE)
         conn_fail(worker, conn, RC_MESSAGE_RATE_TOO_HIGH, text("more than the rates allow for longer than limits.rate_patience"))
         return
@@ -133,7 +133,7 @@ cdef void rates_spend(Worker *worker, Conn *conn, uint32_t messages, uint64_t by
 cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32_t n) noexcept nogil:
     cdef const uint8_t *p = bytes
     cdef const uint8_t *end = bytes + n
-    cdef Rates *rates = conn.rates
+    cdef ConnGuard *guard = conn.guard
     cdef uint32_t most = packet_limit(worker, conn)
     cdef uint32_t count = 0
     cdef Frame frame
@@ -168,12 +168,12 @@ cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32
             if on_connect(worker, conn, &frame, p, p + frame.total_bytes, <uint32_t> (end - p) - frame.total_bytes):
                 return 0                                                        # it lives on another worker now
             most = packet_limit(worker, conn)
-            rates = conn.rates
+            guard = conn.guard
         else:
             on_early(worker, conn, &frame)
         p += frame.total_bytes
         count += 1
-        if unlikely(rates != NULL) and conn.phase == CONN_UP:
+        if unlikely(guard != NULL) and guard.rated and conn.phase == CONN_UP:
             rates_spend(worker, conn, frame.type == PUBLISH or frame.type == SUBSCRIBE or frame.type == UNSUBSCRIBE, frame.total_bytes)
         if unlikely(conn.link.flags & LINK_PAUSED):
             break
@@ -295,8 +295,8 @@ cdef void conn_release(Conn *conn) noexcept nogil:
         mem_free(conn.aliases_out)
         conn.aliases_out = NULL
     replies_drop(conn)
-    mem_free(conn.rates)
-    conn.rates = NULL
+    mem_free(conn.guard)
+    conn.guard = NULL
     mem_free(conn.pending)
     conn.pending = NULL
     mem_free(conn.auth_method)

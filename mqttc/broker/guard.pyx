@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from mqttc.base.alloc cimport mem_alloc_zeroed, mem_free
 from mqttc.base.map cimport map_find, map_free, map_init, map_insert, map_next, map_remove, random_bytes
@@ -7,7 +7,7 @@ from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_OK, Span, atomic_add_u32_relaxed, atomic_add_u64_relaxed, unlikely
 from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
 from mqttc.broker.state cimport (
-    GUARD_PENDING, GUARD_THROTTLED, Bucket, Conn, Guard, GuardEntry, GuardTable, Listener, Rates, Settings, Worker, pthread_mutex_t,
+    GUARD_OVER_NUMBER, GUARD_OVER_RATE, GUARD_PENDING, GUARD_THROTTLED, Bucket, Conn, ConnGuard, Guard, GuardEntry, GuardTable, Listener, Rates, Settings, Worker, pthread_mutex_t,
 )
 from mqttc.broker.stats cimport C_REFUSED_ADDRESS, C_REFUSED_PENDING, C_REFUSED_RATE, C_REFUSED_USER, C_SLOWED, C_THROTTLED, stat
 from mqttc.net.reactor cimport LINK_METERED, LINK_THROTTLED, link_unthrottle, reactor_link
@@ -26,6 +26,7 @@ cdef enum:
     EARLY_TLS = 40960                  # and with TLS beside that: about what OpenSSL takes during a handshake
     SLOW_MOST_MS = 10000               # for which a client is not read or written to at a time
     THROTTLE_TICK_MS = 20
+    EARLY_MOST_KIB = 65535
 
 
 # ---- buckets
@@ -162,6 +163,13 @@ cdef void key_of(GuardTable *table, const uint8_t *bytes, uint32_t n, uint64_t *
 
 # ---- connections
 
+cdef ConnGuard *guard_of(Conn *conn) noexcept nogil:
+    """NULL: no memory; then it goes uncounted."""
+    if conn.guard == NULL:
+        conn.guard = <ConnGuard *> mem_alloc_zeroed(1, sizeof(ConnGuard))
+    return conn.guard
+
+
 cdef uint8_t address_count(Worker *worker, Conn *conn, bint *far) noexcept nogil:
     cdef Settings *settings = &worker.engine.settings
     cdef GuardTable *table = &worker.engine.guard.addresses
@@ -171,7 +179,7 @@ cdef uint8_t address_count(Worker *worker, Conn *conn, bint *far) noexcept nogil
     cdef uint8_t reason = RC_SUCCESS
     cdef bint too_fast = False
     far[0] = False
-    if peer.family != 4 and peer.family != 6:
+    if (peer.family != 4 and peer.family != 6) or guard_of(conn) == NULL:
         return RC_SUCCESS
     key_of(table, peer.address, 16 if peer.family == 4 else 8, key)
     pthread_mutex_lock(&table.lock)
@@ -186,7 +194,7 @@ cdef uint8_t address_count(Worker *worker, Conn *conn, bint *far) noexcept nogil
             far[0] = entry.count // 2 > settings.max_connections_per_address
     pthread_mutex_unlock(&table.lock)
     far[0] |= too_fast
-    conn.address_entry = entry
+    conn.guard.address = entry
     if reason == RC_QUOTA_EXCEEDED:
         stat(&worker.stats, C_REFUSED_ADDRESS)
     elif reason != RC_SUCCESS:
@@ -219,6 +227,7 @@ cdef bint guard_accept(Worker *worker, Conn *conn, const char **why) noexcept no
     cdef Settings *settings = &worker.engine.settings
     cdef Guard *guard = &worker.engine.guard
     cdef Listener *listener = worker.engine.listeners[conn.link.listener]
+    cdef uint8_t reason = RC_SUCCESS
     cdef bint far = False
     if not pending_add(worker, conn):
         stat(&worker.stats, C_REFUSED_PENDING)
@@ -227,21 +236,27 @@ cdef bint guard_accept(Worker *worker, Conn *conn, const char **why) noexcept no
     if unlikely(settings.connect_rate != 0):
         pthread_mutex_lock(&guard.addresses.lock)
         if not rate_take(&guard.tokens, &guard.stamp_ms, worker.reactor.now_ms, settings.connect_rate, &far):
-            conn.refusal = RC_CONNECTION_RATE_EXCEEDED
+            reason = RC_CONNECTION_RATE_EXCEEDED
         pthread_mutex_unlock(&guard.addresses.lock)
-        if conn.refusal:
+        if reason != RC_SUCCESS:
             stat(&worker.stats, C_REFUSED_RATE)
-    if unlikely(addresses_count(settings)) and conn.refusal == RC_SUCCESS and not listener.proxied:
-        conn.refusal = address_count(worker, conn, &far)
+    if unlikely(addresses_count(settings)) and reason == RC_SUCCESS and not listener.proxied:
+        reason = address_count(worker, conn, &far)
     if far:
-        why[0] = "too many connections of this address" if conn.refusal == RC_QUOTA_EXCEEDED else "connections come too fast"
+        why[0] = "too many connections of this address" if reason == RC_QUOTA_EXCEEDED else "connections come too fast"
+    elif reason != RC_SUCCESS:
+        conn.guarded |= GUARD_OVER_NUMBER if reason == RC_QUOTA_EXCEEDED else GUARD_OVER_RATE
     return not far
 
 
-cdef uint8_t guard_address(Worker *worker, Conn *conn) noexcept nogil:
+cdef uint8_t guard_verdict(Worker *worker, Conn *conn) noexcept nogil:
     cdef bint far = False
-    if unlikely(addresses_count(&worker.engine.settings)) and worker.engine.listeners[conn.link.listener].proxied and conn.address_entry == NULL:
-        return address_count(worker, conn, &far)
+    if conn.guarded & GUARD_OVER_NUMBER:
+        return RC_QUOTA_EXCEEDED
+    if conn.guarded & GUARD_OVER_RATE:
+        return RC_CONNECTION_RATE_EXCEEDED
+    if unlikely(addresses_count(&worker.engine.settings)) and worker.engine.listeners[conn.link.listener].proxied:
+        return address_count(worker, conn, &far)    # behind a proxy the address is known only now
     return RC_SUCCESS
 
 
@@ -251,32 +266,34 @@ cdef uint8_t guard_user(Worker *worker, Conn *conn, Span user, const Conn *loser
     cdef GuardEntry *entry
     cdef uint64_t key[2]
     cdef bint full
-    if settings.max_connections_per_user == 0 or user.n == 0:
+    if settings.max_connections_per_user == 0 or user.n == 0 or guard_of(conn) == NULL:
         return RC_SUCCESS
     key_of(table, user.p, user.n, key)
     pthread_mutex_lock(&table.lock)
     entry = entry_of(table, key, worker.reactor.now_ms, 0)
-    full = entry == NULL or entry.count - (loser != NULL and loser.user_entry == entry) > settings.max_connections_per_user
+    full = entry == NULL or entry.count - (loser != NULL and loser.guard != NULL and loser.guard.user == entry) > settings.max_connections_per_user
     pthread_mutex_unlock(&table.lock)
     if full:
         if entry != NULL:
             entry_leave(table, entry, 0)
         stat(&worker.stats, C_REFUSED_USER)
         return RC_QUOTA_EXCEEDED
-    conn.user_entry = entry
+    conn.guard.user = entry
     return RC_SUCCESS
 
 
 cdef bint guard_early(Worker *worker, Conn *conn, uint32_t bytes) noexcept nogil:
     cdef uint64_t limit = worker.engine.settings.max_unauthenticated_bytes
-    cdef uint32_t more
+    cdef uint32_t kib, more
     if not conn.guarded & GUARD_PENDING:
         return True
-    bytes += early_base(worker, worker.engine.listeners[conn.link.listener])
-    if bytes <= conn.early_bytes:
+    kib = (bytes + early_base(worker, worker.engine.listeners[conn.link.listener]) + 1023) // 1024
+    if kib > EARLY_MOST_KIB:
+        kib = EARLY_MOST_KIB
+    if kib <= conn.early_kib:
         return True
-    more = bytes - conn.early_bytes
-    conn.early_bytes = bytes
+    more = (kib - conn.early_kib) * 1024
+    conn.early_kib = <uint16_t> kib
     return atomic_add_u64_relaxed(&worker.engine.guard.early_bytes, more) + more <= limit or limit == 0
 
 
@@ -284,22 +301,24 @@ cdef void guard_settle(Worker *worker, Conn *conn) noexcept nogil:
     if conn.guarded & GUARD_PENDING:
         conn.guarded &= ~<uint8_t> GUARD_PENDING
         atomic_add_u32_relaxed(&worker.engine.guard.pending, <uint32_t> -1)
-        atomic_add_u64_relaxed(&worker.engine.guard.early_bytes, <uint64_t> 0 - conn.early_bytes)
-        conn.early_bytes = 0
+        atomic_add_u64_relaxed(&worker.engine.guard.early_bytes, <uint64_t> 0 - <uint64_t> conn.early_kib * 1024)
+        conn.early_kib = 0
 
 
-cdef void guard_entry_leave(Worker *worker, GuardEntry *entry) noexcept nogil:
-    if entry != NULL:
-        entry_leave(&worker.engine.guard.addresses, entry, worker.engine.settings.connect_rate_per_address)
+cdef void guard_free_of(Worker *worker, ConnGuard *guard) noexcept nogil:
+    if guard == NULL:
+        return
+    if guard.address != NULL:
+        entry_leave(&worker.engine.guard.addresses, guard.address, worker.engine.settings.connect_rate_per_address)
+    if guard.user != NULL:
+        entry_leave(&worker.engine.guard.users, guard.user, 0)
+    mem_free(guard)
 
 
 cdef void guard_leave(Worker *worker, Conn *conn) noexcept nogil:
     guard_settle(worker, conn)
-    guard_entry_leave(worker, conn.address_entry)
-    conn.address_entry = NULL
-    if conn.user_entry != NULL:
-        entry_leave(&worker.engine.guard.users, conn.user_entry, 0)
-        conn.user_entry = NULL
+    guard_free_of(worker, conn.guard)
+    conn.guard = NULL
 
 
 # ---- rates
@@ -314,14 +333,13 @@ cdef bint rates_start(Worker *worker, Conn *conn) noexcept nogil:
     cdef int64_t now_ms = worker.reactor.now_ms
     if not (settings.max_message_rate or settings.max_byte_rate or settings.max_message_rate_out or settings.max_byte_rate_out):
         return True
-    if conn.rates == NULL:
-        conn.rates = <Rates *> mem_alloc_zeroed(1, sizeof(Rates))
-        if conn.rates == NULL:
-            return False
-    bucket_fill(&conn.rates.messages_in, now_ms, settings.max_message_rate)
-    bucket_fill(&conn.rates.bytes_in, now_ms, settings.max_byte_rate)
-    bucket_fill(&conn.rates.messages_out, now_ms, settings.max_message_rate_out)
-    bucket_fill(&conn.rates.bytes_out, now_ms, settings.max_byte_rate_out)
+    if guard_of(conn) == NULL:
+        return False
+    conn.guard.rated = True
+    bucket_fill(&conn.guard.rates.messages_in, now_ms, settings.max_message_rate)
+    bucket_fill(&conn.guard.rates.bytes_in, now_ms, settings.max_byte_rate)
+    bucket_fill(&conn.guard.rates.messages_out, now_ms, settings.max_message_rate_out)
+    bucket_fill(&conn.guard.rates.bytes_out, now_ms, settings.max_byte_rate_out)
     if settings.max_message_rate_out or settings.max_byte_rate_out:
         conn.link.flags |= LINK_METERED
     return True
@@ -343,7 +361,7 @@ cdef uint32_t bucket_spend(Bucket *bucket, int64_t now_ms, uint32_t rate, uint64
 
 cdef uint32_t rates_received(Worker *worker, Conn *conn, uint32_t messages, uint64_t bytes) noexcept nogil:
     cdef Settings *settings = &worker.engine.settings
-    cdef Rates *rates = conn.rates
+    cdef Rates *rates = &conn.guard.rates
     cdef int64_t now_ms = worker.reactor.now_ms
     cdef bint idle = True
     cdef uint32_t wait = bucket_spend(&rates.messages_in, now_ms, settings.max_message_rate, messages, &idle)
@@ -359,19 +377,21 @@ cdef uint32_t rates_received(Worker *worker, Conn *conn, uint32_t messages, uint
     return wait
 
 
-cdef bint rates_exhausted(Worker *worker, const Rates *rates) noexcept nogil:
+cdef bint rates_exhausted(Worker *worker, const Conn *conn) noexcept nogil:
+    cdef const Rates *rates = &conn.guard.rates
     cdef uint32_t patience = worker.engine.settings.rate_patience_ms
     return patience != 0 and rates.over_since_ms != 0 and worker.reactor.now_ms - rates.over_since_ms >= patience
 
 
 cdef void rates_flushed(Worker *worker, Conn *conn, uint64_t bytes) noexcept nogil:
     cdef Settings *settings = &worker.engine.settings
-    cdef Rates *rates = conn.rates
+    cdef Rates *rates
     cdef uint64_t *place
     cdef bint idle = True
     cdef uint32_t wait, wait_bytes
-    if rates == NULL:
+    if conn.guard == NULL or not conn.guard.rated:
         return
+    rates = &conn.guard.rates
     wait = bucket_spend(&rates.messages_out, worker.reactor.now_ms, settings.max_message_rate_out, rates.sent, &idle)
     wait_bytes = bucket_spend(&rates.bytes_out, worker.reactor.now_ms, settings.max_byte_rate_out, bytes, &idle)
     rates.sent = 0
@@ -403,9 +423,9 @@ cdef void rates_release(Worker *worker) noexcept nogil:
     while i < worker.throttled.count:
         token = (<uint64_t *> vec_at(&worker.throttled, i))[0]
         conn = <Conn *> reactor_link(worker.reactor, <uint32_t> token, <uint32_t> (token >> 32))
-        if conn != NULL and conn.rates != NULL and (
-            bucket_owes(&conn.rates.messages_out, worker.reactor.now_ms, settings.max_message_rate_out)
-            or bucket_owes(&conn.rates.bytes_out, worker.reactor.now_ms, settings.max_byte_rate_out)
+        if conn != NULL and conn.guard != NULL and (
+            bucket_owes(&conn.guard.rates.messages_out, worker.reactor.now_ms, settings.max_message_rate_out)
+            or bucket_owes(&conn.guard.rates.bytes_out, worker.reactor.now_ms, settings.max_byte_rate_out)
         ):
             i += 1
             continue

@@ -131,6 +131,7 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
         mem_free(adopt.auth_data)
         grant_drop(adopt.grant)
         mem_free(adopt.user)
+        mem_free(adopt.guard)
     elif mail.kind == MAIL_GROUP:
         group = <GroupMail *> mail
         if group.msg != NULL:

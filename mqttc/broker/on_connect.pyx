@@ -9,7 +9,7 @@ from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, ato
 from mqttc.broker.acl cimport grant_drop, grant_share
 from mqttc.broker.admit cimport admit_again, admit_begin, admit_rights
 from mqttc.broker.gate cimport gate_ask
-from mqttc.broker.guard cimport guard_address, guard_early, guard_entry_leave, guard_settle, guard_user, rates_start
+from mqttc.broker.guard cimport guard_early, guard_free_of, guard_settle, guard_user, guard_verdict, rates_start
 from mqttc.broker.mail cimport post
 from mqttc.broker.overload cimport worker_busy
 from mqttc.broker.presence cimport session_finish, session_offline, session_online, session_rejoin, session_timer, will_free
@@ -161,7 +161,7 @@ cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8
     if listener.server_reference != NULL:                       # [MQTT-4.13.2]
         refuse_connect(worker, conn, conn.dialect.level, RC_USE_ANOTHER_SERVER, span_make(listener.server_reference, listener.server_reference_bytes), nothing())
         return False
-    reason = conn.refusal if conn.refusal else guard_address(worker, conn)
+    reason = guard_verdict(worker, conn)
     if reason == RC_SUCCESS:
         reason = connect_verdict(worker, conn, &packet)
     if reason == RC_SUCCESS:
@@ -366,10 +366,10 @@ cdef bint connect_admit(
     mail.ends_ms = conn.ends_ms
     conn.user = NULL
     guard_settle(worker, conn)
-    mail.address_entry = conn.address_entry
-    conn.address_entry = NULL
+    mail.guard = conn.guard
+    conn.guard = NULL
     if link_detach(worker.reactor, &conn.link, rest, rest_bytes, &mail.parcel) != ST_OK:
-        conn.address_entry = mail.address_entry
+        conn.guard = mail.guard
         mem_free(mail.auth_data)
         grant_drop(mail.grant)
         mem_free(mail.user)
@@ -390,13 +390,13 @@ cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil:
         mail.parcel.transport.ops.close(&mail.parcel.transport)
         mem_free(mail.parcel.leftover)
         mem_free(mail.user)
-        guard_entry_leave(worker, mail.address_entry)
+        guard_free_of(worker, mail.guard)
         atomic_add_u32_relaxed(&worker.engine.connections, <uint32_t> -1)
         atomic_add_u32_relaxed(&worker.engine.listeners[mail.parcel.listener].open_count, <uint32_t> -1)
         return
     conn_init(worker, conn)
     conn.flags |= CONN_COUNTED          # by the worker that accepted it
-    conn.address_entry = mail.address_entry
+    conn.guard = mail.guard
     conn.user = mail.user
     conn.user_bytes = mail.user_bytes
     conn.ends_ms = mail.ends_ms

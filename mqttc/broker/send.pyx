@@ -120,8 +120,8 @@ cdef bint send_parts(Worker *worker, Conn *conn, PublishParts *parts) noexcept n
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
     encode_publish(conn.dialect, parts, out)
-    if unlikely(conn.rates != NULL):
-        conn.rates.sent += 1
+    if unlikely(conn.guard != NULL):
+        conn.guard.rates.sent += 1
     link_dirty(worker.reactor, &conn.link)
     stat(&worker.stats, C_MESSAGES_OUT)
     stat(&worker.stats, C_SENT + PUBLISH)

@@ -181,10 +181,18 @@ cdef struct Rates:                     # of a connection
     int64_t over_since_ms              # 0: it is within its rates
     uint32_t sent                      # messages appended to the output since it was flushed last
 
+cdef struct ConnGuard:                 # of a connection that is counted, or has rates
+    GuardEntry *address                # counts it; NULL: none
+    GuardEntry *user
+    bint rated
+    Rates rates                        # where rated
+
 cdef enum GuardFlag:
     GUARD_PENDING = 1                  # in guard.pending
     GUARD_YIELDED = 2                  # in worker.yielded
     GUARD_THROTTLED = 4                # in worker.throttled
+    GUARD_OVER_NUMBER = 8              # decided when it was accepted, told when its version is known
+    GUARD_OVER_RATE = 16
 
 # ---- messages on their way to a client
 
@@ -358,7 +366,6 @@ cdef struct Conn:
     Route *last_route                  # counted: of the last topic published here
     AliasesIn *aliases_in
     AliasesOut *aliases_out
-    Rates *rates                       # owned; NULL: there are none
     PendingConnect *pending
     Conn *partner                      # the other end of a tunnel, on this worker
     uint8_t *auth_method               # owned: of the enhanced authentication in use
@@ -387,12 +394,10 @@ cdef struct Conn:
     uint8_t keep_will                  # the will goes out at the end (no clean DISCONNECT)
     uint8_t layout                     # dialect.layout, at hand for the fan-out
     uint8_t permit                     # PublishPermit of last_route's topic
-    uint32_t permit_epoch              # under this rights_epoch of the session
     uint8_t guarded                    # GuardFlag
-    uint8_t refusal                    # decided when it was accepted, told when its version is known; RC_SUCCESS: none
-    uint32_t early_bytes               # its part of guard.early_bytes
-    GuardEntry *address_entry          # counts it; NULL: none
-    GuardEntry *user_entry
+    uint16_t early_kib                 # its part of guard.early_bytes
+    uint32_t permit_epoch              # of permit: under this rights_epoch of the session
+    ConnGuard *guard                   # owned; NULL: it is counted nowhere and has no rates
 
 # ---- in-process clients: the program around the broker publishes and subscribes through them
 
@@ -475,7 +480,7 @@ cdef struct AdoptMail:
     uint8_t checked
     uint8_t *auth_data                 # owned: for CONNACK
     uint8_t *user                      # owned: Conn.user
-    GuardEntry *address_entry          # Conn.address_entry
+    ConnGuard *guard                   # Conn.guard
     int64_t ends_ms                    # Conn.ends_ms
     uint32_t auth_data_bytes
     uint16_t user_bytes

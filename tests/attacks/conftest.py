@@ -1,4 +1,4 @@
-"""Brokers that are attacked, and bystanders that must not notice: each attack runs while clients of every worker measure their own round trips."""
+"""Brokers that are attacked, and bystanders that must not notice: clients that measure their own round trips meanwhile."""
 
 from __future__ import annotations
 

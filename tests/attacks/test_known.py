@@ -186,7 +186,7 @@ def test_plus_explosion_from_many_sessions(make: Make) -> None:
 
 @pytest.mark.parametrize("version", [4, 5])
 def test_good_filters_and_then_a_bad_one(make: Make, version: int) -> None:
-    """A SUBSCRIBE that breaks the protocol in its last filter is refused whole: nothing of it is in force, in sessions that stay neither."""
+    """A SUBSCRIBE that breaks the protocol in its last filter is refused whole: nothing of it is in force, nor in sessions that stay."""
     bench = make()
     good = [(f"good/{i}", 1) for i in range(500)]
     bad = [string(b"\xed\xa0\x80") + b"\0", string("a") + b"\x83", string("cut")[:3]]
@@ -426,7 +426,7 @@ def test_ill_formed_strings_everywhere(make: Make, version: int) -> None:
 
 
 def test_client_ids_and_topics_that_would_collide(make: Make) -> None:
-    """Thousands of names that collide under usual hashes (equal sums, equal ends, equal starts): ours is seeded for each process, so that they spread."""
+    """Thousands of names that collide under a usual hash: ours is seeded for each process, so that they spread."""
     bench = make()
     names = ["".join(pair) for pair in itertools.islice(itertools.product(("Aa", "BB"), repeat=12), 3000)]  # equal under h = 31 h + c
     peer = bench(5)
@@ -445,7 +445,10 @@ FIELD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"(?:\.\.\.)?|[^" ]*)')
 FIELDS = re.compile(rf"(?:{FIELD.pattern})*")
 
 
-@pytest.mark.parametrize("attack", ["x\n2026-01-01 INFO connected client_id=root", "x\x1b[2J\x1b]0;owned\x07", "x\r\nx", 'a" reason=0x00 "b', "x\x85\u2028\u202ey"])
+@pytest.mark.parametrize(
+    "attack",
+    ["x\n2026-01-01 INFO connected client_id=root", "x\x1b[2J\x1b]0;owned\x07", "x\r\nx", 'a" reason=0x00 "b', "x\x85\u2028\u202ey"],
+)
 def test_log_injection(make: Make, attack: str) -> None:
     """Neither a client id nor a topic can end a line, forge a field, or steer a terminal."""
     bench = make(limits={"max_retained_messages": 1})

@@ -35,7 +35,11 @@ def test_every_attack_of_this_folder_is_in_the_table() -> None:
 def test_limits_and_counters_exist() -> None:
     operations = (ROOT / "docs" / "operations.md").read_text()
     for attack, limits, counters, _ in rows():
-        assert [name for name in re.findall(r"`(max_\w+|turn_\w+|connect_\w+|session_expiry|rate_\w+)`", limits) if name not in Limits.model_fields] == []
+        assert [
+            name
+            for name in re.findall(r"`(max_\w+|turn_\w+|connect_\w+|session_expiry|rate_\w+)`", limits)
+            if name not in Limits.model_fields
+        ] == []
         for name in re.findall(r"`(\w+)`", counters):
             family = re.sub(r"^(dropped|quic|connections_refused)_\w+", r"\1_*", name)
             assert f"`{name}`" in operations or f"`{family}`" in operations, f"{attack}: {name}"

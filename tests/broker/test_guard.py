@@ -1,4 +1,4 @@
-"""Limits that are counted across workers (connections of an address, of a user, those not accepted yet, wills, queues, memory), rates, and turns."""
+"""Limits that are counted across workers (connections by address, by user, not accepted yet; wills, queues, memory), rates, and turns."""
 
 from __future__ import annotations
 
@@ -286,13 +286,13 @@ def test_keep_alive_stands_still_for_a_slowed_client(make: Make) -> None:
     """Who is not read cannot be late."""
     bench = make(limits={"max_message_rate": 1, "rate_patience": 0})
     peer = bench(5, keep_alive=2)
-    peer.send(*[publish_packet("t", b"x", 5)] * 3)
+    peer.send(*[publish_packet("t", b"x", 5)] * 4)
     for i in (1, 2):
         eventually(lambda i=i: bench.stat("clients_slowed") == i)
         bench.native.advance_clock(20)
     peer.ping()
     assert bench.stat("keep_alive_timeouts") == 0
-    assert bench.stat("packets_received_publish") == 3
+    assert bench.stat("packets_received_publish") == 4
 
 
 @pytest.mark.parametrize("limit", ["max_message_rate_out", "max_byte_rate_out"])
@@ -518,4 +518,5 @@ def test_the_largest_connect(make: Make) -> None:
     """The default of max_connect_packet is less than what all fields together may have; a larger one lets them pass."""
     bench = make(limits={"max_connect_packet": 1_000_000, "max_unauthenticated_bytes": 0x40000000})
     peer = bench.raw(5)
-    assert peer.connect("c" * 65535, username="u" * 65535, password=bytes(65535), will=Will("t", bytes(65535)), props=((SESSION_EXPIRY, 1),)).reason == 0
+    will, props = Will("t", bytes(65535)), ((SESSION_EXPIRY, 1),)
+    assert peer.connect("c" * 65535, username="u" * 65535, password=bytes(65535), will=will, props=props).reason == 0
