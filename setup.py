@@ -5,6 +5,7 @@ Compiler directives and compiler flags stand here and nowhere else. What the env
 ``MQTTC_ONLY=mqttc.base,mqttc.proto``  build only these modules and what is below them in the dotted name.
 ``MQTTC_DEBUG=1``                      -O0, debug information, assertions, ``MQTTC_DEBUG`` defined for C, nothing stripped.
 ``MQTTC_SANITIZE=address|thread``      address (with undefined behaviour) or thread sanitizer; ``tools/dev.py`` does this in a tree copy.
+``MQTTC_SANITIZE=fuzz``                the former with libFuzzer's counters, by clang; ``tools/fuzz.py`` does this in a tree copy.
 ``MQTTC_FACES=1``                      also build the test-only modules ``tests.face.*``, the kqueue poller over a stand-in header too.
 ``MQTTC_ANNOTATE=1``                   write Cython's annotated HTML next to the C files under ``build/c``.
 ``MQTTC_JOBS=n``                       parallel jobs; by default one per core.
@@ -126,9 +127,16 @@ def compiler_flags(kind: str) -> tuple[list[str], list[str]]:
         what = {
             "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
             "thread": ["-fsanitize=thread"],
+            # An offset of 0 from NULL, as empty spans have it, is well-defined since C2y, and was everywhere before.
+            "fuzz": [
+                "-fsanitize=address,undefined,fuzzer-no-link",
+                "-fno-sanitize=pointer-overflow",
+                "-fno-sanitize-recover=undefined",
+                "-shared-libsan",
+            ],
         }.get(sanitize)
         if what is None:
-            raise SystemExit(f"MQTTC_SANITIZE={sanitize}: must be address or thread")
+            raise SystemExit(f"MQTTC_SANITIZE={sanitize}: must be address, thread or fuzz")
         compile_flags += ["-O1", "-g", "-fno-omit-frame-pointer", "-DMQTTC_DEBUG=1", *what]
         link_flags += what
     elif flag("MQTTC_DEBUG"):

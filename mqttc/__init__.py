@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mqttc.config import ConfigError as ConfigError
     from mqttc.errors import BrokerError as BrokerError
     from mqttc.errors import MqttError as MqttError
+    from mqttc.hooks import Hooks as Hooks
     from mqttc.listen import ListenError as ListenError
     from mqttc.server import Broker as Broker
 
@@ -29,6 +30,7 @@ _HOMES = {
     "Client": "mqttc.client",
     "Config": "mqttc.config",
     "ConfigError": "mqttc.config",
+    "Hooks": "mqttc.hooks",
     "ListenError": "mqttc.listen",
     "MqttError": "mqttc.errors",
     "SyncClient": "mqttc.client",
@@ -42,6 +44,7 @@ __all__ = [
     "Client",
     "Config",
     "ConfigError",
+    "Hooks",
     "ListenError",
     "MqttError",
     "SyncClient",

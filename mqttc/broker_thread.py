@@ -18,6 +18,7 @@ from mqttc.embed.message import Message, Payload, Published
 from mqttc.embed.publisher import Publisher
 from mqttc.embed.subscription import Callback, Subscription
 from mqttc.errors import ClosedError
+from mqttc.hooks import Hooks
 from mqttc.server import Broker, Reload
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ BATCH: Final = 100
 """Messages or events that change threads at a time."""
 
 T = TypeVar("T")
+
+
+async def _running_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
 
 
 class Source(Protocol[T]):
@@ -174,9 +179,11 @@ class BrokerThread:
         *,
         authenticator: Authenticator | None = None,
         clock: VirtualClock | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
-        self.broker = Broker(config, authenticator=authenticator, clock=clock)
+        self.broker = Broker(config, authenticator=authenticator, clock=clock, hooks=hooks)
         """The broker itself, whose other methods may be called from any thread too."""
+        self._has_hooks = hooks is not None
         self._thread = LoopThread("broker thread")
 
     @property
@@ -193,9 +200,18 @@ class BrokerThread:
         return self.broker.urls
 
     def start(self) -> None:
-        """See ``Broker.start``."""
-        self.broker.start()
-        self._thread = LoopThread("broker thread")
+        """See ``Broker.start``. Hooks that are coroutine functions run in the broker's thread, if they were not given a loop."""
+        if not self._has_hooks:
+            self.broker.start()
+            self._thread = LoopThread("broker thread")
+            return
+        thread = LoopThread("broker thread")
+        try:
+            self.broker._start(thread.call(_running_loop()))
+        except BaseException:
+            thread.stop()
+            raise
+        self._thread = thread
 
     def stop(self, timeout: float | None = None) -> bool:
         """See ``Broker.stop``. Who still iterates over messages comes to the end."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
@@ -106,7 +106,9 @@ class UnixAddress:
     abstract: bool
 
     def url(self) -> str:
-        return f"unix://@{self.path}" if self.abstract else f"unix://{self.path}"
+        """As ``parse_url`` reads it: what ends or hides a path stands percent-encoded."""
+        path = "".join(quote(one, errors="surrogateescape") if one in " %?" or not one.isprintable() else one for one in self.path)
+        return f"unix://@{path}" if self.abstract else f"unix://{path}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from mqttc.auth.rules import RulesInForce
 from mqttc.auth.static import StaticAuthenticator
 from mqttc.config import Config, ConfigError
 from mqttc.embed.hub import Hub
+from mqttc.hook_runner import QUESTION_PUBLISH, HookRunner
 from mqttc.listen import Served
 from mqttc.tls import ListenerFiles
 
@@ -46,6 +47,7 @@ class Control:
         authenticator: Authenticator | None,
         status: Callable[[], Mapping[str, int]],
         rules: RulesInForce | None = None,
+        hooks: HookRunner | None = None,
     ) -> None:
         self._engine = engine
         self._hub = hub
@@ -55,6 +57,7 @@ class Control:
         self._config = config
         self._status = status
         self._rules = rules
+        self._hooks = hooks
         self._auth_timeout_s = config.limits.auth_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._chain: ChainAuthenticator | None = None
@@ -113,20 +116,25 @@ class Control:
     def _forget(self) -> None:
         """Any thread."""
         chain = self._chain
+        asks_hooks = self._hooks is not None and self._hooks.asks_at_connect  # some may be about certain clients only
         if chain is not None:
-            self._engine.verdicts(on=True, client_id=chain.depends_on_client_id, address=chain.depends_on_address)
+            self._engine.verdicts(on=True, client_id=asks_hooks or chain.depends_on_client_id, address=chain.depends_on_address)
         else:
             every = not isinstance(self._authenticator, StaticAuthenticator)  # a program's own may look at whatever it is told
-            self._engine.verdicts(on=True, client_id=every, address=every)
+            self._engine.verdicts(on=True, client_id=asks_hooks or every, address=every)
 
     def stats(self) -> dict[str, int]:
         """Of authentication, HTTP and QUIC. Any thread."""
         chain, roads = self._chain, self._roads
         found = {} if chain is None else chain.stats()
+        if self._hooks is not None:
+            found |= self._hooks.stats()
         return self._last_stats | found if roads is None else found | roads.stats()
 
     def begin_stop(self) -> None:
         """HTTP clients are told, and their connections end as soon as the engine has ended what they carry."""
+        if self._hooks is not None:
+            self._hooks.begin_stop()
         if self._loop is not None and self._http_ends is not None:
             self._loop.call_soon_threadsafe(self._http_ends.set)
 
@@ -141,6 +149,7 @@ class Control:
         self._files = ()  # what it was given is free when the broker has stopped, not when cycles are collected
         self._watching = None
         self._chain = None
+        self._hooks = None
         self._status = dict
 
     def _run(self) -> None:
@@ -159,6 +168,9 @@ class Control:
             from mqttc.roads import Roads  # late: brokers without these listeners need none of it
 
             self._roads = Roads(loop, self._engine, self._served, self._quic, self._config, self._status)
+        if self._hooks is not None:
+            self._hooks.start()
+            self._hooks.forget = self._forget
         await self._exchange(self._authenticator)
         loop.add_reader(self._engine.event_fd, self._drain)
         loop.add_reader(self._hub.port.fd, self._hub.drain)
@@ -181,6 +193,8 @@ class Control:
         for decision in self._decisions:
             decision.cancel()
         await asyncio.gather(*self._decisions, return_exceptions=True)
+        if self._hooks is not None:
+            await self._hooks.close()
         if self._chain is not None:
             await self._chain.close()
 
@@ -222,6 +236,10 @@ class Control:
         for event in events:
             if isinstance(event, native.Question) and event.kind == _QUESTION_HEAD and self._roads is not None:
                 self._roads.head(event)
+            elif isinstance(event, native.Question) and event.kind >= QUESTION_PUBLISH:
+                assert self._hooks is not None
+                served = self._served.get(event.listener)
+                self._hooks.ask(event, "" if served is None else served.name, "" if served is None else served.listener.scheme)
             elif isinstance(event, native.Question):
                 decision = asyncio.ensure_future(self._decide(event))
                 self._decisions.add(decision)
@@ -265,7 +283,8 @@ class Control:
         deadline = asyncio.timeout(self._auth_timeout_s)
         try:
             async with deadline:
-                verdict = await self._authenticator.authenticate(request)
+                asked, hooks = self._authenticator, self._hooks
+                verdict = await (asked.authenticate(request) if hooks is None else hooks.decide(request, asked))
             given = verdict.grant
             if verdict.username is not None and (request.is_auth or verdict.username != request.username):
                 given = given or Grant()

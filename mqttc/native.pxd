@@ -12,6 +12,7 @@ cdef class Engine:
     cdef readonly bint stopped
     cdef Recovery recovery
     cdef uint64_t adopted               # connections, so that workers take turns
+    cdef set hooked                     # filters of on_publish hooks, as they stand in the tree
     cdef int inside                     # threads that are in the engine without the GIL
     cdef double started_at              # time.monotonic
     cdef object store                   # the path of its file; None: there is none

@@ -4,7 +4,7 @@ Everything here may be called from any Python thread unless a line says otherwis
 takes the GIL: what a worker has to tell waits in a ring and makes ``Engine.event_fd`` readable.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 EVENT_NAMES: Final[tuple[str, ...]]
@@ -30,11 +30,12 @@ class LogEvent:
 
 class Question:
     """What waits, its connection parked: a CONNECT or AUTH for ``Engine.answer``, an HTTP request for ``upgrade``,
-    ``respond`` or ``splice``."""
+    ``respond`` or ``splice``, a PUBLISH or SUBSCRIBE for ``answer_hook``."""
 
     id: Final[int]
     kind: Final[int]
-    """0 CONNECT, 1 AUTH, 2 an HTTP request, of which only ``head`` and what is said of the peer are there."""
+    """0 CONNECT, 1 AUTH, 2 an HTTP request, of which only ``head`` and what is said of the peer are there; for hooks 3 PUBLISH,
+    4 SUBSCRIBE, 5 PUBLISH of an in-process client."""
     listener: Final[int]
     peer: Final[str]
     client_id: Final[str]
@@ -55,6 +56,16 @@ class Question:
     """Of a certificate that a trusted proxy has verified (PROXY protocol version 2)."""
     head: Final[bytes | None]
     """The head of the request with its empty line; of HTTP/2 the first 18 bytes of its preface."""
+    topic: Final[str]
+    """Of PUBLISH, its alias resolved."""
+    payload: Final[bytes]
+    """Of PUBLISH; of SUBSCRIBE its filters with their options, as received."""
+    properties: Final[bytes]
+    """Of PUBLISH, what is forwarded."""
+    message_expiry: Final[int | None]
+    """Of PUBLISH, seconds."""
+    flags: Final[int]
+    """Of PUBLISH, the low four bits of its first byte."""
     remote: Final[bool]
     """A proxy or a web page from elsewhere has made the connection: no program of this machine, whatever ``peer`` says."""
 
@@ -126,7 +137,7 @@ class Engine:
 
         ``family``: 0 TCP, 1 Unix. ``anonymous``: 0 deny, 1 allow, 2 loopback only (a Unix socket is
         loopback). ``auth``: 0 the ``anonymous`` rule decides about every CONNECT, 1 a CONNECT with
-        credentials or an authentication method becomes a ``Question``.
+        credentials or an authentication method becomes a ``Question``, 2 every one does.
         If it raises, the descriptor still belongs to the caller.
         """
 
@@ -211,6 +222,21 @@ class Engine:
         A question whose deadline passed or whose connection is gone is ignored.
         """
 
+    def hooks(self, *, publish: Iterable[str] = (), subscribe: bool = False, allow: bool = False) -> None:
+        """From now on ask about messages whose topic one of these filters matches, and about every SUBSCRIBE, in place of what was
+        asked about before.
+
+        Questions are of the kinds 3 (PUBLISH), 4 (SUBSCRIBE) and 5 (PUBLISH of an in-process client). ``allow``: what cannot be asked
+        about, because too many questions are open, passes; else it is refused. ``ValueError``: no topic filter. Callers take turns.
+        """
+    def answer_hook(self, question: int, verdict: int, reason_code: int = 0, data: bytes = b"", *, inside: bool = False) -> None:
+        """What becomes of a PUBLISH or SUBSCRIBE; any thread. An answer that comes too late is nobody's.
+
+        ``verdict``: 0 as it came; 1 ``data`` instead: a PUBLISH of MQTT 5.0, or for each filter of SUBSCRIBE a reason code (below 0x80:
+        it is subscribed to), options, length (two bytes) and filter; 2 refuse a PUBLISH with ``reason_code``, below 0x80: acknowledge
+        it only.
+        ``inside``: the question was of kind 5.
+        """
     def upgrade(self, question: int, response: bytes, *, peer: str | None = None, remote: bool = False) -> None:
         """The HTTP connection gets this response (101) and becomes a WebSocket.
 

@@ -11,21 +11,23 @@ from libc.string cimport memcpy, memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free, mem_freed, mem_made
 from mqttc.base.logring cimport LogRecord, logring_drain_wake, logring_dropped, logring_fd, logring_pop, logring_wake
-from mqttc.base.types cimport Span, atomic_load_u32_relaxed, atomic_load_u64_relaxed, span_make
+from mqttc.base.types cimport Span, atomic_load_u32_relaxed, atomic_load_u64_relaxed, atomic_store_u32_relaxed, span_make
 from mqttc.broker.acl cimport (
     ACL_PUBLISH, ACL_RECEIVE, ACL_RETAIN, ACL_SUBSCRIBE, ACL_WILL, Acl, Grant, acl_build, acl_drop, acl_live, grant_build, grant_drop,
 )
-from mqttc.broker.gate cimport gate_answer, gate_answer_head, gate_take
+from mqttc.broker.gate cimport gate_answer, gate_answer_head, gate_answer_hook, gate_take
 from mqttc.broker.handle cimport handle_make
 from mqttc.broker.journal cimport Journal, journal_open
 from mqttc.broker.overload cimport engine_memory
 from mqttc.broker.recover cimport engine_recover
 from mqttc.broker.rights cimport AclDecision, Rights, rights_allow, rights_build, rights_free, rights_own
-from mqttc.broker.routes cimport DurableFilter, routes_live, subscription_ids_live
+from mqttc.broker.routes cimport HOOKS_WORKER, DurableFilter, routes_live, subscription_ids_live
 from mqttc.broker.state cimport (
-    HEAD_RESPOND, HEAD_SPLICE, HEAD_UPGRADE, Engine as NativeEngine, Listener, Question as NativeQuestion, Settings, Worker,
+    HEAD_RESPOND, HEAD_SPLICE, HEAD_UPGRADE, HOOKS_ALLOW, HOOKS_PUBLISH, HOOKS_SUBSCRIBE, QUESTION_PUBLISH, Engine as NativeEngine, Listener, Question as NativeQuestion,
+    Settings, Worker,
 )
 from mqttc.broker.stats cimport C_COUNT
+from mqttc.broker.trie cimport trie_subscribe, trie_unsubscribe
 from mqttc.broker.verdicts cimport VERDICT_ADDRESS, VERDICT_CLIENT_ID, VERDICT_ON, verdicts_configure
 from mqttc.broker.worker cimport (
     engine_abandon, engine_acl, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_hold, engine_listen, engine_start, engine_stop,
@@ -40,6 +42,7 @@ from mqttc.net.tls_context cimport TlsCertificate, TlsFailure, TlsStats
 from mqttc.net.transport cimport PROOF_CERTIFICATE, PROOF_KEY_NAME
 from mqttc.net.vouched cimport Proofs, vouched_live
 from mqttc.net.ws cimport ws_live
+from mqttc.proto.topic cimport filter_check
 
 # In the order of report.LogEvent.
 EVENT_NAMES = (
@@ -66,6 +69,7 @@ cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_N
     "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "dropped_overload", "rejected_by_client", "publishers_braked", "mail_sent", "journal_notes_lost", "journal_refused",
     "websockets_upgraded", "http_requests_refused", "http_connections_spliced", "events_lost",
     "denied_publish", "denied_retain", "denied_will", "denied_subscribe", "denied_receive", "denied_client_id", "unsafe_name_denials", "grants_expired",
+    "hook_questions", "hooks_unasked", "hooks_abandoned",
 )
 assert len(COUNTER_NAMES) == C_COUNT
 
@@ -137,6 +141,11 @@ cdef class Question:
     cdef readonly object key_name
     cdef readonly object common_name
     cdef readonly object head
+    cdef readonly str topic
+    cdef readonly bytes payload
+    cdef readonly bytes properties
+    cdef readonly object message_expiry
+    cdef readonly int flags
     cdef readonly bint remote
 
     def __repr__(self):
@@ -175,6 +184,12 @@ cdef Question question(const NativeQuestion *native):
     made.common_name = span_text(native.common_name) if native.common_name.p != NULL else None
     made.remote = native.remote
     made.head = span_bytes(native.head) if native.head.p != NULL else None
+    if native.kind >= QUESTION_PUBLISH:
+        made.topic = span_text(native.topic)
+        made.payload = span_bytes(native.payload)
+        made.properties = span_bytes(native.properties)
+        made.message_expiry = native.message_expiry if native.has_expiry else None
+        made.flags = native.flags
     return made
 
 
@@ -507,8 +522,8 @@ cdef class Engine:
         cdef list networks = None if proxies is None else [ipaddress.ip_network(network, strict=False) for network in proxies]
         if self.started:
             raise RuntimeError("listeners are added before start")
-        if not 0 <= maximum_qos <= 2 or not 0 <= anonymous <= 2 or max_connections < 0:
-            raise ValueError("maximum_qos and anonymous are 0, 1 or 2; max_connections is not negative")
+        if not 0 <= maximum_qos <= 2 or not 0 <= anonymous <= 2 or not 0 <= auth <= 2 or max_connections < 0:
+            raise ValueError("maximum_qos, anonymous and auth are 0, 1 or 2; max_connections is not negative")
         listener = <Listener *> mem_alloc_zeroed(1, sizeof(Listener))
         if listener == NULL:
             raise MemoryError()
@@ -533,7 +548,7 @@ cdef class Engine:
         listener.unix_socket = family == 1
         listener.maximum_qos = <uint8_t> maximum_qos
         listener.anonymous = <uint8_t> anonymous
-        listener.ask_gate = auth != 0
+        listener.ask_gate = <uint8_t> auth
         listener.max_connections = <uint32_t> max_connections
         listener.tcp_user_timeout_ms = tcp_user_timeout_ms
         listener.keepalive_idle_s = keepalive_idle_s
@@ -801,6 +816,38 @@ cdef class Engine:
         ) != 0:
             raise MemoryError()
         return 0
+
+    def hooks(self, *, publish=(), bint subscribe=False, bint allow=False):
+        cdef NativeEngine *engine = self.alive()
+        cdef uint64_t handle = handle_make(<uint16_t> HOOKS_WORKER, 0, 1)
+        cdef uint32_t bits = HOOKS_SUBSCRIBE * subscribe | HOOKS_ALLOW * allow
+        cdef bint existed = False
+        cdef Span filter
+        cdef set wanted = {text.encode() for text in publish}
+        cdef bytes text_bytes
+        for text_bytes in wanted:
+            filter = span_of(text_bytes)
+            if not filter_check(filter) or trie_subscribe(engine.trie, filter, handle, 0, 0, &existed) != 0:
+                raise ValueError(f"not a topic filter for a hook: {text_bytes.decode()!r}")
+        # A topic may be asked about once too often meanwhile, never once too seldom: what is new is in the tree, what is old goes last.
+        atomic_store_u32_relaxed(&engine.hooks, bits | (HOOKS_PUBLISH if wanted else 0))
+        for text_bytes in self.hooked or ():
+            if text_bytes not in wanted:
+                trie_unsubscribe(engine.trie, span_of(text_bytes), handle)
+        self.hooked = wanted
+
+    def answer_hook(self, question, int verdict, int reason_code=0, bytes data=b"", *, bint inside=False):
+        cdef NativeEngine *engine = self.alive()
+        cdef uint16_t worker = <uint16_t> ((question >> 120) & 0xFF)
+        if not 0 <= verdict <= 2 or not 0 <= reason_code <= 255:
+            raise ValueError("a verdict is 0, 1 or 2, a reason code a byte")
+        if self.stopped or worker >= engine.settings.workers:
+            return
+        if gate_answer_hook(
+            engine, worker, <uint32_t> ((question >> 64) & 0xFFFFFFFF), <uint32_t> ((question >> 32) & 0xFFFFFFFF), <uint32_t> (question & 0xFFFFFFFF),
+            inside, <uint8_t> verdict, <uint8_t> reason_code, span_of(data),
+        ) != 0:
+            raise MemoryError()
 
     def upgrade(self, question, bytes response, *, peer=None, bint remote=False):
         self.answer_head(question, HEAD_UPGRADE, response, -1, peer, remote)

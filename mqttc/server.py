@@ -31,6 +31,8 @@ from mqttc.control import Control
 from mqttc.embed.api import InProcess
 from mqttc.embed.hub import Hub
 from mqttc.errors import BrokerError
+from mqttc.hook_runner import HookRunner
+from mqttc.hooks import Hooks
 from mqttc.listen import BoundListener, Served, bind_all
 from mqttc.store import StoreError, open_store
 from mqttc.tls import ListenerFiles, ListenerTls
@@ -68,7 +70,8 @@ class Broker(InProcess):
     ``config`` is a ``Config``, a mapping of the same shape as the configuration file, or None for a listener
     on the loopback, port 1883. Files and the environment are not read (``Config.load`` does that), and
     nothing is written. An invalid mapping raises ``ConfigError``. ``authenticator`` decides about clients
-    with credentials instead of the lists of ``[auth]``. ``clock``: time that tests move; see ``mqttc.testing``.
+    with credentials instead of the lists of ``[auth]``. ``clock``: time that tests move; see ``mqttc.testing``. ``hooks``: what this
+    program wants to have a say about, see docs/hooks.md.
 
     Start and stop it with ``start()`` and ``stop()``, ``with`` or ``async with``; afterwards it may be
     started again, empty. Methods may be called from any thread; in a forked child every call raises.
@@ -80,9 +83,11 @@ class Broker(InProcess):
         *,
         authenticator: Authenticator | None = None,
         clock: VirtualClock | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
         self._config = Config.of(config)
         self._clock = clock
+        self._hooks = hooks
         self._own_authenticator = authenticator
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -109,14 +114,22 @@ class Broker(InProcess):
         """Bring back what the store holds, bind all listeners and serve.
 
         ``bound``: the configuration's listeners, bound already (`mqttc.listen.bind_all`); they are owned from here on.
-        Raises ``ListenError``, ``mqttc.store.StoreError`` or another ``OSError``, and then nothing runs.
+        Raises ``ListenError``, ``mqttc.store.StoreError`` or another ``OSError``, and then nothing runs. Hooks that are coroutine
+        functions run on the loop that runs here, if they were not given another; without one, ``BrokerError``.
         """
+        try:
+            loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        self._start(loop, bound)
+
+    def _start(self, loop: asyncio.AbstractEventLoop | None, bound: list[BoundListener] | None = None) -> None:
         self._check_process()
         with self._lock:
             if self._running is not None:
                 raise BrokerError("the broker is running already")
             try:
-                self._running = _Running(self._config, self._own_authenticator, self._clock, bound)
+                self._running = _Running(self._config, self._own_authenticator, self._clock, bound, self._hooks, loop)
             except BaseException:
                 for one in bound or ():
                     one.close()
@@ -289,7 +302,7 @@ class Broker(InProcess):
         self.stop()
 
     async def __aenter__(self) -> Self:
-        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
+        starting = asyncio.ensure_future(asyncio.to_thread(self._start, asyncio.get_running_loop()))
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -397,12 +410,19 @@ class _Running:
     """Everything that exists from start to stop."""
 
     def __init__(
-        self, config: Config, authenticator: Authenticator | None, clock: VirtualClock | None, bound: list[BoundListener] | None
+        self,
+        config: Config,
+        authenticator: Authenticator | None,
+        clock: VirtualClock | None,
+        bound: list[BoundListener] | None,
+        hooks: Hooks | None,
+        loop: asyncio.AbstractEventLoop | None,
     ) -> None:
         self.last_stats: dict[str, int] = {}
         self.clock = clock
         self.level = logs.LEVELS[config.log.level]
-        self.asks_gate = authenticator is not None or asks_gate(config)
+        self.asks_always = hooks is not None and hooks.asks_at_connect
+        self.asks_gate = self.asks_always or authenticator is not None or asks_gate(config)
         self.chain = ChainAuthenticator(config) if authenticator is None and config.auth.sources else None
         self.files = [_files_of(config, listener) for listener in config.listeners]
         self.bound: list[BoundListener] = []
@@ -415,7 +435,7 @@ class _Running:
                 with nullcontext() if clock is None else clock.starting(self.engine):
                     self._recover(config)
                     self.bound = bind_all(config.listeners) if bound is None else bound
-                    self._open(config, authenticator)
+                    self._open(config, authenticator, hooks, loop)
             except BaseException:
                 self.engine.close()
                 raise
@@ -423,7 +443,9 @@ class _Running:
             self._let_go()
             raise
 
-    def _open(self, config: Config, authenticator: Authenticator | None) -> None:
+    def _open(
+        self, config: Config, authenticator: Authenticator | None, hooks: Hooks | None, loop: asyncio.AbstractEventLoop | None
+    ) -> None:
         served = self.served = dict[int, Served]()
         self.quic: dict[int, Any] = {}
         for bound, files in zip(self.bound, self.files, strict=True):
@@ -432,9 +454,14 @@ class _Running:
         if config.auth.acl_file:
             self.rules = RulesInForce(self.engine, config.auth.acl_file, _ids_of(served))
         self.hub = Hub(self.engine, served, config)
-        self.control = Control(
-            self.engine, self.hub, served, self.watched, self.quic, config, authenticator or self.chain, self.stats, self.rules
-        )
+        asked = authenticator or self.chain
+        runner = None if hooks is None else HookRunner(hooks, self.engine, self.hub, config, loop)
+        try:
+            self.control = Control(self.engine, self.hub, served, self.watched, self.quic, config, asked, self.stats, self.rules, runner)
+        except BaseException:
+            if runner is not None:
+                runner.abandon()
+            raise
         try:
             self.engine.start()
         except BaseException:
@@ -495,7 +522,7 @@ class _Running:
                 maximum_qos=listener.maximum_qos,
                 max_connections=listener.max_connections,
                 anonymous=_ANONYMOUS[anonymous],
-                auth=int(self.asks_gate),
+                auth=2 if self.asks_always else int(self.asks_gate),
                 tcp_user_timeout_ms=round(listener.tcp_user_timeout * 1000),
                 keepalive_idle_s=listener.tcp_keepalive_idle,
                 server_reference=listener.server_reference,

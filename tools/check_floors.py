@@ -26,14 +26,14 @@ NET = [
 BROKER = [
     *("handle", "stats", "acl", "rights", "sqlite", "record", "known", "rows", "window", "replay", "checkpoint", "journal"),
     *("trie", "routes", "retain", "state", "port", "report", "permit", "mail", "durable", "reply", "guard"),
-    *("session", "group", "publication", "send", "shared", "deliver", "pump", "presence", "will", "overload", "gate", "verdicts"),
+    *("session", "group", "publication", "send", "shared", "deliver", "pump", "presence", "will", "overload", "gate", "parked", "verdicts"),
     *("on_subscribe", "admit", "on_connect", "on_head", "on_publish", "conn", "admin", "inside", "worker", "recover"),
 ]
 LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native", "inside"]
 PYTHON = [
-    *("errors", "logs", "sections", "config_auth", "config", "systemd", "listen", "certs", "tls", "hooks", "auth"),
-    *("store", "adapters", "web", "roads", "embed", "control", "clock", "server", "client", "broker_thread", "asgi"),
+    *("errors", "logs", "sections", "config_auth", "config", "systemd", "listen", "certs", "tls", "auth", "hooks"),
+    *("store", "adapters", "web", "roads", "embed", "hook_runner", "control", "clock", "server", "client", "broker_thread", "asgi"),
     *("testing", "pytest_plugin", "bench", "cli"),
 ]
 

@@ -32,10 +32,10 @@ MAXIMUM_ITERATIONS: Final = 10_000_000
 MAXIMUM_ARGON2_TIME: Final = 1000
 SCRAM_ITERATIONS: Final = 4096
 _SALT_BYTES: Final = 16
-_ARGON2 = re.compile(r"\$argon2(id|i|d)\$v=19\$m=(\d{1,10}),t=(\d{1,10}),p=(\d{1,8})\$[A-Za-z0-9+/]{11,200}\$[A-Za-z0-9+/]{16,200}")
-_PBKDF2 = re.compile(r"\$7\$(\d{1,10})\$([A-Za-z0-9+/=]{1,200})\$([A-Za-z0-9+/=]{1,200})")
+_ARGON2 = re.compile(r"(?a)\$argon2(id|i|d)\$v=19\$m=(\d{1,10}),t=(\d{1,10}),p=(\d{1,8})\$[A-Za-z0-9+/]{11,200}\$[A-Za-z0-9+/]{16,200}")
+_PBKDF2 = re.compile(r"(?a)\$7\$(\d{1,10})\$([A-Za-z0-9+/=]{1,200})\$([A-Za-z0-9+/=]{1,200})")
 _SHA512 = re.compile(r"\$6\$([A-Za-z0-9+/=]{1,200})\$([A-Za-z0-9+/=]{1,200})")
-_SCRAM = re.compile(r"SCRAM-SHA-256\$(\d{1,10}):([A-Za-z0-9+/=]{1,200})\$([A-Za-z0-9+/=]{44}):([A-Za-z0-9+/=]{44})")
+_SCRAM = re.compile(r"(?a)SCRAM-SHA-256\$(\d{1,10}):([A-Za-z0-9+/=]{1,200})\$([A-Za-z0-9+/=]{44}):([A-Za-z0-9+/=]{44})")
 
 
 @dataclass(frozen=True, slots=True)

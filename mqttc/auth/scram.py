@@ -6,7 +6,6 @@ The client's first message stands in CONNECT or in its first AUTH, the server's 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import logging
@@ -76,7 +75,7 @@ class ScramSource(Source):
             if exchange is None:
                 return await self._begin(text, request, state)
             return _finish(text, exchange)
-        except (_Malformed, UnicodeDecodeError, binascii.Error):
+        except ValueError:  # malformed, no UTF-8, no base64: what the client can make it
             return DENY
         except _NotFound as error:
             logs.emit(_logger, logging.ERROR, "auth_scram_failed", {"problem": repr(error.__cause__)[:300]})

@@ -20,7 +20,7 @@ from mqttc.broker.state cimport (
     ConnGuard, Session, Worker,
 )
 from mqttc.broker.stats cimport (
-    C_AUTH_EXPIRED, C_CONNECT_TIMEOUTS, C_DISCONNECTS_ABRUPT, C_DISCONNECTS_CLEAN, C_ENDED_RATE, C_GATE_TIMEOUTS, C_KEEP_ALIVE_TIMEOUTS, C_RECEIVED,
+    C_AUTH_EXPIRED, C_CONNECT_TIMEOUTS, C_DISCONNECTS_ABRUPT, C_DISCONNECTS_CLEAN, C_ENDED_RATE, C_GATE_TIMEOUTS, C_HOOKS_ABANDONED, C_KEEP_ALIVE_TIMEOUTS, C_RECEIVED,
     C_REFUSED_PENDING, stat,
 )
 from mqttc.net.reactor cimport LINK_NO_LINGER, LINK_PAUSED, link_close
@@ -62,7 +62,7 @@ cdef void on_other(Worker *worker, Conn *conn, const Frame *frame) noexcept nogi
         conn_fail(worker, conn, <uint8_t> -status, text("packet cannot be read"))
         return
     if frame.type == SUBSCRIBE:
-        on_subscribe(worker, conn, &packet)
+        on_subscribe(worker, conn, frame, &packet)
     elif frame.type == UNSUBSCRIBE:
         on_unsubscribe(worker, conn, &packet)
     elif frame.type == PINGREQ:
@@ -194,7 +194,7 @@ cdef int64_t conn_deadline(Worker *worker, Conn *conn) noexcept nogil:
     cdef int64_t deadline = 0
     if conn.keep_alive_ms:
         deadline = max(conn.last_packet_ms, atomic_load_i64_relaxed(&worker.engine.heard_ms)) + conn.keep_alive_ms
-        if conn.flags & CONN_BRAKE_PAUSED:                                      # we do not read, so the client cannot be late
+        if conn.flags & CONN_BRAKE_PAUSED or conn.parked != NULL:               # we do not read, so the client cannot be late
             deadline = worker.reactor.now_ms + conn.keep_alive_ms
     if conn.flags & CONN_QUESTION_OPEN and (deadline == 0 or conn.question_due_ms < deadline):
         deadline = conn.question_due_ms
@@ -257,6 +257,8 @@ cdef Span failure_text(Conn *conn) noexcept nogil:
 
 cdef void conn_ended(Worker *worker, Conn *conn, int reason) noexcept nogil:
     cdef Span failure
+    if conn.parked != NULL:
+        stat(&worker.stats, C_HOOKS_ABANDONED)
     if conn.session != NULL:
         if reason == END_DISCONNECT:
             stat(&worker.stats, C_DISCONNECTS_CLEAN)
@@ -299,6 +301,8 @@ cdef void conn_release(Conn *conn) noexcept nogil:
     conn.guard = NULL
     mem_free(conn.pending)
     conn.pending = NULL
+    mem_free(conn.parked)
+    conn.parked = NULL
     mem_free(conn.auth_method)
     conn.auth_method = NULL
     mem_free(conn.user)

@@ -14,10 +14,16 @@ cdef void gate_free(Gate *gate) noexcept nogil
 # ST_OK: asked; ST_LIMIT: too many questions are open; ST_NO_MEMORY. packet: the CONNECT, or the AUTH (client_id, username then come from nowhere).
 cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, const Packet *packet) noexcept nogil
 cdef int gate_ask_head(Worker *worker, Conn *conn, uint32_t number, Span head) noexcept nogil   # the same of an HTTP request
+# [worker] The same of a PUBLISH, resolved (type, topic, payload, properties), or of a SUBSCRIBE that hooks are asked about.
+cdef int gate_ask_hook(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, const Packet *packet, uint8_t flags) noexcept nogil
 cdef Question *gate_take(Gate *gate) noexcept nogil                            # [control plane] all open ones, in order; free() each
 # [any thread] What becomes of an HTTP connection (HeadVerdict). fd: taken over, -1: none; peer.family 0: unchanged. ST_NO_MEMORY: fd is still the caller's.
 cdef int gate_answer_head(
     Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, uint8_t verdict, Span response, int fd, const PeerAddress *peer, bint remote,
+) noexcept nogil
+# [any thread] What hooks say (HookVerdict) of the question that slot, generation and number name; inside: an in-process client's. data is copied.
+cdef int gate_answer_hook(
+    Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, bint inside, uint8_t verdict, uint8_t reason, Span data,
 ) noexcept nogil
 # [any thread] The answer to a question; auth_data and user may be NULL and are copied; user: at most 65535 bytes; lasts_ms and keep_ms: see AnswerMail;
 # grant may be NULL and is taken over. ST_NO_MEMORY.

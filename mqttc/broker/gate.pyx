@@ -6,11 +6,16 @@ from mqttc.base.inbox cimport inbox_post, inbox_wake
 from mqttc.base.logring cimport logring_wake
 from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
 from mqttc.broker.acl cimport Grant, grant_drop
-from mqttc.broker.state cimport CONN_REMOTE, MAIL_ANSWER, MAIL_HEAD, QUESTION_AUTH, QUESTION_HEAD, AnswerMail, Conn, Engine, Gate, HeadMail, Question, Worker
-from mqttc.broker.stats cimport C_GATE_QUESTIONS, stat
+from mqttc.broker.handle cimport handle_make
+from mqttc.broker.state cimport (
+    CONN_REMOTE, MAIL_ANSWER, MAIL_HEAD, MAIL_HOOK, QUESTION_AUTH, QUESTION_HEAD, QUESTION_INSIDE, QUESTION_PUBLISH, QUESTION_SUBSCRIBE, AnswerMail, Conn, Engine, Gate,
+    HeadMail, HookMail, Question, Session, Worker,
+)
+from mqttc.broker.stats cimport C_GATE_QUESTIONS, C_HOOK_QUESTIONS, stat
 from mqttc.net.tcp cimport PeerAddress, peer_text
 from mqttc.net.transport cimport PROOF_CERTIFICATE, PROOF_COMMON_NAME, PROOF_COUNT, PROOF_KEY_NAME, Transport, transport_proof
-from mqttc.proto.packet cimport HAS_AUTH_DATA, HAS_AUTH_METHOD, Packet
+from mqttc.proto.decode cimport decode_connect, frame_next, publish_forward
+from mqttc.proto.packet cimport HAS_AUTH_DATA, HAS_AUTH_METHOD, HAS_MESSAGE_EXPIRY, Frame, Packet
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -58,14 +63,14 @@ cdef Span keep_proof(uint8_t **room, Transport *transport, int kind, uint32_t n)
 
 
 cdef Question *question_build(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, uint64_t bytes) noexcept nogil:
-    """With room for `bytes` and for what the transport proves, which is filled in. NULL: no memory."""
+    """With room for `bytes` and, but for hooks, for what the transport proves, which is filled in. NULL: no memory."""
     cdef Transport *transport = &conn.link.transport
     cdef uint32_t[<int> PROOF_COUNT] proof_bytes
     cdef Question *question
     cdef uint8_t *room
     cdef int i
     for i in range(PROOF_COUNT):
-        proof_bytes[i] = transport_proof(transport, i, NULL, 0)
+        proof_bytes[i] = transport_proof(transport, i, NULL, 0) if kind < QUESTION_PUBLISH else 0
         bytes += proof_bytes[i]
     question = <Question *> mem_alloc_zeroed(1, sizeof(Question) + bytes)
     if question == NULL:
@@ -79,7 +84,8 @@ cdef Question *question_build(Worker *worker, Conn *conn, uint8_t kind, uint32_t
     question.number = number
     question.kind = kind
     question.remote = conn.flags & CONN_REMOTE != 0
-    question.peer_bytes = peer_text(&conn.link.peer, question.peer, sizeof(question.peer))
+    if kind != QUESTION_INSIDE:
+        question.peer_bytes = peer_text(&conn.link.peer, question.peer, sizeof(question.peer))
     question.certificate = keep_proof(&room, transport, PROOF_CERTIFICATE, proof_bytes[<int> PROOF_CERTIFICATE])
     question.key_name = keep_proof(&room, transport, PROOF_KEY_NAME, proof_bytes[<int> PROOF_KEY_NAME])
     question.common_name = keep_proof(&room, transport, PROOF_COMMON_NAME, proof_bytes[<int> PROOF_COMMON_NAME])
@@ -91,6 +97,7 @@ cdef int question_put(Worker *worker, Question *question) noexcept nogil:
     """Takes it over: ST_OK, or ST_LIMIT and it is gone."""
     cdef Gate *gate = &worker.engine.gate
     cdef bint full, first
+    cdef uint8_t kind = question.kind        # it is another thread's as soon as it is in the list
     pthread_mutex_lock(<pthread_mutex_t *> &gate.lock)
     full = gate.count >= gate.limit or gate.bytes + question.bytes > gate.limit_bytes
     first = gate.head == NULL
@@ -106,7 +113,7 @@ cdef int question_put(Worker *worker, Question *question) noexcept nogil:
     if full:
         mem_free(question)
         return ST_LIMIT
-    stat(&worker.stats, C_GATE_QUESTIONS)
+    stat(&worker.stats, C_HOOK_QUESTIONS if kind >= QUESTION_PUBLISH else C_GATE_QUESTIONS)
     if first:
         logring_wake(worker.engine.log)
     return ST_OK
@@ -115,12 +122,17 @@ cdef int question_put(Worker *worker, Question *question) noexcept nogil:
 cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, const Packet *packet) noexcept nogil:
     cdef Question *question
     cdef uint8_t *room
+    cdef Packet connect
+    cdef Frame frame
     cdef Span client_id = packet.client_id
     cdef Span username = packet.username
     if kind == QUESTION_AUTH:
         client_id = span_make(NULL, 0)
         if conn.session != NULL:
             client_id = span_make(conn.session.client_id, conn.session.client_id_bytes)
+        elif conn.pending != NULL and frame_next(conn.pending.packet, conn.pending.packet + conn.pending.bytes, 0, &frame) == ST_OK:
+            if decode_connect(&frame, &connect) == ST_OK:
+                client_id = connect.client_id
         if conn.user != NULL:
             username = span_make(conn.user, conn.user_bytes)
     question = question_build(
@@ -158,6 +170,38 @@ cdef int gate_ask_head(Worker *worker, Conn *conn, uint32_t number, Span head) n
         return ST_NO_MEMORY
     room = question.room
     question.head = keep(&room, head)
+    return question_put(worker, question)
+
+
+cdef int gate_ask_hook(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, const Packet *packet, uint8_t flags) noexcept nogil:
+    cdef Session *session = conn.session
+    cdef Span client_id = span_make(session.client_id, session.client_id_bytes)
+    cdef Span username = span_make(conn.user, conn.user_bytes) if conn.user != NULL else span_make(conn.username, conn.username_bytes)
+    cdef Span payload = packet.list if kind == QUESTION_SUBSCRIBE else packet.payload
+    cdef Span topic = span_make(NULL, 0) if kind == QUESTION_SUBSCRIBE else packet.topic
+    cdef uint32_t forward = 0 if kind == QUESTION_SUBSCRIBE else packet.forward_bytes
+    cdef Question *question = question_build(worker, conn, kind, number, <uint64_t> client_id.n + username.n + topic.n + payload.n + forward)
+    cdef uint8_t *room
+    if question == NULL:
+        return ST_NO_MEMORY
+    if kind == QUESTION_INSIDE:
+        question.slot = session.slot
+        question.generation = session.generation
+    room = question.room
+    question.level = conn.dialect.level
+    question.client_id = keep(&room, client_id)
+    question.has_username = username.p != NULL
+    question.username = keep(&room, username)
+    question.payload = keep(&room, payload)
+    if kind != QUESTION_SUBSCRIBE:
+        question.flags = flags
+        question.topic = keep(&room, topic)
+        question.properties = span_make(room, forward)
+        if forward:
+            publish_forward(packet.props.raw, room)
+        if packet.props.present & HAS_MESSAGE_EXPIRY:
+            question.has_expiry = True
+            question.message_expiry = packet.props.message_expiry
     return question_put(worker, question)
 
 
@@ -208,6 +252,28 @@ cdef int gate_answer(
         return ST_NO_MEMORY
     mail.auth_data_bytes = auth_data.n
     mail.user_bytes = <uint16_t> user.n
+    if inbox_post(&engine.workers[worker].reactor.inbox, &mail.mail, &mail.mail):
+        inbox_wake(&engine.workers[worker].reactor.inbox)
+    return ST_OK
+
+
+cdef int gate_answer_hook(
+    Engine *engine, uint16_t worker, uint32_t slot, uint32_t generation, uint32_t number, bint inside, uint8_t verdict, uint8_t reason, Span data,
+) noexcept nogil:
+    cdef HookMail *mail = <HookMail *> mem_alloc_zeroed(1, sizeof(HookMail) + data.n)
+    if mail == NULL:
+        return ST_NO_MEMORY
+    mail.mail.kind = MAIL_HOOK
+    if inside:
+        mail.session = handle_make(worker, slot, generation)
+    mail.slot = slot
+    mail.generation = generation
+    mail.question = number
+    mail.verdict = verdict
+    mail.reason = reason
+    mail.data_bytes = data.n
+    if data.n:
+        memcpy(mail.data, data.p, data.n)
     if inbox_post(&engine.workers[worker].reactor.inbox, &mail.mail, &mail.mail):
         inbox_wake(&engine.workers[worker].reactor.inbox)
     return ST_OK

@@ -6,8 +6,9 @@ session, within the bounds and by the policy of every session, and handed over a
 batches, which come back by mail to be freed.
 """
 
-from mqttc.broker.state cimport RequestMail, Session, Worker
+from mqttc.broker.state cimport HookMail, RequestMail, Session, Worker
 
 cdef void on_request(Worker *worker, RequestMail *request) noexcept nogil      # takes it over
+cdef void inside_answered(Worker *worker, const HookMail *mail) noexcept nogil  # what hooks say of a publication; later ones follow
 cdef void inside_pump_all(Worker *worker) noexcept nogil                       # end of turn
 cdef void inside_free(Worker *worker, Session *session) noexcept nogil         # shutdown: the in-process client of this session, if it has one

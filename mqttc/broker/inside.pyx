@@ -11,20 +11,21 @@ from mqttc.broker.admin cimport on_admin
 from mqttc.broker.conn cimport conn_release
 from mqttc.broker.durable cimport note_done
 from mqttc.broker.on_connect cimport ASSIGNED_BYTES, client_id_make
-from mqttc.broker.on_publish cimport on_publish
+from mqttc.broker.on_publish cimport on_publish, publish_answered
 from mqttc.broker.on_subscribe cimport subscribe_one, unsubscribe_one
+from mqttc.broker.parked cimport unpark
 from mqttc.broker.port cimport inside_due, is_inside, port_put, request_answer, request_free
 from mqttc.broker.presence cimport session_offline, session_online
 from mqttc.broker.reply cimport acknowledge, acks_held
 from mqttc.broker.retain cimport retain_done, retain_step
-from mqttc.broker.routes cimport subscription_ids_drop, subscription_ids_share
+from mqttc.broker.routes cimport route_drop, subscription_ids_drop, subscription_ids_share
 from mqttc.broker.send cimport session_drop
 from mqttc.broker.session cimport (
     client_hash, handout_end, inbound_remove, membership_release, queue_pop, session_build, session_handle, session_of,
 )
 from mqttc.broker.state cimport (
-    CONN_INSIDE, DELIVERY_ITEMS, INSIDE_WINDOW, INSIDE_WINDOW_BYTES, MAIL_DELIVERY, REQUEST_CLOSE, REQUEST_OPEN, REQUEST_PUBLISH, REQUEST_SUBSCRIBE,
-    QE_RETAIN, REQUEST_TAKEN, REQUEST_UNSUBSCRIBE, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, Conn, DeliveryItem, DeliveryMail, Handout, Inside, QueueEntry, RequestMail, Session, Worker,
+    CONN_INSIDE, DELIVERY_ITEMS, HOOK_REFUSE, INSIDE_WINDOW, INSIDE_WINDOW_BYTES, MAIL_DELIVERY, REQUEST_CLOSE, REQUEST_OPEN, REQUEST_PUBLISH, REQUEST_SUBSCRIBE,
+    QE_RETAIN, REQUEST_TAKEN, REQUEST_UNSUBSCRIBE, SESSION_CREDIT_DIRTY, SESSION_HANDOUT_TURN, Conn, DeliveryItem, DeliveryMail, Handout, HookMail, Inside, Parked, QueueEntry, RequestMail, Session, Worker,
 )
 from mqttc.broker.stats cimport C_DROPPED_EXPIRED, C_RETAINED_HANDED_OUT, stat
 from mqttc.proto.decode cimport frame_next
@@ -57,6 +58,8 @@ cdef void on_request(Worker *worker, RequestMail *request) noexcept nogil:
     session = session_asked(worker, request)
     if session == NULL:
         request_answer(worker, request, RC_NO_SUBSCRIPTION_EXISTED)
+    elif session.conn.parked != NULL and (request.verb == REQUEST_PUBLISH or request.verb == REQUEST_CLOSE):
+        inside_later(<Inside *> session.conn, request)
     elif request.verb == REQUEST_PUBLISH:
         inside_publish(worker, <Inside *> session.conn, request)
     elif request.verb == REQUEST_SUBSCRIBE:
@@ -108,6 +111,8 @@ cdef void inside_end(Worker *worker, Inside *inside) noexcept nogil:
     for i in range(inside.awaiting.count):
         request_answer(worker, (<RequestMail **> ring_at(&inside.awaiting, i))[0], RC_SERVER_SHUTTING_DOWN)
     ring_free(&inside.awaiting)
+    while inside.later_first != NULL:
+        request_answer(worker, later_take(inside), RC_SERVER_SHUTTING_DOWN)
     due_forget(&worker.inside_due, inside)
     due_forget(&worker.inside_later, inside)
     conn_release(&inside.conn)
@@ -129,8 +134,26 @@ cdef void inside_free(Worker *worker, Session *session) noexcept nogil:
     for i in range(inside.awaiting.count):
         request_free((<RequestMail **> ring_at(&inside.awaiting, i))[0])
     ring_free(&inside.awaiting)
+    while inside.later_first != NULL:
+        request_free(later_take(inside))
     conn_release(&inside.conn)
     mem_free(inside)
+
+
+cdef void inside_later(Inside *inside, RequestMail *request) noexcept nogil:
+    """It waits for what hooks say of a publication before it: bounded by what a publisher may have on its way."""
+    request.mail.next = NULL
+    if inside.later_first == NULL:
+        inside.later_first = request
+    else:
+        inside.later_last.mail.next = &request.mail
+    inside.later_last = request
+
+
+cdef RequestMail *later_take(Inside *inside) noexcept nogil:
+    cdef RequestMail *request = inside.later_first
+    inside.later_first = <RequestMail *> request.mail.next
+    return request
 
 
 cdef uint8_t inside_subscribe(Worker *worker, Session *session, RequestMail *request) noexcept nogil:
@@ -175,8 +198,51 @@ cdef void inside_publish(Worker *worker, Inside *inside, RequestMail *request) n
     awaiting = inside.awaiting.count
     inside.refused = RC_SUCCESS
     on_publish(worker, conn, &frame)
+    if conn.parked != NULL:             # goes on in inside_answered
+        inside.asked = request
+        return
+    published(worker, inside, request, &frame, qos, held, awaiting)
+
+
+cdef void inside_answered(Worker *worker, const HookMail *mail) noexcept nogil:
+    cdef Session *session = session_of(worker, mail.session)
+    cdef Inside *inside
+    cdef RequestMail *request
+    cdef Parked *parked
+    cdef Frame frame
+    cdef uint32_t held, awaiting
+    if session == NULL or not is_inside(session):
+        return
+    inside = <Inside *> session.conn
+    parked = unpark(worker, &inside.conn, mail, &frame)
+    if parked == NULL:
+        return
+    request = inside.asked
+    inside.asked = NULL
+    held = acks_held(&inside.conn)
+    awaiting = inside.awaiting.count
+    inside.refused = RC_SUCCESS
+    publish_answered(worker, &inside.conn, &frame, mail)
+    if mail.verdict == HOOK_REFUSE and inside.conn.last_route != NULL:         # it has gone to nobody, whatever was at hand for its topic
+        route_drop(inside.conn.last_route)
+        inside.conn.last_route = NULL
+    published(worker, inside, request, &frame, frame.flags >> 1 & 3, held, awaiting)
+    mem_free(parked)
+    while session_of(worker, mail.session) == session and is_inside(session) and inside.conn.parked == NULL and inside.later_first != NULL:
+        request = later_take(inside)
+        if request.verb == REQUEST_PUBLISH:
+            inside_publish(worker, inside, request)
+        else:
+            inside_close(worker, inside)
+            request_answer(worker, request, RC_SUCCESS)
+            return
+
+
+cdef void published(Worker *worker, Inside *inside, RequestMail *request, const Frame *frame, uint8_t qos, uint32_t held, uint32_t awaiting) noexcept nogil:
+    """held, awaiting: how many there were before it."""
+    cdef Conn *conn = &inside.conn
     if qos == 2:                        # the program does not repeat: what it sent is released at once
-        inbound_remove(conn.session, inside_packet_id(&frame))
+        inbound_remove(conn.session, inside_packet_id(frame))
     if inside.refused == RC_SUCCESS and conn.last_route != NULL:               # an answer leaves with the turn's end
         request.count = conn.last_route.entry_count + conn.last_route.group_count
     if acks_held(conn) > held or inside.awaiting.count < awaiting:

@@ -97,7 +97,7 @@ cdef uint8_t native_verdict(Worker *worker, Conn *conn, const Packet *packet, bi
     cdef VerdictEntry *entry
     remembered.remembers = False
     ask[0] = listener.ask_gate and (
-        packet.has_username or packet.has_password or packet.props.present & HAS_AUTH_METHOD or transport_proves(&conn.link.transport)
+        listener.ask_gate == 2 or packet.has_username or packet.has_password or packet.props.present & HAS_AUTH_METHOD or transport_proves(&conn.link.transport)
     )
     if ask[0]:
         remembered.remembers = verdict_key(worker, conn, packet, admitted, remembered.verdict_key, &remembered.verdict_epoch)

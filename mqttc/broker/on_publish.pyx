@@ -5,12 +5,13 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_journal, msg_payload, msg_properties, msg_share, msg_topic
 from mqttc.base.ring cimport ring_at
 from mqttc.base.timer cimport wheel_add
-from mqttc.base.types cimport ST_OK, Span, likely, span_equal, span_make, unlikely
+from mqttc.base.types cimport ST_OK, Span, atomic_load_u32_relaxed, likely, span_equal, span_make, unlikely
 from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
 from mqttc.broker.acl cimport ACL_PUBLISH, ACL_RETAIN
 from mqttc.broker.deliver cimport fan_out
 from mqttc.broker.durable cimport journal_crowded, journal_fails, journaled, note_inbound_done, note_message, note_released, until_now, wait_add
 from mqttc.broker.overload cimport overload_sheds
+from mqttc.broker.parked cimport park
 from mqttc.broker.permit cimport session_denied, session_may
 from mqttc.broker.port cimport inside_refused
 from mqttc.broker.publication cimport Publication, publication_clear, publication_init, publication_msg
@@ -22,17 +23,19 @@ from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport PERMIT_PUBLISH, PERMIT_RETAIN, PERMIT_RETAIN_KNOWN, Route, route_drop, route_fresh, route_lookup, route_share
 from mqttc.broker.session cimport entry_release, inbound_add, inbound_count, inbound_has, inbound_remove, inflight_done, inflight_find, session_handle, session_of
 from mqttc.broker.state cimport (
-    CONN_BRAKE_JOURNAL, CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, CONN_INSIDE, OUT_RELEASED, OVERLOAD_SHED, QE_COUNTED, QE_JOURNALED, QE_STORED, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, QueueEntry,
-    Session, Settings, Wait, Worker,
+    CONN_BRAKE_JOURNAL, CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, CONN_INSIDE, HOOK_PASS, HOOK_REFUSE, HOOKS_ALLOW, HOOKS_PUBLISH, OUT_RELEASED, OVERLOAD_SHED, QE_COUNTED, QE_JOURNALED,
+    QE_STORED, QUESTION_INSIDE, QUESTION_PUBLISH, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, HookMail, QueueEntry, Session, Settings, Wait, Worker,
 )
 from mqttc.broker.stats cimport (
     C_BRAKED, C_DENIED_PUBLISH, C_DENIED_RETAIN, C_DROPPED_NO_MEMORY, C_DROPPED_RETAINED_LIMIT, C_JOURNAL_REFUSED, C_MESSAGES_IN, C_REJECTED_BY_CLIENT, stat,
 )
 from mqttc.net.reactor cimport END_NO_MEMORY, link_close, link_pause, link_resume
-from mqttc.proto.decode cimport decode_ack, decode_publish, publish_forward
+from mqttc.proto.decode cimport decode_ack, decode_publish, frame_next, publish_forward
+from mqttc.proto.dialect cimport dialect_for
 from mqttc.proto.packet cimport (
-    HAS_MESSAGE_EXPIRY, HAS_SUBSCRIPTION_ID, HAS_TOPIC_ALIAS, PUBACK, PUBCOMP, PUBREC, PUBREL, RC_NO_MATCHING_SUBSCRIBERS, RC_PACKET_IDENTIFIER_NOT_FOUND,
-    RC_NOT_AUTHORIZED, RC_PROTOCOL_ERROR, RC_QOS_NOT_SUPPORTED, RC_QUOTA_EXCEEDED, RC_RECEIVE_MAXIMUM_EXCEEDED, RC_RETAIN_NOT_SUPPORTED, RC_SUCCESS, RC_TOPIC_ALIAS_INVALID,
+    HAS_MESSAGE_EXPIRY, HAS_SUBSCRIPTION_ID, HAS_TOPIC_ALIAS, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, RC_IMPLEMENTATION_SPECIFIC_ERROR, RC_NO_MATCHING_SUBSCRIBERS,
+    RC_NOT_AUTHORIZED, RC_PACKET_IDENTIFIER_NOT_FOUND,
+    RC_PROTOCOL_ERROR, RC_QOS_NOT_SUPPORTED, RC_QUOTA_EXCEEDED, RC_RECEIVE_MAXIMUM_EXCEEDED, RC_RETAIN_NOT_SUPPORTED, RC_SUCCESS, RC_TOPIC_ALIAS_INVALID,
     RC_TOPIC_NAME_INVALID, Frame, Packet,
 )
 from mqttc.proto.topic cimport level_count
@@ -254,15 +257,15 @@ cdef void publisher_lost(Worker *worker, Conn *conn) noexcept nogil:
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
 
 
-cdef bint must_last(Worker *worker, Conn *conn, const Packet *packet, const Route *route, uint8_t *durability) noexcept nogil:
+cdef bint must_last(Worker *worker, Conn *conn, const Packet *packet, const Packet *content, const Route *route, uint8_t *durability) noexcept nogil:
     """Whether something of this message must outlive the process, and how."""
     cdef uint8_t least = DURABILITY_OFF if conn.phase == CONN_INSIDE else worker.engine.listeners[conn.link.listener].durability
     durability[0] = route.durability if route.durability > least else least
-    if packet.retain:                   # what is retained is always written: another message of the topic may have been
+    if content.retain:                  # what is retained is always written: another message of the topic may have been
         return True
-    if packet.qos == 0 or durability[0] == DURABILITY_OFF:
+    if durability[0] == DURABILITY_OFF:
         return False
-    return route.durable_count != 0 or route.group_count != 0 or (packet.qos == 2 and conn.session.durable)
+    return (content.qos and (route.durable_count != 0 or route.group_count != 0)) or (packet.qos == 2 and conn.session.durable)
 
 
 cdef bint offer_later(Worker *worker, Publication *pub, Route *route) noexcept nogil:
@@ -279,14 +282,9 @@ cdef bint offer_later(Worker *worker, Publication *pub, Route *route) noexcept n
 
 cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept nogil:
     cdef Packet packet
-    cdef Publication pub
     cdef Route *route = NULL
     cdef AliasIn *alias = NULL
-    cdef uint8_t reason = RC_SUCCESS
     cdef uint8_t durability = DURABILITY_OFF
-    cdef uint64_t until = 0
-    cdef uint64_t version = 0
-    cdef bint lasting = False
     cdef int status = decode_publish(conn.dialect, frame, &packet)
     if unlikely(status != ST_OK):
         conn_fail(worker, conn, <uint8_t> -status, text("PUBLISH cannot be read"))
@@ -308,56 +306,75 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
             return
     if unlikely(journal_fails(worker)) and conn.dialect.ack_reasons and (packet.qos or packet.retain):
         route = route_for(worker, conn, packet.topic, alias)    # 3.x has no word for it: its acknowledgement waits until the disk takes it
-        if route == NULL or must_last(worker, conn, &packet, route, &durability):
+        if route == NULL or must_last(worker, conn, &packet, &packet, route, &durability):
             stat(&worker.stats, C_JOURNAL_REFUSED)
             publish_refuse(worker, conn, &packet, RC_QUOTA_EXCEEDED)
             return
-    if packet.qos == 2:
-        if inbound_has(conn.session, packet.packet_id):         # repeated: acknowledged again, not published again [MQTT-4.3.3-10]
-            acknowledge(worker, conn, PUBREC, packet.packet_id, RC_SUCCESS, until_now(worker) if conn.session.durable else 0)
-            return
-        if inbound_add(conn.session, packet.packet_id) != ST_OK:
-            publisher_lost(worker, conn)
-            return
+    if packet.qos == 2 and inbound_has(conn.session, packet.packet_id):         # repeated: acknowledged again, not published again [MQTT-4.3.3-10]
+        acknowledge(worker, conn, PUBREC, packet.packet_id, RC_SUCCESS, until_now(worker) if conn.session.durable else 0)
+        return
+    if unlikely(atomic_load_u32_relaxed(&worker.engine.hooks) & HOOKS_PUBLISH):
+        route = route_for(worker, conn, packet.topic, alias)
+        if route != NULL and route.hooked:
+            if park(worker, conn, QUESTION_INSIDE if conn.phase == CONN_INSIDE else QUESTION_PUBLISH, frame, &packet):
+                return
+            if not atomic_load_u32_relaxed(&worker.engine.hooks) & HOOKS_ALLOW:
+                publish_vetoed(worker, conn, &packet, RC_QUOTA_EXCEEDED)
+                return
+    publish_take(worker, conn, &packet, &packet, conn.dialect.properties, alias, route)
+
+
+cdef void publish_take(Worker *worker, Conn *conn, const Packet *packet, Packet *content, bint properties, AliasIn *alias, Route *route) noexcept nogil:
+    """What was published is `content`, written with properties or without; `packet` is what came, and is answered. route: NULL: to be looked up."""
+    cdef Publication pub
+    cdef uint8_t reason = RC_SUCCESS
+    cdef uint8_t durability = DURABILITY_OFF
+    cdef uint64_t until = 0
+    cdef uint64_t version = 0
+    cdef bint lasting = False
+    cdef int status
+    if packet.qos == 2 and inbound_add(conn.session, packet.packet_id) != ST_OK:
+        publisher_lost(worker, conn)
+        return
     stat(&worker.stats, C_MESSAGES_IN)
     publication_init(&pub)
-    pub.topic = packet.topic
-    pub.payload = packet.payload
-    pub.properties = packet.props.raw if conn.dialect.properties else span_make(NULL, 0)
+    pub.topic = content.topic
+    pub.payload = content.payload
+    pub.properties = content.props.raw if properties else span_make(NULL, 0)
     pub.publisher = session_handle(worker, conn.session)
-    pub.qos = packet.qos
-    pub.retain = packet.retain
+    pub.qos = content.qos
+    pub.retain = content.retain
     pub.pressure = worker.overload != 0
-    if packet.props.present & HAS_MESSAGE_EXPIRY:
+    if content.props.present & HAS_MESSAGE_EXPIRY:
         pub.has_expiry = True
-        pub.message_expiry = packet.props.message_expiry
-        pub.expires_at_ms = worker.reactor.now_ms + <int64_t> packet.props.message_expiry * 1000
-    if not conn.dialect.properties:
-        packet.props.raw = pub.properties
-        packet.forward_bytes = 0
-    if packet.retain or conn.link.block != NULL or packet.forward_bytes != packet.props.raw.n:
-        if not message_build(worker, conn, &pub, &packet):
+        pub.message_expiry = content.props.message_expiry
+        pub.expires_at_ms = worker.reactor.now_ms + <int64_t> content.props.message_expiry * 1000
+    if not properties:
+        content.props.raw = pub.properties
+        content.forward_bytes = 0
+    if content.retain or conn.link.block != NULL or content.forward_bytes != content.props.raw.n:
+        if not message_build(worker, conn, &pub, content):
             if packet.qos == 2:
                 inbound_remove(conn.session, packet.packet_id)  # it comes again, and then it is not a duplicate
             publisher_lost(worker, conn)
             return
-    if packet.retain:                   # before the route is looked up: see retain.pxd
+    if content.retain:                  # before the route is looked up: see retain.pxd
         status = retain_set(worker.engine.retain, &worker.msgs, pub.msg, &version)
         if status != ST_OK:
             stat(&worker.stats, C_DROPPED_RETAINED_LIMIT)
             report(worker, LOG_WARNING, EV_RETAINED_LIMIT, RC_QUOTA_EXCEEDED, conn, conn.session, pub.topic)
             # It still reaches its subscribers, so it is acknowledged: that it is not retained is in the log and the counters.
-    if route == NULL or packet.retain:  # not the one from before the retained message stood there
+    if route == NULL or content.retain: # not the one from before the retained message stood there
         route = route_for(worker, conn, pub.topic, alias)
     if unlikely(route == NULL):
         stat(&worker.stats, C_DROPPED_NO_MEMORY)
         publication_clear(worker, &pub)
         if packet.qos == 2:
             inbound_remove(conn.session, packet.packet_id)      # [MQTT-4.3.3-9]
-        publish_refuse(worker, conn, &packet, RC_QUOTA_EXCEEDED)
+        publish_refuse(worker, conn, packet, RC_QUOTA_EXCEEDED)
         return
     if journaled(worker):
-        lasting = must_last(worker, conn, &packet, route, &durability)
+        lasting = must_last(worker, conn, packet, content, route, &durability)
         if lasting:
             if publication_msg(worker, &pub) == NULL or not note_message(
                 worker, pub.msg, route, durability, pub.publisher, packet.packet_id if packet.qos == 2 and conn.session.durable else 0, version,
@@ -365,7 +382,7 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
                 publication_clear(worker, &pub)
                 if packet.qos == 2:
                     inbound_remove(conn.session, packet.packet_id)
-                publish_refuse(worker, conn, &packet, RC_QUOTA_EXCEEDED)
+                publish_refuse(worker, conn, packet, RC_QUOTA_EXCEEDED)
                 return
             until = until_now(worker)
             pub.pressure |= journal_crowded(worker)
@@ -380,6 +397,43 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
     if packet.qos:
         acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason, until)
     publication_clear(worker, &pub)
+
+
+# ---- hooks
+
+cdef void publish_vetoed(Worker *worker, Conn *conn, const Packet *packet, uint8_t reason) noexcept nogil:
+    """It goes nowhere. 3.x has no word for that and would send it again and again if it were cut off, so it is acknowledged [MQTT-3.3.5-2]."""
+    if packet.qos and (reason < 0x80 or not conn.dialect.ack_reasons):
+        if packet.qos == 2 and inbound_add(conn.session, packet.packet_id) != ST_OK:
+            publisher_lost(worker, conn)
+            return
+        acknowledge(worker, conn, PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, reason if conn.dialect.ack_reasons else RC_SUCCESS, 0)
+    elif reason >= 0x80:
+        publish_refuse(worker, conn, packet, reason)
+
+
+cdef void publish_answered(Worker *worker, Conn *conn, const Frame *frame, const HookMail *mail) noexcept nogil:
+    cdef Packet packet, changed
+    cdef AliasIn *alias = NULL
+    cdef Frame other
+    # It was checked before it was set aside, and its connection has not been read since: the alias means what it meant.
+    if decode_publish(conn.dialect, frame, &packet) != ST_OK:
+        return
+    if not conn.dialect.properties:
+        packet.props.present = 0
+    if publish_check(worker, conn, &packet, &alias) != ST_OK:
+        return
+    if mail.verdict == HOOK_REFUSE:
+        publish_vetoed(worker, conn, &packet, mail.reason)
+    elif mail.verdict == HOOK_PASS:
+        publish_take(worker, conn, &packet, &packet, conn.dialect.properties, alias, NULL)
+    elif frame_next(mail.data, mail.data + mail.data_bytes, worker.engine.settings.max_packet_size, &other) != ST_OK or other.type != PUBLISH or (
+        decode_publish(dialect_for(5), &other, &changed) != ST_OK or changed.topic.n == 0 or not topic_in_limits(worker, changed.topic)
+        or (changed.retain and not worker.engine.settings.retain_available)
+    ):
+        publish_vetoed(worker, conn, &packet, RC_IMPLEMENTATION_SPECIFIC_ERROR)
+    else:
+        publish_take(worker, conn, &packet, &changed, True, NULL, NULL)
 
 
 # ---- acknowledgements
@@ -501,6 +555,7 @@ cdef void brakes_release(Worker *worker) noexcept nogil:
         acks_release(worker, conn)
         if conn.flags & CONN_BRAKE_PAUSED:
             conn.flags &= ~CONN_BRAKE_PAUSED
-            link_resume(worker.reactor, &conn.link)
+            if conn.parked == NULL:
+                link_resume(worker.reactor, &conn.link)
     if worker.braked.count:
         wheel_add(worker.reactor.wheel, &worker.brake_timer, worker.reactor.now_ms + BRAKE_MS // 2)

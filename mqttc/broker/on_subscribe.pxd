@@ -3,10 +3,11 @@
 from libc.stdint cimport uint8_t, uint32_t
 
 from mqttc.base.types cimport Span
-from mqttc.broker.state cimport Conn, Session, Subscription, Worker
-from mqttc.proto.packet cimport Filter, Packet
+from mqttc.broker.state cimport Conn, HookMail, Session, Subscription, Worker
+from mqttc.proto.packet cimport Filter, Frame, Packet
 
-cdef void on_subscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogil
+cdef void on_subscribe(Worker *worker, Conn *conn, const Frame *frame, Packet *packet) noexcept nogil
+cdef void subscribe_answered(Worker *worker, Conn *conn, const Frame *frame, const HookMail *mail) noexcept nogil     # what hooks say of one that was set aside
 cdef void on_unsubscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogil
 cdef void rights_recheck(Worker *worker, Session *session) noexcept nogil       # rights have changed: it leaves the shared groups that it may not be in any more
 cdef int handout_add(Session *session, const Subscription *subscription, Span filter) noexcept nogil   # retained messages are due; RC_SUCCESS or RC_QUOTA_EXCEEDED

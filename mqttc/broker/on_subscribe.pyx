@@ -3,10 +3,11 @@ from libc.string cimport memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.map cimport hash_bytes
-from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, span_equal, span_make
+from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_load_u32_relaxed, span_equal, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
 from mqttc.broker.acl cimport ACL_RECEIVE, ACL_SUBSCRIBE
 from mqttc.broker.durable cimport note_filter, note_group, note_subscribe, until_now
+from mqttc.broker.parked cimport park
 from mqttc.broker.permit cimport session_denied, session_may
 from mqttc.broker.pump cimport session_pump
 from mqttc.broker.record cimport HANDOUT_PENDING, RECORD_UNSUBSCRIBE
@@ -18,15 +19,19 @@ from mqttc.broker.session cimport (
     group_credit_of, groups_keep, groups_take_back, handout_end, membership_add, session_handle, subscription_add, subscription_find, subscription_remove,
 )
 from mqttc.broker.shared cimport tell_group
-from mqttc.broker.state cimport GROUP_JOIN, GROUP_LEAVE, Conn, GroupMail, Handout, Membership, Session, Settings, Subscription, Worker
+from mqttc.broker.state cimport (
+    GROUP_JOIN, GROUP_LEAVE, HOOK_CHANGE, HOOKS_ALLOW, HOOKS_SUBSCRIBE, QUESTION_SUBSCRIBE, Conn, GroupMail, Handout, HookMail, Membership, Session, Settings, Subscription,
+    Worker,
+)
 from mqttc.broker.stats cimport C_DENIED_SUBSCRIBE, C_SUBSCRIPTIONS_REFUSED, stat
 from mqttc.broker.trie cimport trie_group_join, trie_group_leave, trie_subscribe, trie_unsubscribe
 from mqttc.net.reactor cimport END_NO_MEMORY, link_close
-from mqttc.proto.decode cimport filter_next
+from mqttc.proto.decode cimport decode_packet, filter_next
 from mqttc.proto.packet cimport (
-    HAS_SUBSCRIPTION_ID, OPT_NO_LOCAL, OPT_QOS_MASK, OPT_RETAIN_AS_PUBLISHED, OPT_RETAIN_HANDLING_MASK, RC_NO_SUBSCRIPTION_EXISTED, RC_NOT_AUTHORIZED, RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED,
+    HAS_SUBSCRIPTION_ID, OPT_NO_LOCAL, OPT_QOS_MASK, OPT_RETAIN_AS_PUBLISHED, OPT_RETAIN_HANDLING_MASK, RC_IMPLEMENTATION_SPECIFIC_ERROR, RC_NO_SUBSCRIPTION_EXISTED,
+    RC_NOT_AUTHORIZED, RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED,
     RC_SHARED_SUBSCRIPTIONS_NOT_SUPPORTED, RC_SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED, RC_SUCCESS, RC_TOPIC_FILTER_INVALID,
-    RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED, SUBACK, SUBSCRIBE, UNSUBACK, UNSUBSCRIBE, Filter, Packet,
+    RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED, SUBACK, SUBSCRIBE, UNSUBACK, UNSUBSCRIBE, Filter, Frame, Packet,
 )
 from mqttc.proto.topic cimport filter_check, filter_has_wildcard, level_count, share_split
 
@@ -236,14 +241,11 @@ cdef uint8_t *codes_room(Conn *conn, uint8_t packet_type, Span list, uint8_t *he
     return here if count[0] <= here_bytes else <uint8_t *> mem_alloc(count[0])
 
 
-cdef void on_subscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogil:
+cdef void on_subscribe(Worker *worker, Conn *conn, const Frame *frame, Packet *packet) noexcept nogil:
     cdef Span list = packet.list
     cdef Filter filter
     cdef Span group, plain
-    cdef uint8_t here[256]
-    cdef uint8_t *codes
-    cdef uint32_t count = 0
-    cdef uint32_t i = 0
+    cdef uint32_t hooks = atomic_load_u32_relaxed(&worker.engine.hooks)
     cdef uint32_t id = packet.props.subscription_id if packet.props.present & HAS_SUBSCRIPTION_ID else 0
     if id and not worker.engine.settings.subscription_ids_available:
         conn_fail(worker, conn, RC_SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED, text("subscription identifiers are switched off"))
@@ -252,16 +254,60 @@ cdef void on_subscribe(Worker *worker, Conn *conn, Packet *packet) noexcept nogi
         if filter.options & OPT_NO_LOCAL and share_split(filter.text, &group, &plain) != 0:
             conn_fail(worker, conn, RC_PROTOCOL_ERROR, text("No Local on a shared subscription"))       # [MQTT-3.8.3-4]
             return
+    if not hooks & HOOKS_SUBSCRIBE:
+        subscribe_all(worker, conn, packet, NULL, RC_SUCCESS)
+    elif not park(worker, conn, QUESTION_SUBSCRIBE, frame, packet):
+        subscribe_all(worker, conn, packet, NULL, RC_SUCCESS if hooks & HOOKS_ALLOW else RC_QUOTA_EXCEEDED)
+
+
+cdef bint told_next(Span *told, Filter *filter, uint8_t *reason) noexcept nogil:
+    """What hooks say of the next filter, see HOOK_CHANGE: its reason, and the filter in place of the client's."""
+    cdef uint32_t n
+    if told.n < 4:
+        return False
+    n = <uint32_t> told.p[2] << 8 | told.p[3]
+    if told.n - 4 < n:
+        return False
+    reason[0] = told.p[0]
+    if reason[0] < 0x80:
+        filter.options = told.p[1]
+        filter.text = span_make(told.p + 4, n)
+    told[0] = span_make(told.p + 4 + n, told.n - 4 - n)
+    return True
+
+
+cdef void subscribe_answered(Worker *worker, Conn *conn, const Frame *frame, const HookMail *mail) noexcept nogil:
+    cdef Packet packet
+    cdef Span told = span_make(mail.data, mail.data_bytes)
+    if decode_packet(conn.dialect, frame, &packet) == ST_OK:
+        subscribe_all(worker, conn, &packet, &told if mail.verdict == HOOK_CHANGE else NULL, RC_SUCCESS)
+
+
+cdef void subscribe_all(Worker *worker, Conn *conn, const Packet *packet, Span *told, uint8_t refused) noexcept nogil:
+    """And SUBACK. told: by hooks; NULL: nothing. refused: a failure for all of them."""
+    cdef Span list = packet.list
+    cdef Filter filter
+    cdef uint8_t here[256]
+    cdef uint8_t *codes
+    cdef uint32_t count = 0
+    cdef uint32_t i = 0
+    cdef uint32_t id = packet.props.subscription_id if packet.props.present & HAS_SUBSCRIPTION_ID else 0
+    cdef bint vetoed
     codes = codes_room(conn, SUBSCRIBE, packet.list, here, sizeof(here), &count)
     if codes == NULL:
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return
     list = packet.list
     while i < count and filter_next(conn.dialect, SUBSCRIBE, &list, &filter):
-        codes[i] = subscribe_one(worker, conn, &filter, id)
-        if codes[i] == RC_QUOTA_EXCEEDED:
-            stat(&worker.stats, C_SUBSCRIPTIONS_REFUSED)
-        if codes[i] == RC_NOT_AUTHORIZED and not conn.dialect.suback_failure:
+        codes[i] = refused
+        if told != NULL and not told_next(told, &filter, &codes[i]):
+            codes[i] = RC_IMPLEMENTATION_SPECIFIC_ERROR
+        vetoed = codes[i] >= 0x80
+        if not vetoed:
+            codes[i] = subscribe_one(worker, conn, &filter, id)
+            if codes[i] == RC_QUOTA_EXCEEDED:
+                stat(&worker.stats, C_SUBSCRIPTIONS_REFUSED)
+        if (vetoed or codes[i] == RC_NOT_AUTHORIZED) and not conn.dialect.suback_failure:
             codes[i] = filter.options & OPT_QOS_MASK            # 3.1, section 3.8: acknowledged, for it cannot be told; it gets nothing
         if codes[i] >= 0x80 and not conn.dialect.suback_failure:
             conn_fail(worker, conn, codes[i], text("subscription refused"))     # 3.1 has no word for it

@@ -210,7 +210,7 @@ cdef void yielded_resume(Worker *worker) noexcept nogil:
         if conn == NULL:
             continue
         conn.guarded &= ~<uint8_t> GUARD_YIELDED
-        if not conn.flags & CONN_BRAKE_PAUSED:      # else the brake lets it go
+        if not conn.flags & CONN_BRAKE_PAUSED and conn.parked == NULL:      # else the brake, or the answer, lets it go
             link_resume(worker.reactor, &conn.link)
     worker.yielded.count = 0
 

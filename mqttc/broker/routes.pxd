@@ -31,6 +31,9 @@ cdef enum PublishPermit:           # what a session may do on a topic, as far as
 cdef enum:
     OPTION_DURABLE = 0x40          # beside SubscriptionOption in the tree: the subscriber is such a session
 
+cdef enum:
+    HOOKS_WORKER = 255             # of the handle under which filters of on_publish hooks stand in the tree: no worker has that number
+
 cdef struct DurableFilter:         # messages whose topic matches are at least that durable
     uint8_t *text                  # owned
     uint32_t bytes
@@ -70,6 +73,7 @@ cdef struct Route:
     uint32_t ring_index            # of the cache
     uint32_t durable_count         # entries with ENTRY_DURABLE
     uint8_t durability             # Durability by the topic
+    uint8_t hooked                 # a hook is asked about what is published to the topic
     uint8_t permit                 # of the cache's owner: PublishPermit of
     uint32_t permit_epoch          # the session below, under its rights_epoch
     uint64_t permit_session        # who published to the topic last

@@ -39,6 +39,7 @@ cdef struct Scratch:               # of one build
     uint32_t group_count
     uint32_t entry_count
     uint32_t *following            # match to next match of the same session
+    uint8_t hooked
     uint32_t *table                # hash of session to index in merged + 1
     uint32_t table_mask
 
@@ -116,6 +117,7 @@ cdef int scratch_open(Scratch *scratch, const Vec *matches) noexcept nogil:
     scratch.merged_count = 0
     scratch.group_count = 0
     scratch.entry_count = 0
+    scratch.hooked = 0
     scratch.following = <uint32_t *> (block + n * sizeof(Merged))
     scratch.table = scratch.following + n
     scratch.table_mask = <uint32_t> (slots - 1)
@@ -137,6 +139,7 @@ cdef void scratch_merge(Scratch *scratch, uint32_t worker_count) noexcept nogil:
             scratch.group_count += handle_worker(match.group) < worker_count
             continue
         if handle_worker(match.session) >= worker_count:
+            scratch.hooked |= handle_worker(match.session) == HOOKS_WORKER
             continue
         at = <uint32_t> ((match.session * <uint64_t> 0x9E3779B97F4A7C15) >> 32) & scratch.table_mask
         while scratch.table[at] and scratch.merged[scratch.table[at] - 1].session != match.session:
@@ -280,6 +283,7 @@ cdef Route *route_build(RouteCache *cache, Span topic, uint32_t hash) noexcept n
             route.stripe = trie_stripe(topic)
             route.wild_generation = wild_generation
             route.generation = generation
+            route.hooked = scratch.hooked
             if route_fill(route, &scratch) != ST_OK:
                 route_drop(route)
                 route = NULL

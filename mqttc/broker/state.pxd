@@ -38,6 +38,7 @@ cdef extern from "<pthread.h>" nogil:
 cdef struct Conn
 cdef struct Session
 cdef struct Worker
+cdef struct RequestMail
 cdef struct Engine
 
 cdef enum:
@@ -120,7 +121,7 @@ cdef struct Listener:                  # read only once workers run, but for the
     uint8_t unix_socket
     uint8_t maximum_qos
     uint8_t anonymous                  # 0 deny, 1 allow, 2 loopback
-    uint8_t ask_gate                   # CONNECTs with credentials or an authentication method become questions
+    uint8_t ask_gate                   # 1: CONNECTs with credentials or an authentication method become questions; 2: all do
     uint8_t http                       # connections begin with an HTTP request
     uint8_t proxied                    # a connection's address is not the client's until its CONNECT comes
     uint8_t durability                 # at least, of what its clients publish
@@ -359,6 +360,12 @@ cdef struct PendingConnect:            # while a question is open or the connect
     uint32_t bytes
     uint8_t packet[1]                  # the whole CONNECT as received (bytes of it)
 
+cdef struct Parked:                    # a PUBLISH or SUBSCRIBE that hooks are asked about; meanwhile its connection is not read
+    uint32_t body_bytes
+    uint8_t type
+    uint8_t flags
+    uint8_t body[1]                    # body_bytes of them, as received
+
 cdef struct Conn:
     Link link                          # must be first
     Session *session                   # CONN_UP
@@ -368,6 +375,7 @@ cdef struct Conn:
     AliasesOut *aliases_out
     PendingConnect *pending
     Conn *partner                      # the other end of a tunnel, on this worker
+    Parked *parked                     # owned; NULL: no hook is asked
     uint8_t *auth_method               # owned: of the enhanced authentication in use
     uint8_t *user                      # owned: whom that has found the client to be; NULL: nobody was named
     uint8_t *username                  # owned: of CONNECT; NULL: none
@@ -382,6 +390,7 @@ cdef struct Conn:
     uint32_t maximum_packet_size       # what the client takes, bytes; 0: no limit
     uint32_t keep_alive_ms             # 1.5 x keep alive; 0: none
     uint32_t question                  # number of the last question; answers to others are stale
+    uint32_t hook_question             # the same of questions to hooks
     uint32_t reply_bytes               # acknowledgements and other replies, since the output was empty last
     uint32_t head_bytes                # of the HTTP head: looked through so far, then its size
     uint16_t auth_method_bytes
@@ -414,6 +423,9 @@ cdef struct Inside:                    # conn.phase is CONN_INSIDE, conn.session
     uint32_t taken                     # messages with the program
     uint64_t taken_bytes
     Ring awaiting                      # RequestMail *: publications not answered yet, in the order of their acknowledgements
+    RequestMail *asked                 # the one that hooks are asked about, the last of awaiting; NULL: none
+    RequestMail *later_first           # what came after it, and waits for it
+    RequestMail *later_last
 
 # ---- shared groups
 
@@ -454,6 +466,7 @@ cdef enum MailKind:
     MAIL_DELIVERY = 13                 # from a worker to the program, and back to be freed
     MAIL_EVENT = 14                    # from a worker to the program
     MAIL_ACL = 15                      # of the control plane: another table of rules
+    MAIL_HOOK = 16                     # of the control plane: what hooks say of a PUBLISH or SUBSCRIBE
 
 cdef enum:
     PUBLISH_MAIL_ITEMS = 62
@@ -532,6 +545,27 @@ cdef struct AnswerMail:                # of the gate
 cdef struct AclMail:                   # of the control plane: another table
     Mail mail
     Acl *acl                           # one reference; NULL: none
+
+cdef enum HookVerdict:
+    HOOK_PASS = 0                      # as it came
+    HOOK_CHANGE = 1                    # data: PUBLISH of 5.0; or for each filter of SUBSCRIBE: reason (below 0x80: subscribe), options, length (2), filter
+    HOOK_REFUSE = 2                    # PUBLISH only; a reason below 0x80: it is acknowledged, and goes nowhere
+
+cdef enum HookBit:                     # of Engine.hooks
+    HOOKS_PUBLISH = 1
+    HOOKS_SUBSCRIBE = 2
+    HOOKS_ALLOW = 4                    # what cannot be asked passes
+
+cdef struct HookMail:
+    Mail mail
+    uint64_t session                   # handle of an in-process client; 0: a connection's, slot and generation
+    uint32_t slot
+    uint32_t generation
+    uint32_t question
+    uint8_t verdict                    # HookVerdict
+    uint8_t reason
+    uint32_t data_bytes
+    uint8_t data[1]                    # data_bytes of them
 
 cdef enum HeadVerdict:
     HEAD_UPGRADE = 0                   # response is sent, and frames follow
@@ -658,6 +692,9 @@ cdef enum QuestionKind:
     QUESTION_CONNECT = 0
     QUESTION_AUTH = 1
     QUESTION_HEAD = 2                  # of an HTTP request
+    QUESTION_PUBLISH = 3
+    QUESTION_SUBSCRIBE = 4
+    QUESTION_INSIDE = 5                # PUBLISH of an in-process client: slot and generation are its session's
 
 cdef struct Question:                  # owned by whoever holds the pointer: worker, ring, reader
     Question *next
@@ -686,6 +723,12 @@ cdef struct Question:                  # owned by whoever holds the pointer: wor
     Span key_name                      # of the pre-shared key that the peer holds
     Span common_name                   # of the peer's certificate, as a trusted proxy says
     Span head                          # of the HTTP request, up to its empty line
+    Span topic                         # of PUBLISH
+    Span payload                       # of PUBLISH; of SUBSCRIBE: its filters, in the layout of its version
+    Span properties                    # of PUBLISH, what is forwarded
+    uint32_t message_expiry            # of PUBLISH, where has_expiry
+    uint8_t has_expiry
+    uint8_t flags                      # of PUBLISH: the low bits of its first byte
 
 cdef struct Gate:
     pthread_mutex_t lock
@@ -796,6 +839,7 @@ cdef struct Engine:
     uint32_t sessions                  # atomic gauge
     uint32_t stopping                  # atomic: graceful shutdown has begun
     uint32_t heard                     # atomic: bit of each report.LogEvent that the program wants to hear of
+    uint32_t hooks                     # atomic: HookBit
     uint32_t events_waiting            # atomic gauge
     Inbox port                         # of the program
     bint port_open

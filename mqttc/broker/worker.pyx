@@ -22,7 +22,7 @@ from mqttc.broker.gate cimport gate_free, gate_init
 from mqttc.broker.group cimport group_free
 from mqttc.broker.guard cimport guard_accept, guard_free, guard_init, guard_leave, rates_flushed, rates_release
 from mqttc.broker.handle cimport handle_worker
-from mqttc.broker.inside cimport inside_free, inside_pump_all, on_request
+from mqttc.broker.inside cimport inside_answered, inside_free, inside_pump_all, on_request
 from mqttc.broker.journal cimport JournalHooks, journal_free, journal_start, journal_stop
 from mqttc.broker.publication cimport Publication, publication_clear, publication_of
 from mqttc.broker.pump cimport bodies_arrived, delivery_ready, session_pump
@@ -30,9 +30,10 @@ from mqttc.broker.record cimport DURABILITY_SYNCED, Body
 from mqttc.broker.mail cimport mail_discard, post, post_all, publish_mail_done
 from mqttc.broker.on_connect cimport conn_init, connect_adopt, connect_welcome, on_answer
 from mqttc.broker.on_head cimport on_head_answer, tunnel_drained
-from mqttc.broker.on_publish cimport brakes_release, conn_brake
+from mqttc.broker.on_publish cimport brakes_release, conn_brake, publish_answered
 from mqttc.broker.overload cimport overload_look
-from mqttc.broker.on_subscribe cimport rights_recheck
+from mqttc.broker.on_subscribe cimport rights_recheck, subscribe_answered
+from mqttc.broker.parked cimport unpark
 from mqttc.broker.permit cimport rights_changed
 from mqttc.broker.port cimport delivery_free, port_flush
 from mqttc.broker.presence cimport session_timer
@@ -46,8 +47,9 @@ from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
 from mqttc.broker.shared cimport credits_grant, on_group_mail, own_mail
 from mqttc.broker.state cimport (
     CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_REMOTE, CONN_TUNNEL, MAIL_ACL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_BRAKE, MAIL_COMMITTED, MAIL_DELIVERY, MAIL_GROUP, MAIL_HEAD,
-    MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, MAX_WORKERS, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, TIMER_THROTTLE, WAIT_INSIDE, WAIT_OFFER, WAIT_SESSION, AclMail, AdoptMail, AnswerMail,
-    BlocksMail, BodiesMail, BrakeMail, CommittedMail, Conn, DeliveryMail, Engine, Group, GroupMail, HeadMail, LinkMail, Listener, PlainMail, PublishMail, RequestMail, Session, Settings, Wait, Worker,
+    MAIL_HOOK, MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, MAX_WORKERS, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, TIMER_THROTTLE, WAIT_INSIDE, WAIT_OFFER, WAIT_SESSION, AclMail, AdoptMail,
+    AnswerMail, BlocksMail, BodiesMail, BrakeMail, CommittedMail, Conn, DeliveryMail, Engine, Group, GroupMail, HeadMail, HookMail, LinkMail, Listener, Parked, PlainMail, PublishMail, RequestMail, Session,
+    Settings, Wait, Worker,
 )
 from mqttc.broker.stats cimport C_REFUSED_LIMIT, stat
 from mqttc.broker.trie cimport trie_build, trie_free
@@ -60,7 +62,7 @@ from mqttc.net.reactor cimport (
 from mqttc.net.tcp cimport PeerAddress, tcp_ops
 from mqttc.net.vouched cimport Proofs, vouched_wrap
 from mqttc.net.ws cimport ws_accept
-from mqttc.proto.packet cimport RC_QUOTA_EXCEEDED, RC_SERVER_SHUTTING_DOWN
+from mqttc.proto.packet cimport RC_QUOTA_EXCEEDED, RC_SERVER_SHUTTING_DOWN, SUBSCRIBE, Frame
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -221,6 +223,24 @@ cdef void on_publish_mail(Worker *worker, PublishMail *mail) noexcept nogil:
         publication_clear(worker, &pub)
         route_drop(mail.items[i].route)
     publish_mail_done(worker, mail)
+
+
+cdef void on_hook_mail(Worker *worker, HookMail *mail) noexcept nogil:
+    cdef Conn *conn
+    cdef Parked *parked
+    cdef Frame frame
+    if mail.session:
+        inside_answered(worker, mail)
+        return
+    conn = <Conn *> reactor_link(worker.reactor, mail.slot, mail.generation)
+    parked = unpark(worker, conn, mail, &frame) if conn != NULL else NULL
+    if parked == NULL:
+        return
+    if parked.type == SUBSCRIBE:
+        subscribe_answered(worker, conn, &frame, mail)
+    else:
+        publish_answered(worker, conn, &frame, mail)
+    mem_free(parked)
 
 
 cdef void on_brake_mail(Worker *worker, BrakeMail *mail) noexcept nogil:
@@ -401,6 +421,8 @@ cdef void on_mail(void *context, Mail *chain) noexcept nogil:
             on_head_answer(worker, <HeadMail *> mail)
         elif mail.kind == MAIL_LINK:
             on_link_mail(worker, <LinkMail *> mail)
+        elif mail.kind == MAIL_HOOK:
+            on_hook_mail(worker, <HookMail *> mail)
         elif mail.kind == MAIL_BRAKE:
             on_brake_mail(worker, <BrakeMail *> mail)
         elif mail.kind == MAIL_REQUEST:

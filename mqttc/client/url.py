@@ -80,4 +80,8 @@ def _credential(text: str | None) -> str | None:
 
 
 def _shown(parts: SplitResult, scheme: str) -> str:
+    """Without user name and password: also where these end behind a /, ? or # that should have been percent-encoded."""
+    behind = f"{parts.path}?{parts.query}#{parts.fragment}"
+    if "@" in behind:
+        return f"{scheme}://…@…"
     return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -57,6 +57,7 @@ def test_scram_by_another_implementation() -> None:
         *("", "x", "$6$", "$1$abc$def", "plain", "$argon2id$v=16$m=8,t=1,p=1$c2FsdHNhbHRzYWx0$c2FsdHNhbHRzYWx0c2FsdA", "$7$1$AAAA$AAAA"),
         *("$7$0$AAAA$" + text(bytes(64)), "$6$A$" + text(bytes(64)), "SCRAM-SHA-256$0:AAAA$" + text(bytes(32)) + ":" + text(bytes(32))),
         HASHES["sha512"] + "\n",
+        "$argon2id$v=19$m=1\u0669456,t=1,p=1$c2FsdHNhbHRzYWx0$c2FsdHNhbHRzYWx0c2FsdA",  # a digit, but not of ours
     ],
 )
 def test_what_is_no_hash(wrong: str) -> None:

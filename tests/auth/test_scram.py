@@ -119,6 +119,14 @@ def test_last_messages_that_are_none(last: str) -> None:
     assert exchange(last, is_auth=True).answer is Answer.DENY
 
 
+def test_a_proof_that_is_not_ascii() -> None:
+    exchange = Exchange()
+    data = exchange("n,,n=user,r=abc").data
+    assert data is not None
+    nonce = data.decode().partition(",")[0]
+    assert exchange(f"c=biws,{nonce},p=\u00e9", is_auth=True).answer is Answer.DENY
+
+
 def test_who_is_not_there_looks_like_who_is() -> None:
     """The same salt and cost each time; a user whose entry is no verifier too; the proof is looked at, and never good."""
     exchange = Exchange()

@@ -46,6 +46,13 @@ def test_urls(url: str, road: str, secure: bool, host: str, port: int, path: str
     assert road in (TCP, QUIC) or target.path == path
 
 
+@pytest.mark.parametrize("password", ["zq/xv", "12/34", "zq?xv", "zq#xv", "zq@xv/12"])
+def test_a_password_that_is_not_encoded_is_not_shown(password: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_url(f"mqtt://user:{password}@host")
+    assert not any(part in str(caught.value) for part in ("zq", "xv", "12", "34"))
+
+
 def test_credentials_of_a_url_are_used_and_not_shown() -> None:
     client = Client("mqtt://us%40er:p%3Aw@h")
     assert (client.options.username, client.options.password) == ("us@er", "p:w")

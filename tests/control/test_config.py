@@ -216,15 +216,17 @@ def test_mapping_is_checked_like_a_file() -> None:
         ("wss://", InetAddress("wss", "*", 443, "/mqtt"), "wss://*:443/mqtt"),
         ("quic://:0", InetAddress("quic", "*", 0), "quic://*:0"),
         ("quic://h/", InetAddress("quic", "h", 14567), "quic://h:14567"),
-        ("unix:///run/a%20b.sock", UnixAddress("/run/a b.sock", False), "unix:///run/a b.sock"),
+        ("unix:///run/a%20b.sock", UnixAddress("/run/a b.sock", False), "unix:///run/a%20b.sock"),
+        ("unix:///run/a%3Fmode=600", UnixAddress("/run/a?mode=600", False), "unix:///run/a%3Fmode=600"),
+        ("unix://@50%25", UnixAddress("50%", True), "unix://@50%25"),
+        ("unix:///run/%E2%80%8B%C3%A9", UnixAddress("/run/\u200bé", False), "unix:///run/%E2%80%8Bé"),
         ("unix://@name", UnixAddress("name", True), "unix://@name"),
     ],
 )
 def test_urls(url: str, address: InetAddress | UnixAddress, normal: str) -> None:
     assert parse_url(url) == (address, {})
     assert address.url() == normal
-    if isinstance(address, InetAddress):  # the normal form of a path with blanks is for people
-        assert parse_url(normal) == (address, {})
+    assert parse_url(normal) == (address, {})
 
 
 def test_a_path_of_the_longest_kind() -> None:

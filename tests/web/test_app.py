@@ -16,6 +16,7 @@ import pytest
 
 from mqttc import __version__, native
 from mqttc.adapters.exchange import COUNTERS, App
+from mqttc.hooks import Hooks
 from mqttc.server import Broker
 from mqttc.web import metrics
 from mqttc.web.app import make_app
@@ -220,9 +221,9 @@ def test_metrics_have_every_number_of_a_broker() -> None:
 
 @pytest.fixture
 def counted(tmp_path: Path) -> set[str]:
-    """Everything that a broker with a store and authenticators counts."""
+    """Everything that a broker with a store, authenticators and hooks counts."""
     kept: dict[str, Any] = {"auth": {"certificate": {}}, "data_dir": str(tmp_path / "data"), "durability": {"mode": "written"}}
-    with Broker({"listeners": [{"url": "tcp://127.0.0.1:0"}], "workers": 1, **kept}) as broker:
+    with Broker({"listeners": [{"url": "tcp://127.0.0.1:0"}], "workers": 1, **kept}, hooks=Hooks()) as broker:
         return set(broker.stats())
 
 
