@@ -72,6 +72,25 @@ def test_max_connections_per_address_are_given_back(make: Make) -> None:
         bench.until("connections_open", 0)
 
 
+def test_addresses_behind_a_proxy(make: Make) -> None:
+    """It is the client's address that counts, not the proxy's; of IPv6 the first 64 bits."""
+    listener = {"url": "tcp://127.0.0.1:0", "proxy_protocol": True, "trusted_proxies": ["127.0.0.1"]}
+    bench = make(limits={"max_connections_per_address": 1}, listeners=[listener])
+
+    def behind(address: str) -> int:
+        family, other = ("TCP6", "::1") if ":" in address else ("TCP4", "127.0.0.1")
+        peer = bench.raw(5)
+        peer.send(f"PROXY {family} {address} {other} 4242 1883\r\n".encode())
+        return peer.connect(name()).reason
+
+    assert [behind(f"198.51.100.{i}") for i in range(5)] == [0] * 5
+    assert behind("198.51.100.1") == 0x97
+    assert behind("2001:db8:1:2::1") == 0
+    assert behind("2001:db8:1:2:ffff::2") == 0x97
+    assert behind("2001:db8:1:3::1") == 0
+    assert bench.stat("connections_refused_address") == 2
+
+
 @pytest.mark.parametrize("version", [4, 5])
 def test_max_connections_per_user(make: Make, version: int) -> None:
     bench = make(limits={"max_connections_per_user": 2})
