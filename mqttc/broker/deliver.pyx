@@ -73,8 +73,6 @@ cdef bint send_qos0(Worker *worker, Publication *pub, Session *session, Conn *co
     if unlikely(outq_share(&conn.link.out, pub.run_chunk[variant], pub.run_offset[variant], n) != ST_OK):
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
-    if unlikely(conn.guard != NULL):
-        conn.guard.rates.sent += 1
     link_dirty(worker.reactor, &conn.link)
     return True
 
@@ -124,8 +122,6 @@ cdef bint send_qos(Worker *worker, Publication *pub, Session *session, Conn *con
         out[0] = PUBLISH << 4 | qos << 1 | retain
         out[pub.id_offset[layout]] = <uint8_t> (entry.packet_id >> 8)
         out[pub.id_offset[layout] + 1] = <uint8_t> entry.packet_id
-    if unlikely(conn.guard != NULL):
-        conn.guard.rates.sent += 1
     link_dirty(worker.reactor, &conn.link)
     return True
 

@@ -7,7 +7,7 @@ from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_OK, Span, atomic_add_u32_relaxed, atomic_add_u64_relaxed, unlikely
 from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
 from mqttc.broker.state cimport (
-    GUARD_OVER_NUMBER, GUARD_OVER_RATE, GUARD_PENDING, GUARD_THROTTLED, Bucket, Conn, ConnGuard, Guard, GuardEntry, GuardTable, Listener, Rates, Settings, Worker, pthread_mutex_t,
+    GUARD_OVER_NUMBER, GUARD_OVER_RATE, GUARD_PENDING, GUARD_THROTTLED, AliasesOut, Bucket, Conn, ConnGuard, Guard, GuardEntry, GuardTable, Listener, Rates, Settings, Worker, pthread_mutex_t,
 )
 from mqttc.broker.stats cimport C_REFUSED_ADDRESS, C_REFUSED_PENDING, C_REFUSED_RATE, C_REFUSED_USER, C_SLOWED, C_THROTTLED, stat
 from mqttc.net.reactor cimport LINK_METERED, LINK_THROTTLED, link_unthrottle, reactor_link
@@ -342,6 +342,9 @@ cdef bint rates_start(Worker *worker, Conn *conn) noexcept nogil:
     bucket_fill(&conn.guard.rates.bytes_out, now_ms, settings.max_byte_rate_out)
     if settings.max_message_rate_out or settings.max_byte_rate_out:
         conn.link.flags |= LINK_METERED
+        if conn.aliases_out == NULL:    # its messages are counted on the general way: the short one of the fan-out pays nothing
+            conn.aliases_out = <AliasesOut *> mem_alloc_zeroed(1, sizeof(AliasesOut))
+            return conn.aliases_out != NULL
     return True
 
 

@@ -73,7 +73,10 @@ cdef void alias_apply(Conn *conn, PublishParts *parts) noexcept nogil:
     cdef uint32_t oldest = 0
     cdef AliasOut *alias
     cdef uint8_t *copy
-    cdef uint32_t hash = hash_bytes(parts.topic)
+    cdef uint32_t hash
+    if aliases.capacity == 0:
+        return
+    hash = hash_bytes(parts.topic)
     aliases.stamp += 1
     for i in range(aliases.count):
         alias = &aliases.items[i]

@@ -340,7 +340,7 @@ cdef struct AliasOut:
 
 cdef struct AliasesOut:
     uint32_t count                     # set so far
-    uint32_t capacity                  # min(client's topic alias maximum, ours)
+    uint32_t capacity                  # min(client's topic alias maximum, ours); 0: none, but the fan-out's short way is not for this connection
     uint32_t stamp
     uint32_t bytes
     AliasOut items[1]
