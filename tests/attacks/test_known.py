@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import re
 import threading
@@ -39,6 +40,7 @@ from ..rawclient import (
 from .conftest import name, settled, watching
 
 MB = 1 << 20
+TOPICS = 800 if os.environ.get("MQTTC_SANITIZER") else 8000
 
 
 def drained(peer: Peer) -> list[Any]:
@@ -158,7 +160,7 @@ def test_ten_thousand_filters_that_all_match(make: Make) -> None:
             peer.subscribe_many([(one, 0) for one in filters[start : start + 1000]])
         assert bench.stat("subscriptions") == 10_000 + 4
         assert bench.stat("subscriptions_refused") == (1 << 14) - 10_000
-        publisher.send(*[publish_packet("/".join([*names[:-1], f"n{i}"]), b"x", 5) for i in range(8000)])
+        publisher.send(*[publish_packet("/".join([*names[:-1], f"n{i}"]), b"x", 5) for i in range(TOPICS)])
         publisher.publish("/".join(names), b"all", 1)
         got = {peer.message().payload for _ in range(1)}
         assert got <= {b"x", b"all"}
@@ -261,12 +263,12 @@ def test_take_over_storm(make: Make, version: int) -> None:
             peer = bench.raw(version)
             peer.send(connect_packet("same", version, clean=False, expiry=3600, will=Will("storm", b"x" * 100)))
             peers.append(peer)
-        for peer in peers[:-1]:
-            answers = drained(peer)
-            assert all(got.type in (CONNACK, DISCONNECT) for got in answers)
-        assert peers[-1].expect(CONNACK).reason == 0
-    assert bench.stat("takeovers") == 399
+        bench.until("takeovers", 399)
+        bench.until("connections_open", 5)
+        alive = [peer for peer in peers if settled(peer)]  # workers take what they accept in an order of their own
+        assert len(alive) == 1
     bench.until("connections_open", 1)
+    alive[0].ping()
     assert (bench.stat("sessions"), bench.stat("wills")) == (1, 1)
 
 
