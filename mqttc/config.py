@@ -578,6 +578,51 @@ class Limits(_Section):
     """QUIC connections at the same time, all listeners together."""
     max_quic_streams: Annotated[int, Field(ge=1, le=10_000)] = 100
     """MQTT connections, each a bidirectional stream, at the same time on one QUIC connection."""
+    max_connections_per_address: Count = 0
+    """Connections of one address at the same time, of IPv6 the first 64 bits; 0: no limit of its own. One more is told so, twice as
+    many are closed unread."""
+    max_connections_per_user: Count = 0
+    """Connections of one user name at the same time; 0: no limit of its own. Where passwords are not checked, a name is only a claim."""
+    connect_rate: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Connections a second, all listeners together, with as many at once; 0: no limit."""
+    connect_rate_per_address: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Connections a second of one address; 0: no limit."""
+    max_pending_connections: Count = 0
+    """Connections at the same time whose CONNECT is not accepted yet; 0: no limit of its own."""
+    max_connect_packet: Annotated[int, Field(ge=64, le=16_777_216)] = 131_072
+    """Bytes of a whole packet until then; ``max_packet_size`` if that is less."""
+    max_unauthenticated_bytes: Annotated[int, Field(ge=65_536, le=2**40)] = 268_435_456
+    """Bytes that all connections together may take until then: what they have announced, and a flat 2 KiB each, 40 KiB more with TLS."""
+    max_message_rate: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """PUBLISH, SUBSCRIBE and UNSUBSCRIBE a second of one client, with as many at once; beyond that it is not read for a while.
+    0: no limit."""
+    max_byte_rate: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Bytes a second of one client, in packets of all types; 0: no limit."""
+    max_message_rate_out: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Messages a second to one client; beyond that it is treated as if it read slowly. 0: no limit."""
+    max_byte_rate_out: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Bytes a second to one client; 0: no limit."""
+    rate_patience: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = 30.0
+    """Seconds after which a client that goes on sending more than its rates is disconnected (0x96); 0: it is only slowed."""
+    max_filter_wildcards: Annotated[int, Field(ge=0, le=65535)] = 32
+    """``+`` and ``#`` in one topic filter."""
+    max_unreleased: Annotated[int, Field(ge=1, le=65535)] = 16_384
+    """QoS 2 messages of one 3.x client that it has not released; of 5.0 clients ``receive_maximum`` is the limit."""
+    max_wills: Count = 0
+    """Wills at the same time; 0: no limit of its own."""
+    max_will_bytes: Annotated[int, Field(ge=0, le=2**28)] = 131_072
+    """Bytes of one will's topic, properties and payload."""
+    max_total_queued_messages: Annotated[int, Field(ge=0, le=2**40)] = 0
+    """Messages that wait for all sessions together; from then on queues are treated as full. 0: no limit."""
+    max_total_queued_bytes: Annotated[int, Field(ge=0, le=2**40)] = 0
+    """Bytes of the messages that wait for all sessions together; 0: no limit."""
+    max_memory: Annotated[int, Field(ge=0, le=2**44)] = 0
+    """Bytes that the broker may take as it counts them (``memory_bytes``). From 80 % on nothing new is taken, from 90 % on no QoS 0, at
+    the limit those who keep most waiting are dropped. 0: no limit."""
+    turn_time: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.05
+    """Seconds after which a worker leaves the rest of what a client has sent for its next turn; 0: it never does."""
+    busy_turn_time: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 1.0
+    """Seconds; after a turn of its loop that took as long, a worker takes no new clients (0x89) for a second; 0: it always does."""
     verdict_cache_entries: Annotated[int, Field(ge=0, le=2**24)] = 65_536
     """Decisions about clients that each worker remembers, 48 bytes each once there is one; 0: every client is asked about."""
     http_timeout: Seconds = 30.0
@@ -774,8 +819,9 @@ class Config(_Section):
         settings["group_strategy"] = GROUP_STRATEGIES.index(limits.pop("group_strategy"))
         for name, engine_name in _ENGINE_NAMES.items():
             settings[engine_name] = int(limits.pop(name))
-        for name in ("connect_timeout", "auth_timeout", "shutdown_timeout"):
-            settings[f"{name}_ms"] = round(limits.pop(name) * 1000)
+        for name in ("connect_timeout", "auth_timeout", "shutdown_timeout", "rate_patience", "turn_time", "busy_turn_time"):
+            seconds = limits.pop(name)
+            settings[f"{name}_ms"] = max(round(seconds * 1000), 1 if seconds else 0)
         settings.update((name, int(value)) for name, value in limits.items())
         return settings
 

@@ -127,11 +127,13 @@ class Engine:
         http: bool = False,
         proxies: Sequence[str] | None = None,
         durability: int = 0,
+        proxied: bool = False,
     ) -> int:
         """Take ownership of a bound, listening, non-blocking socket, before ``start``; return the listener's id.
 
         ``fd`` -1: no socket, the listener's connections come by ``adopt``. ``http``: connections begin with an HTTP
         request. ``proxies``: with a PROXY protocol header (before TLS), from these addresses or networks alone.
+        ``proxied``: a connection's address is the client's only when its CONNECT is there, so it is counted then.
 
         ``family``: 0 TCP, 1 Unix. ``anonymous``: 0 deny, 1 allow, 2 loopback only (a Unix socket is
         loopback). ``auth``: 0 the ``anonymous`` rule decides about every CONNECT, 1 a CONNECT with

@@ -18,6 +18,7 @@ from mqttc.broker.acl cimport (
 from mqttc.broker.gate cimport gate_answer, gate_answer_head, gate_answer_hook, gate_take
 from mqttc.broker.handle cimport handle_make
 from mqttc.broker.journal cimport Journal, journal_open
+from mqttc.broker.overload cimport engine_memory
 from mqttc.broker.recover cimport engine_recover
 from mqttc.broker.rights cimport AclDecision, Rights, rights_allow, rights_build, rights_free, rights_own
 from mqttc.broker.routes cimport HOOKS_WORKER, DurableFilter, routes_live, subscription_ids_live
@@ -32,7 +33,7 @@ from mqttc.broker.worker cimport (
     engine_abandon, engine_acl, engine_adopt, engine_advance, engine_build, engine_counter, engine_free, engine_hold, engine_listen, engine_start, engine_stop,
 )
 from mqttc.net.proxy cimport Network, ProxyRules, proxy_live
-from mqttc.net.reactor cimport NetStats
+from mqttc.net.reactor cimport TURN_CLASSES, NetStats, turn_class_us
 from mqttc.net.tcp cimport PeerAddress
 from mqttc.net.tls cimport (
     Tls as NativeTls, TlsKey, TlsSettings, tls_accept, tls_build, tls_drop, tls_live, tls_load, tls_rotate, tls_share, tls_stats,
@@ -48,7 +49,7 @@ EVENT_NAMES = (
     "connected", "disconnected", "connect refused", "protocol error", "taken over", "keep alive timeout", "connect timeout", "connection lost",
     "session expired", "messages dropped", "accept failed", "connection limit", "no memory", "shutting down", "subscribed", "unsubscribed",
     "retained limit", "handshake failed", "http request refused", "store fails", "store holds again",
-    "authentication expired", "publish denied", "retain denied", "will denied", "subscribe denied", "grant expired", "name unsafe in filters",
+    "authentication expired", "publish denied", "retain denied", "will denied", "subscribe denied", "grant expired", "name unsafe in filters", "overload",
 )
 
 cdef tuple PACKET_NAMES = (
@@ -59,10 +60,13 @@ cdef tuple PACKET_NAMES = (
 # In the order of stats.Counter, from C_CONNECTS_ACCEPTED on.
 cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_NAMES) + tuple(f"packets_sent_{name}" for name in PACKET_NAMES) + (
     "connects_accepted", "connects_refused", "takeovers", "sessions_resumed", "sessions_expired", "disconnects_clean", "disconnects_abrupt",
-    "protocol_errors", "keep_alive_timeouts", "connect_timeouts", "gate_questions", "gate_timeouts", "verdicts_kept", "verdicts_reused", "auth_expired", "messages_received", "messages_sent",
-    "messages_resent", "wills_published", "retained_handed_out", "messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog",
+    "protocol_errors", "keep_alive_timeouts", "connect_timeouts",
+    "connections_refused_limit", "connections_refused_address", "connections_refused_user", "connections_refused_rate", "connections_refused_pending",
+    "connections_refused_overload", "clients_slowed", "clients_ended_rate", "clients_throttled", "turns_cut", "clients_ended_overload", "subscriptions_refused",
+    "gate_questions", "gate_timeouts", "verdicts_kept", "verdicts_reused", "auth_expired", "messages_received", "messages_sent",
+    "messages_resent", "wills_published", "wills", "will_bytes", "retained_handed_out", "messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog",
     "subscriptions", "dropped_queue_full", "dropped_output_full", "dropped_expired", "dropped_too_large", "dropped_session_end", "dropped_group_full",
-    "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "rejected_by_client", "publishers_braked", "mail_sent", "journal_notes_lost", "journal_refused",
+    "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "dropped_overload", "rejected_by_client", "publishers_braked", "mail_sent", "journal_notes_lost", "journal_refused",
     "websockets_upgraded", "http_requests_refused", "http_connections_spliced", "events_lost",
     "denied_publish", "denied_retain", "denied_will", "denied_subscribe", "denied_receive", "denied_client_id", "unsafe_name_denials", "grants_expired",
     "hook_questions", "hooks_unasked", "hooks_abandoned",
@@ -77,8 +81,13 @@ NAMES.update(dict.fromkeys((
     "connect_timeout_ms", "auth_timeout_ms", "shutdown_timeout_ms", "max_group_backlog", "group_strategy", "route_cache_entries", "turn_bytes",
     "max_request_head", "max_frame_size", "verdict_cache_entries", "queue_qos0_offline",
     "durability", "spill_after", "log_level",
+    "max_connections_per_address", "max_connections_per_user", "connect_rate", "connect_rate_per_address", "max_pending_connections", "max_connect_packet",
+    "max_message_rate", "max_byte_rate", "max_message_rate_out", "max_byte_rate_out", "rate_patience_ms", "max_filter_wildcards", "max_unreleased", "max_wills",
+    "max_will_bytes", "turn_time_ms", "busy_turn_time_ms",
 ), 0xFFFFFFFF))
-NAMES.update(dict.fromkeys(("max_queued_bytes", "max_retained_messages", "max_retained_bytes"), 0xFFFFFFFFFFFFFFFF))
+NAMES.update(dict.fromkeys((
+    "max_queued_bytes", "max_retained_messages", "max_retained_bytes", "max_unauthenticated_bytes", "max_total_queued_messages", "max_total_queued_bytes", "max_memory",
+), 0xFFFFFFFFFFFFFFFF))
 NAMES.update(workers=255, receive_maximum=65535, max_inflight=65535, topic_alias_maximum=65535, topic_alias_out=65535, max_keep_alive_s=65535, max_topic_bytes=65535)
 
 cdef dict ACL_ACTIONS = {"publish": ACL_PUBLISH, "subscribe": ACL_SUBSCRIBE, "receive": ACL_RECEIVE, "retain": ACL_RETAIN, "will": ACL_WILL}
@@ -355,6 +364,68 @@ cdef class Tls:
         }
 
 
+cdef void guard_settings(Settings *native, dict settings):
+    """Those of the guard and of overload."""
+    native.max_connections_per_address = settings["max_connections_per_address"]
+    native.max_connections_per_user = settings["max_connections_per_user"]
+    native.connect_rate = settings["connect_rate"]
+    native.connect_rate_per_address = settings["connect_rate_per_address"]
+    native.max_pending_connections = settings["max_pending_connections"]
+    native.max_connect_packet = settings["max_connect_packet"]
+    native.max_unauthenticated_bytes = settings["max_unauthenticated_bytes"]
+    native.max_message_rate = settings["max_message_rate"]
+    native.max_byte_rate = settings["max_byte_rate"]
+    native.max_message_rate_out = settings["max_message_rate_out"]
+    native.max_byte_rate_out = settings["max_byte_rate_out"]
+    native.rate_patience_ms = settings["rate_patience_ms"]
+    native.max_filter_wildcards = settings["max_filter_wildcards"]
+    native.max_unreleased = settings["max_unreleased"]
+    native.max_wills = settings["max_wills"]
+    native.max_will_bytes = settings["max_will_bytes"]
+    native.max_total_queued_messages = settings["max_total_queued_messages"]
+    native.max_total_queued_bytes = settings["max_total_queued_bytes"]
+    native.max_memory = settings["max_memory"]
+    native.turn_time_ms = settings["turn_time_ms"]
+    native.busy_turn_time_ms = settings["busy_turn_time_ms"]
+
+
+cdef uint64_t turn_percentile(const uint64_t *classes, uint64_t total, uint32_t per_mille):
+    """Microseconds that so many thousandths of the turns did not exceed, as the histogram's classes tell."""
+    cdef uint64_t wanted = (total * per_mille + 999) // 1000
+    cdef uint64_t seen = 0
+    cdef uint32_t i
+    for i in range(TURN_CLASSES):
+        seen += classes[i]
+        if wanted and seen >= wanted:
+            return turn_class_us(i)
+    return 0
+
+
+cdef dict turn_stats(NativeEngine *engine):
+    """How long turns take, of all workers together."""
+    cdef uint64_t[124] classes
+    cdef uint64_t total = 0, us = 0, last = 0, longest = 0, over_10ms = 0, over_100ms = 0, over_1s = 0
+    cdef uint32_t i, k
+    cdef NetStats *net
+    memset(classes, 0, sizeof(classes))
+    for i in range(engine.settings.workers):
+        net = &engine.workers[i].reactor.stats
+        us += atomic_load_u64_relaxed(&net.turn_us)
+        last = max(last, atomic_load_u64_relaxed(&net.turn_last_us))
+        longest = max(longest, atomic_load_u64_relaxed(&net.turn_longest_us))
+        over_10ms += atomic_load_u64_relaxed(&net.turns_over_10ms)
+        over_100ms += atomic_load_u64_relaxed(&net.turns_over_100ms)
+        over_1s += atomic_load_u64_relaxed(&net.turns_over_1s)
+        for k in range(TURN_CLASSES):
+            classes[k] += atomic_load_u64_relaxed(&net.turn_classes[0][k]) + atomic_load_u64_relaxed(&net.turn_classes[1][k])
+    for k in range(TURN_CLASSES):
+        total += classes[k]
+    return {
+        "turn_us": us, "turn_last_us": last, "turn_longest_us": longest, "turn_p50_us": turn_percentile(classes, total, 500),
+        "turn_p99_us": turn_percentile(classes, total, 990), "turns_over_10ms": over_10ms, "turns_over_100ms": over_100ms, "turns_over_1s": over_1s,
+    }
+
+
 cdef class Engine:
     def __init__(self, *, str response_information="", **settings):
         cdef Settings native
@@ -411,6 +482,7 @@ cdef class Engine:
         native.durability = settings["durability"]
         native.spill_after = settings["spill_after"]
         native.log_level = settings["log_level"]
+        guard_settings(&native, settings)
         self.engine = engine_build(&native)
         if self.engine == NULL:
             raise MemoryError("no memory or no descriptors for an engine")
@@ -441,7 +513,7 @@ cdef class Engine:
 
     def add_listener(
         self, int fd, *, str name, int family, int maximum_qos, int max_connections, int anonymous, int auth, uint32_t tcp_user_timeout_ms,
-        uint32_t keepalive_idle_s, str server_reference, Tls tls=None, bint http=False, proxies=None, int durability=0,
+        uint32_t keepalive_idle_s, str server_reference, Tls tls=None, bint http=False, proxies=None, int durability=0, bint proxied=False,
     ):
         cdef NativeEngine *engine = self.alive()
         cdef Listener *listener
@@ -470,6 +542,7 @@ cdef class Engine:
                 mem_free(listener)
                 raise
         listener.http = http
+        listener.proxied = proxied
         listener.durability = <uint8_t> durability
         listener.fd = fd
         listener.unix_socket = family == 1
@@ -604,6 +677,11 @@ cdef class Engine:
             stats["turns"] += atomic_load_u64_relaxed(&net.turns)
             stats["route_hits"] += atomic_load_u64_relaxed(&worker.routes.hits)
             stats["route_misses"] += atomic_load_u64_relaxed(&worker.routes.misses)
+        stats.update(turn_stats(engine))
+        stats["connections_pending"] = atomic_load_u32_relaxed(&engine.guard.pending)
+        stats["unauthenticated_bytes"] = atomic_load_u64_relaxed(&engine.guard.early_bytes)
+        stats["memory_bytes"] = engine_memory(engine)
+        stats["overload_stage"] = atomic_load_u64_relaxed(&engine.guard.overload)
         stats["sessions"] = atomic_load_u32_relaxed(&engine.sessions)
         stats["retained"] = atomic_load_u64_relaxed(&engine.retain.count)
         stats["retained_bytes"] = atomic_load_u64_relaxed(&engine.retain.bytes)

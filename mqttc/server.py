@@ -530,6 +530,7 @@ class _Running:
                 http=listener.is_http,
                 proxies=listener.trusted_proxies if listener.proxy_protocol else None,
                 durability=DURABILITY_MODES.index(listener.durability or "off"),
+                proxied=listener.behind_proxy,
             )
             if sockets:
                 sockets.pop(0).detach()

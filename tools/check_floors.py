@@ -25,8 +25,8 @@ NET = [
 ]
 BROKER = [
     *("handle", "stats", "acl", "rights", "sqlite", "record", "known", "rows", "window", "replay", "checkpoint", "journal"),
-    *("trie", "routes", "retain", "state", "port", "report", "permit", "mail", "durable", "reply"),
-    *("session", "group", "publication", "send", "shared", "deliver", "pump", "presence", "will", "gate", "parked", "verdicts"),
+    *("trie", "routes", "retain", "state", "port", "report", "permit", "mail", "durable", "reply", "guard"),
+    *("session", "group", "publication", "send", "shared", "deliver", "pump", "presence", "will", "overload", "gate", "parked", "verdicts"),
     *("on_subscribe", "admit", "on_connect", "on_head", "on_publish", "conn", "admin", "inside", "worker", "recover"),
 ]
 LOADGEN = ["hist", "actor"]

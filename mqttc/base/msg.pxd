@@ -35,6 +35,8 @@ cdef struct MsgPool:           # one per worker, owner thread only
     uint16_t owner
     uint64_t made              # counters of this thread; any thread may read. Over all pools made - freed is the number of live blocks
     uint64_t freed             # counted where the last reference is dropped, not where the block comes to rest
+    uint64_t bytes_made        # the same in bytes: over all pools bytes_made - bytes_freed is the memory of live blocks
+    uint64_t bytes_freed
     Msg **strays               # per other worker: blocks to mail home (array of owners_count lists)
     uint32_t *stray_count
     uint32_t owners_count

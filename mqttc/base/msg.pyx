@@ -97,6 +97,7 @@ cdef Msg *msg_alloc(MsgPool *pool, uint32_t capacity) noexcept nogil:
     msg.size_class = <unsigned char> size_class
     msg.refs = 1
     counter_add(&pool.made, 1)
+    counter_add(&pool.bytes_made, sizeof(Msg) + <size_t> msg.capacity)
     return msg
 
 
@@ -110,6 +111,7 @@ cdef Msg *msg_alloc_for(MsgPool *pool, uint32_t capacity, uint16_t owner) noexce
     msg.size_class = ALONE
     msg.refs = 1
     counter_add(&pool.made, 1)
+    counter_add(&pool.bytes_made, sizeof(Msg) + <size_t> msg.capacity)
     return msg
 
 
@@ -118,6 +120,7 @@ cdef void msg_drop(MsgPool *pool, Msg *msg) noexcept nogil:
     if atomic_load_u32_acquire(&msg.refs) != 1 and atomic_sub_u32_acq_rel(&msg.refs, 1) != 1:
         return
     counter_add(&pool.freed, 1)
+    counter_add(&pool.bytes_freed, sizeof(Msg) + <size_t> msg.capacity)
     if likely(msg.owner == pool.owner):
         block_keep(pool, msg)
     elif msg.size_class < CLASS_COUNT and msg.owner < pool.owners_count:

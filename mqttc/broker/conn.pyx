@@ -1,36 +1,40 @@
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from mqttc.base.alloc cimport mem_free
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_i64_relaxed, likely, span_make, unlikely
+from mqttc.broker.guard cimport guard_early, guard_leave, rates_exhausted, rates_received
 from mqttc.broker.on_connect cimport on_auth, on_connect
 from mqttc.broker.on_head cimport head_data, tunnel_ended
-from mqttc.broker.on_publish cimport aliases_in_free, on_ack, on_publish
+from mqttc.broker.on_publish cimport aliases_in_free, conn_slow, on_ack, on_publish
 from mqttc.broker.on_subscribe cimport on_subscribe, on_unsubscribe
+from mqttc.broker.overload cimport conn_yield, turn_spent
 from mqttc.broker.presence cimport session_offline
 from mqttc.broker.permit cimport rights_expire
-from mqttc.broker.reply cimport END_DISCONNECT, conn_disconnect, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet
-from mqttc.broker.report cimport EV_AUTH_EXPIRED, EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, EV_TRANSPORT_FAILED, LOG_INFO, report, text
+from mqttc.broker.reply cimport END_DISCONNECT, END_REFUSED, conn_disconnect, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet
+from mqttc.broker.report cimport EV_AUTH_EXPIRED, EV_CONNECTION_LIMIT, EV_CONNECT_TIMEOUT, EV_CONNECTION_LOST, EV_DISCONNECTED, EV_KEEP_ALIVE_TIMEOUT, EV_TRANSPORT_FAILED, LOG_INFO, LOG_WARNING, report, text
 from mqttc.broker.routes cimport route_drop
 from mqttc.broker.state cimport (
     CONN_ASKED, CONN_AUTHENTICATING, CONN_BRAKE_PAUSED, CONN_COMMITTING, CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_HEAD_ASKED, CONN_NEW, CONN_QUESTION_OPEN, CONN_UP, Conn,
-    Session, Worker,
+    ConnGuard, Session, Worker,
 )
 from mqttc.broker.stats cimport (
-    C_AUTH_EXPIRED, C_CONNECT_TIMEOUTS, C_DISCONNECTS_ABRUPT, C_DISCONNECTS_CLEAN, C_GATE_TIMEOUTS, C_HOOKS_ABANDONED, C_KEEP_ALIVE_TIMEOUTS, C_RECEIVED, stat,
+    C_AUTH_EXPIRED, C_CONNECT_TIMEOUTS, C_DISCONNECTS_ABRUPT, C_DISCONNECTS_CLEAN, C_ENDED_RATE, C_GATE_TIMEOUTS, C_HOOKS_ABANDONED, C_KEEP_ALIVE_TIMEOUTS, C_RECEIVED,
+    C_REFUSED_PENDING, stat,
 )
 from mqttc.net.reactor cimport LINK_NO_LINGER, LINK_PAUSED, link_close
 from mqttc.net.tcp cimport tcp_ops
 from mqttc.net.transport cimport transport_failure
 from mqttc.proto.decode cimport decode_packet, frame_next
 from mqttc.proto.packet cimport (
-    AUTH, CONNECT, DISCONNECT, HAS_SESSION_EXPIRY, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, RC_KEEP_ALIVE_TIMEOUT, RC_MALFORMED_PACKET, RC_MAXIMUM_CONNECT_TIME, RC_NOT_AUTHORIZED,
+    AUTH, CONNECT, DISCONNECT, HAS_SESSION_EXPIRY, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, RC_KEEP_ALIVE_TIMEOUT, RC_MALFORMED_PACKET, RC_MAXIMUM_CONNECT_TIME, RC_MESSAGE_RATE_TOO_HIGH, RC_NOT_AUTHORIZED,
     RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED, RC_SUCCESS, SUBSCRIBE, UNSUBSCRIBE, Frame, Packet,
 )
 
 cdef enum:
     COMMITTING_MS = 1000
+    CLOCK_EVERY = 32                   # packets of one connection between two looks at how long the turn has lasted
 
 
 cdef void on_disconnect(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
@@ -99,9 +103,39 @@ cdef Span unreadable(const Conn *conn, const uint8_t *bytes, uint32_t n) noexcep
     return text("frame cannot be read")
 
 
+cdef uint32_t packet_limit(const Worker *worker, const Conn *conn) noexcept nogil:
+    """Bytes of a packet that this connection may send now."""
+    cdef uint32_t most = worker.engine.settings.max_packet_size
+    cdef uint32_t early = worker.engine.settings.max_connect_packet
+    return most if conn.phase == CONN_UP or most < early else early
+
+
+cdef void early_refuse(Worker *worker, Conn *conn) noexcept nogil:
+    """What all connections together may take before they are accepted is used up."""
+    stat(&worker.stats, C_REFUSED_PENDING)
+    report(worker, LOG_WARNING, EV_CONNECTION_LIMIT, RC_QUOTA_EXCEEDED, conn, NULL, text("too many bytes of connections that are not accepted yet"))
+    conn.phase = CONN_DONE
+    link_close(worker.reactor, &conn.link, END_REFUSED)
+
+
+cdef void rates_spend(Worker *worker, Conn *conn, uint32_t messages, uint64_t bytes) noexcept nogil:
+    """Slows a client down, and ends it when that has not helped for long enough."""
+    cdef uint32_t wait = rates_received(worker, conn, messages, bytes)
+    if wait == 0 or conn.phase != CONN_UP:
+        return
+    if rates_exhausted(worker, conn):
+        stat(&worker.stats, C_ENDED_RATE)
+        conn_fail(worker, conn, RC_MESSAGE_RATE_TOO_HIGH, text("more than the rates allow for longer than limits.rate_patience"))
+        return
+    conn_slow(worker, conn, wait)
+
+
 cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32_t n) noexcept nogil:
     cdef const uint8_t *p = bytes
     cdef const uint8_t *end = bytes + n
+    cdef ConnGuard *guard = conn.guard
+    cdef uint32_t most = packet_limit(worker, conn)
+    cdef uint32_t count = 0
     cdef Frame frame
     cdef int status
     if unlikely(conn.phase >= CONN_HEAD):
@@ -109,10 +143,13 @@ cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32
     while p < end:
         if unlikely(conn.phase == CONN_DONE):
             return n
-        status = frame_next(p, end, worker.engine.settings.max_packet_size, &frame)
+        status = frame_next(p, end, most, &frame)
         if status != ST_OK:
             if status == ST_NEED_MORE:
                 conn.link.want_bytes = frame.total_bytes
+                if unlikely(conn.phase != CONN_UP) and not guard_early(worker, conn, frame.total_bytes):
+                    early_refuse(worker, conn)
+                    return n
                 break
             conn_fail(worker, conn, <uint8_t> -status, unreadable(conn, bytes, n))
             return n
@@ -130,11 +167,20 @@ cdef uint32_t conn_data(Worker *worker, Conn *conn, const uint8_t *bytes, uint32
                 return n
             if on_connect(worker, conn, &frame, p, p + frame.total_bytes, <uint32_t> (end - p) - frame.total_bytes):
                 return 0                                                        # it lives on another worker now
+            most = packet_limit(worker, conn)
+            guard = conn.guard
         else:
             on_early(worker, conn, &frame)
         p += frame.total_bytes
+        count += 1
+        if unlikely(guard != NULL) and guard.rated and conn.phase == CONN_UP:
+            rates_spend(worker, conn, frame.type == PUBLISH or frame.type == SUBSCRIBE or frame.type == UNSUBSCRIBE, frame.total_bytes)
         if unlikely(conn.link.flags & LINK_PAUSED):
             break
+        if unlikely(count % CLOCK_EVERY == 0 or worker.turn_over) and p < end and conn.phase == CONN_UP and turn_spent(worker):
+            conn_yield(worker, conn)
+            if conn.link.flags & LINK_PAUSED:
+                break
     if p > bytes:
         conn.last_packet_ms = worker.reactor.now_ms
         # Messages are bounded where they are sent, replies are not: a client that goes on asking and never reads is let go.
@@ -228,6 +274,7 @@ cdef void conn_ended(Worker *worker, Conn *conn, int reason) noexcept nogil:
     tunnel_ended(worker, conn)
     conn.phase = CONN_DONE
     conn_uncount(worker, conn)
+    guard_leave(worker, conn)
     conn_release(conn)
 
 
@@ -250,6 +297,8 @@ cdef void conn_release(Conn *conn) noexcept nogil:
         mem_free(conn.aliases_out)
         conn.aliases_out = NULL
     replies_drop(conn)
+    mem_free(conn.guard)
+    conn.guard = NULL
     mem_free(conn.pending)
     conn.pending = NULL
     mem_free(conn.parked)

@@ -61,6 +61,7 @@ cdef Journal *journal_open(const char *path, uint32_t workers, uint64_t max_back
 cdef int journal_start(Journal *journal, const JournalHooks *hooks, void *context) noexcept nogil      # ST_OK, ST_ERROR (errno)
 # Workers have ended: writes what waits, marks the file as closed in order, joins the thread. False: what waits could not be written.
 cdef bint journal_stop(Journal *journal) noexcept nogil
+cdef uint64_t journal_block_bytes(const Journal *journal) noexcept nogil          # bytes of blocks that its thread made, less of those that it freed [any thread]
 cdef void journal_free(Journal *journal) noexcept nogil                                                # stopped, or never started
 cdef void record_free(Journal *journal, Record *record) noexcept nogil                                # one that was not posted; gives its message up
 cdef void journal_post(Journal *journal, Record *first, Record *last, uint64_t bytes) noexcept nogil   # [any thread]

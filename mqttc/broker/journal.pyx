@@ -511,6 +511,11 @@ cdef void chain_free(Private *private, Record *record) noexcept nogil:
         record = next
 
 
+cdef uint64_t journal_block_bytes(const Journal *journal) noexcept nogil:
+    cdef const MsgPool *pool = &private_of(<Journal *> journal).pool
+    return atomic_load_u64_relaxed(&pool.bytes_made) - atomic_load_u64_relaxed(&pool.bytes_freed)
+
+
 cdef void journal_free(Journal *journal) noexcept nogil:
     cdef Private *private = private_of(journal)
     checkpoint_stop(&private.checkpoint)

@@ -101,9 +101,17 @@ cdef void post_all(Worker *worker) noexcept nogil:
             worker.post_last[to] = NULL
 
 
+cdef void adopt_discard(AdoptMail *adopt) noexcept nogil:
+    adopt.parcel.transport.ops.close(&adopt.parcel.transport)
+    mem_free(adopt.parcel.leftover)
+    mem_free(adopt.auth_data)
+    grant_drop(adopt.grant)
+    mem_free(adopt.user)
+    mem_free(adopt.guard)               # what it counts ends with the engine
+
+
 cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
     cdef PublishMail *batch
-    cdef AdoptMail *adopt
     cdef GroupMail *group
     cdef AnswerMail *answer
     cdef LinkMail *link
@@ -125,12 +133,7 @@ cdef void mail_discard(Worker *worker, Mail *mail) noexcept nogil:
             msg_drop(&worker.msgs, batch.items[i].msg)
             route_drop(batch.items[i].route)
     elif mail.kind == MAIL_ADOPT:
-        adopt = <AdoptMail *> mail
-        adopt.parcel.transport.ops.close(&adopt.parcel.transport)
-        mem_free(adopt.parcel.leftover)
-        mem_free(adopt.auth_data)
-        grant_drop(adopt.grant)
-        mem_free(adopt.user)
+        adopt_discard(<AdoptMail *> mail)
     elif mail.kind == MAIL_GROUP:
         group = <GroupMail *> mail
         if group.msg != NULL:

@@ -5,23 +5,25 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.map cimport random_bytes
 from mqttc.base.msg cimport msg_alloc, msg_data
 from mqttc.base.timer cimport wheel_add, wheel_cancel
-from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u32_acquire, span_equal, span_make
+from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u32_acquire, atomic_load_u64_relaxed, span_equal, span_make
 from mqttc.broker.acl cimport grant_drop, grant_share
 from mqttc.broker.admit cimport admit_again, admit_begin, admit_rights
 from mqttc.broker.gate cimport gate_ask
+from mqttc.broker.guard cimport guard_early, guard_free_of, guard_settle, guard_user, guard_verdict, rates_start
 from mqttc.broker.mail cimport post
+from mqttc.broker.overload cimport worker_busy
 from mqttc.broker.presence cimport session_finish, session_offline, session_online, session_rejoin, session_timer, will_free
 from mqttc.broker.durable cimport journal_fails, journaled, note_presence, note_session, note_will, until_now
 from mqttc.broker.pump cimport session_pump
 from mqttc.broker.reply cimport conn_disconnect, conn_fail, packet_clear, refuse_connect, replies_drop, send_packet, send_packet_after
 from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, text
 from mqttc.broker.rights cimport Rights, rights_free
-from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle
+from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle, will_count
 from mqttc.broker.state cimport (
     CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_INSIDE, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN,
     Admission, AdoptMail, AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, VerdictEntry, Will, Worker,
 )
-from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_SESSIONS_RESUMED, C_TAKEOVERS, C_VERDICTS_REUSED, stat
+from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_REFUSED_OVERLOAD, C_REFUSED_PENDING, C_SESSIONS_RESUMED, C_TAKEOVERS, C_VERDICTS_REUSED, C_WILLS, stat
 from mqttc.broker.verdicts cimport verdict_find, verdict_keep, verdict_key
 from mqttc.net.reactor cimport END_NO_MEMORY, Link, link_adopt, link_close, link_detach, link_pause, link_resume, reactor_link
 from mqttc.net.tcp cimport peer_is_loopback, tcp_keep_alive
@@ -51,11 +53,24 @@ cdef void conn_init(Worker *worker, Conn *conn) noexcept nogil:
 
 # ---- what can be decided from the packet alone
 
+cdef bint wills_full(const Worker *worker) noexcept nogil:
+    cdef uint64_t count = 0
+    cdef uint32_t i
+    if worker.engine.settings.max_wills == 0:
+        return False
+    for i in range(worker.engine.settings.workers):
+        count += atomic_load_u64_relaxed(&worker.engine.workers[i].stats.v[<int> C_WILLS])
+    return count >= worker.engine.settings.max_wills
+
+
 cdef uint8_t connect_verdict(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
     """RC_SUCCESS, or why the CONNECT is refused."""
     cdef Settings *settings = &worker.engine.settings
     if atomic_load_u32_acquire(&worker.engine.stopping):
         return RC_SERVER_UNAVAILABLE
+    if worker_busy(worker):
+        stat(&worker.stats, C_REFUSED_OVERLOAD)
+        return RC_SERVER_BUSY
     if packet.client_id.n == 0:
         if not conn.dialect.empty_client_id or (conn.dialect.empty_client_id_needs_clean and not packet.clean_start):
             return RC_CLIENT_IDENTIFIER_NOT_VALID               # [MQTT-3.1.3-8]
@@ -70,6 +85,8 @@ cdef uint8_t connect_verdict(Worker *worker, Conn *conn, const Packet *packet) n
             return RC_TOPIC_NAME_INVALID
         if packet.will_props.present & HAS_PAYLOAD_FORMAT and packet.will_props.payload_format and not utf8_check(packet.will_payload):
             return RC_PAYLOAD_FORMAT_INVALID
+        if packet.will_topic.n + packet.will_props.raw.n + packet.will_payload.n > settings.max_will_bytes or wills_full(worker):
+            return RC_QUOTA_EXCEEDED
     return RC_SUCCESS
 
 
@@ -144,7 +161,9 @@ cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8
     if listener.server_reference != NULL:                       # [MQTT-4.13.2]
         refuse_connect(worker, conn, conn.dialect.level, RC_USE_ANOTHER_SERVER, span_make(listener.server_reference, listener.server_reference_bytes), nothing())
         return False
-    reason = connect_verdict(worker, conn, &packet)
+    reason = guard_verdict(worker, conn)
+    if reason == RC_SUCCESS:
+        reason = connect_verdict(worker, conn, &packet)
     if reason == RC_SUCCESS:
         reason = native_verdict(worker, conn, &packet, &asking, &remembered)
     if reason != RC_SUCCESS:
@@ -161,6 +180,10 @@ cdef bint on_connect(Worker *worker, Conn *conn, const Frame *frame, const uint8
         memset(&admission, 0, sizeof(Admission))
         admission.checked = remembered.remembers                # by the gate, when it was asked last
         return connect_admit(worker, conn, &packet, packet_start, frame.total_bytes, rest, rest_bytes, &admission)
+    if not guard_early(worker, conn, frame.total_bytes * 2):    # here and with the gate
+        stat(&worker.stats, C_REFUSED_PENDING)
+        refuse_connect(worker, conn, conn.dialect.level, RC_SERVER_BUSY, nothing(), text("too much waits to be decided"))
+        return False
     pending = <PendingConnect *> mem_alloc(sizeof(PendingConnect) + frame.total_bytes)
     if pending == NULL:
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
@@ -342,7 +365,11 @@ cdef bint connect_admit(
     mail.user_bytes = conn.user_bytes
     mail.ends_ms = conn.ends_ms
     conn.user = NULL
+    guard_settle(worker, conn)
+    mail.guard = conn.guard
+    conn.guard = NULL
     if link_detach(worker.reactor, &conn.link, rest, rest_bytes, &mail.parcel) != ST_OK:
+        conn.guard = mail.guard
         mem_free(mail.auth_data)
         grant_drop(mail.grant)
         mem_free(mail.user)
@@ -363,11 +390,13 @@ cdef void connect_adopt(Worker *worker, AdoptMail *mail) noexcept nogil:
         mail.parcel.transport.ops.close(&mail.parcel.transport)
         mem_free(mail.parcel.leftover)
         mem_free(mail.user)
+        guard_free_of(worker, mail.guard)
         atomic_add_u32_relaxed(&worker.engine.connections, <uint32_t> -1)
         atomic_add_u32_relaxed(&worker.engine.listeners[mail.parcel.listener].open_count, <uint32_t> -1)
         return
     conn_init(worker, conn)
     conn.flags |= CONN_COUNTED          # by the worker that accepted it
+    conn.guard = mail.guard
     conn.user = mail.user
     conn.user_bytes = mail.user_bytes
     conn.ends_ms = mail.ends_ms
@@ -424,6 +453,7 @@ cdef Will *will_build(Worker *worker, Conn *conn, const Packet *packet, uint64_t
     will.delay_s = packet.will_props.will_delay
     will.has_expiry = packet.will_props.present & HAS_MESSAGE_EXPIRY != 0
     will.expiry_s = packet.will_props.message_expiry
+    will_count(worker, will)
     return will
 
 
@@ -544,6 +574,26 @@ cdef void username_keep(Worker *worker, Conn *conn, const Packet *packet) noexce
         conn.username_bytes = <uint16_t> packet.username.n
 
 
+cdef Span user_of(const Conn *conn, const Packet *packet) noexcept nogil:
+    """Whom connections are counted for."""
+    if conn.user != NULL:
+        return span_make(conn.user, conn.user_bytes)
+    return packet.username if packet.has_username else nothing()
+
+
+cdef bint over_limits(Worker *worker, Conn *conn, const Packet *packet, Span client_id, uint32_t hash) noexcept nogil:
+    """There is no memory for a new session, or its user has enough connections. True: refused."""
+    cdef Session *session = session_find(worker, client_id, hash)
+    if session == NULL and worker.overload:
+        stat(&worker.stats, C_REFUSED_OVERLOAD)
+        refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("the broker's memory is nearly used up"))
+        return True
+    if guard_user(worker, conn, user_of(conn, packet), session.conn if session != NULL else NULL) == RC_SUCCESS:
+        return False
+    refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("too many connections of this user"))
+    return True
+
+
 cdef void expiry_set(Worker *worker, const Conn *conn, Session *session, const Packet *packet, Packet *connack) noexcept nogil:
     """5.0 clients say when their sessions expire, and are told where that is cut; 3.x sessions have the broker's."""
     cdef uint32_t most = worker.engine.settings.session_expiry_s
@@ -574,7 +624,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
     cdef Packet connack
     cdef bint present = False
     cdef bint waits = False             # for the store: it discards a session or changes a will there
-    if programs_own(worker, conn, client_id, hash) or not admit_rights(worker, conn, packet, client_id, admission, &rights):
+    if programs_own(worker, conn, client_id, hash) or over_limits(worker, conn, packet, client_id, hash) or not admit_rights(worker, conn, packet, client_id, admission, &rights):
         return
     session = session_claim(worker, packet, client_id, hash, &present, &waits)
     if session == NULL:
@@ -582,7 +632,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("no room for another session"))
         return
     will = will_build(worker, conn, packet, session_handle(worker, session)) if packet.has_will else NULL
-    if (packet.has_will and will == NULL) or not aliases_out_make(worker, conn, packet.props.topic_alias_maximum):
+    if (packet.has_will and will == NULL) or not aliases_out_make(worker, conn, packet.props.topic_alias_maximum) or not rates_start(worker, conn):
         will_free(worker, will)
         rights_free(rights)
         if not present:
@@ -606,6 +656,7 @@ cdef void connect_finish(Worker *worker, Conn *conn, const Packet *packet, Span 
         refuse_connect(worker, conn, conn.dialect.level, RC_QUOTA_EXCEEDED, nothing(), text("the session cannot be kept"))
         return
     session_online(worker, session, conn)
+    guard_settle(worker, conn)
     username_keep(worker, conn, packet)
     session.will = will
     note_will(worker, session, will)

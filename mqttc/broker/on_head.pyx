@@ -7,6 +7,7 @@ from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.timer cimport wheel_cancel
 from mqttc.base.types cimport ST_OK, Span, span_make
 from mqttc.broker.gate cimport gate_ask_head
+from mqttc.broker.guard cimport guard_settle
 from mqttc.broker.on_connect cimport conn_init
 from mqttc.broker.reply cimport END_REFUSED
 from mqttc.broker.report cimport EV_HTTP_REFUSED, LOG_INFO, report, text
@@ -159,6 +160,7 @@ cdef void splice(Worker *worker, Conn *conn, HeadMail *mail) noexcept nogil:
     conn.phase = CONN_TUNNEL
     conn.partner = partner
     wheel_cancel(worker.reactor.wheel, &conn.link.timer)
+    guard_settle(worker, conn)
     stat(&worker.stats, C_HTTP_SPLICED)
     link_resume(worker.reactor, &conn.link)
 

@@ -10,6 +10,7 @@ from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
 from mqttc.broker.acl cimport ACL_PUBLISH, ACL_RETAIN
 from mqttc.broker.deliver cimport fan_out
 from mqttc.broker.durable cimport journal_crowded, journal_fails, journaled, note_inbound_done, note_message, note_released, until_now, wait_add
+from mqttc.broker.overload cimport overload_sheds
 from mqttc.broker.parked cimport park
 from mqttc.broker.permit cimport session_denied, session_may
 from mqttc.broker.port cimport inside_refused
@@ -22,7 +23,7 @@ from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport PERMIT_PUBLISH, PERMIT_RETAIN, PERMIT_RETAIN_KNOWN, Route, route_drop, route_fresh, route_lookup, route_share
 from mqttc.broker.session cimport entry_release, inbound_add, inbound_count, inbound_has, inbound_remove, inflight_done, inflight_find, session_handle, session_of
 from mqttc.broker.state cimport (
-    CONN_BRAKE_JOURNAL, CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, CONN_INSIDE, HOOK_PASS, HOOK_REFUSE, HOOKS_ALLOW, HOOKS_PUBLISH, OUT_RELEASED, QE_COUNTED, QE_JOURNALED,
+    CONN_BRAKE_JOURNAL, CONN_BRAKE_PAUSED, CONN_BRAKED, CONN_DONE, CONN_INSIDE, HOOK_PASS, HOOK_REFUSE, HOOKS_ALLOW, HOOKS_PUBLISH, OUT_RELEASED, OVERLOAD_SHED, QE_COUNTED, QE_JOURNALED,
     QE_STORED, QUESTION_INSIDE, QUESTION_PUBLISH, WAIT_OFFER, AliasesIn, AliasIn, Conn, HeldAck, HookMail, QueueEntry, Session, Settings, Wait, Worker,
 )
 from mqttc.broker.stats cimport (
@@ -210,6 +211,8 @@ cdef int publish_check(Worker *worker, Conn *conn, Packet *packet, AliasIn **ali
         if unlikely(inbound_count(conn.session) + acks_held(conn) >= settings.receive_maximum and receive_used(conn) >= settings.receive_maximum):
             if packet.qos == 1 or not inbound_has(conn.session, packet.packet_id):
                 return -RC_RECEIVE_MAXIMUM_EXCEEDED
+    elif unlikely(packet.qos == 2 and inbound_count(conn.session) >= settings.max_unreleased) and not inbound_has(conn.session, packet.packet_id):
+        return -RC_RECEIVE_MAXIMUM_EXCEEDED
     return ST_OK
 
 
@@ -295,6 +298,9 @@ cdef void on_publish(Worker *worker, Conn *conn, const Frame *frame) noexcept no
     if unlikely(not topic_in_limits(worker, packet.topic)):
         publish_refuse(worker, conn, &packet, RC_TOPIC_NAME_INVALID)
         return
+    if unlikely(worker.overload >= OVERLOAD_SHED) and (packet.qos == 0 or conn.dialect.ack_reasons) and overload_sheds(worker, &packet):
+        publish_refuse(worker, conn, &packet, RC_QUOTA_EXCEEDED)
+        return
     if conn.session.rights != NULL and not (packet.qos == 2 and inbound_has(conn.session, packet.packet_id)):
         if publish_denied(worker, conn, &packet, permit_for(worker, conn, &packet, alias, &route)):
             return
@@ -338,6 +344,7 @@ cdef void publish_take(Worker *worker, Conn *conn, const Packet *packet, Packet 
     pub.publisher = session_handle(worker, conn.session)
     pub.qos = content.qos
     pub.retain = content.retain
+    pub.pressure = worker.overload != 0
     if content.props.present & HAS_MESSAGE_EXPIRY:
         pub.has_expiry = True
         pub.message_expiry = content.props.message_expiry
@@ -505,6 +512,25 @@ cdef void conn_brake(Worker *worker, Conn *conn, bint pause) noexcept nogil:
         if worker.brake_timer.next == NULL:
             wheel_add(worker.reactor.wheel, &worker.brake_timer, conn.brake_until_ms)
     if not conn.flags & CONN_BRAKE_PAUSED and (pause or acks_held(conn) >= worker.engine.settings.receive_maximum):
+        conn.flags |= CONN_BRAKE_PAUSED
+        link_pause(worker.reactor, &conn.link)
+
+
+cdef void conn_slow(Worker *worker, Conn *conn, uint32_t wait_ms) noexcept nogil:
+    cdef uint64_t *place
+    cdef int64_t until_ms = worker.reactor.now_ms + wait_ms
+    if not conn.flags & CONN_BRAKED:
+        place = <uint64_t *> vec_push(&worker.braked)
+        if place == NULL:
+            return
+        place[0] = session_handle(worker, conn.session)
+        conn.flags |= CONN_BRAKED
+        conn.brake_until_ms = until_ms
+        if worker.brake_timer.next == NULL:         # never later than for others, who are braked for less
+            wheel_add(worker.reactor.wheel, &worker.brake_timer, worker.reactor.now_ms + (wait_ms if wait_ms < BRAKE_MS else BRAKE_MS))
+    elif until_ms > conn.brake_until_ms:
+        conn.brake_until_ms = until_ms
+    if not conn.flags & CONN_BRAKE_PAUSED:
         conn.flags |= CONN_BRAKE_PAUSED
         link_pause(worker.reactor, &conn.link)
 

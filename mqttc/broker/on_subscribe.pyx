@@ -23,7 +23,7 @@ from mqttc.broker.state cimport (
     GROUP_JOIN, GROUP_LEAVE, HOOK_CHANGE, HOOKS_ALLOW, HOOKS_SUBSCRIBE, QUESTION_SUBSCRIBE, Conn, GroupMail, Handout, HookMail, Membership, Session, Settings, Subscription,
     Worker,
 )
-from mqttc.broker.stats cimport C_DENIED_SUBSCRIBE
+from mqttc.broker.stats cimport C_DENIED_SUBSCRIBE, C_SUBSCRIPTIONS_REFUSED, stat
 from mqttc.broker.trie cimport trie_group_join, trie_group_leave, trie_subscribe, trie_unsubscribe
 from mqttc.net.reactor cimport END_NO_MEMORY, link_close
 from mqttc.proto.decode cimport decode_packet, filter_next
@@ -34,6 +34,14 @@ from mqttc.proto.packet cimport (
     RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED, SUBACK, SUBSCRIBE, UNSUBACK, UNSUBSCRIBE, Filter, Frame, Packet,
 )
 from mqttc.proto.topic cimport filter_check, filter_has_wildcard, level_count, share_split
+
+
+cdef uint32_t wildcard_count(Span filter) noexcept nogil:
+    cdef uint32_t i
+    cdef uint32_t count = 0
+    for i in range(filter.n):
+        count += filter.p[i] == c'+' or filter.p[i] == c'#'
+    return count
 
 
 cdef bint filter_permitted(Worker *worker, Session *session, Span plain, bint shared) noexcept nogil:
@@ -71,8 +79,11 @@ cdef uint8_t filter_verdict(Worker *worker, Conn *conn, Span filter, Span *group
         return RC_SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
     if not filter_check(plain[0]) or plain[0].n > settings.max_topic_bytes or level_count(plain[0]) > settings.max_topic_levels:
         return RC_TOPIC_FILTER_INVALID
-    if not settings.wildcard_available and filter_has_wildcard(plain[0]):
-        return RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
+    if filter_has_wildcard(plain[0]):
+        if not settings.wildcard_available:
+            return RC_WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
+        if wildcard_count(plain[0]) > settings.max_filter_wildcards:
+            return RC_QUOTA_EXCEEDED
     if conn.session.rights != NULL and not filter_permitted(worker, conn.session, plain[0], shared[0]):
         session_denied(worker, conn.session, C_DENIED_SUBSCRIBE, filter)
         return RC_NOT_AUTHORIZED
@@ -168,6 +179,8 @@ cdef uint8_t subscribe_one(Worker *worker, Conn *conn, const Filter *filter, uin
     fresh = subscription == NULL
     if fresh:
         if session.subscriptions != NULL and session.subscriptions.count >= worker.engine.settings.max_subscriptions:
+            return RC_QUOTA_EXCEEDED
+        if worker.overload:
             return RC_QUOTA_EXCEEDED
         subscription = subscription_add(worker, session, filter.text)
         if subscription == NULL:
@@ -292,6 +305,8 @@ cdef void subscribe_all(Worker *worker, Conn *conn, const Packet *packet, Span *
         vetoed = codes[i] >= 0x80
         if not vetoed:
             codes[i] = subscribe_one(worker, conn, &filter, id)
+            if codes[i] == RC_QUOTA_EXCEEDED:
+                stat(&worker.stats, C_SUBSCRIPTIONS_REFUSED)
         if (vetoed or codes[i] == RC_NOT_AUTHORIZED) and not conn.dialect.suback_failure:
             codes[i] = filter.options & OPT_QOS_MASK            # 3.1, section 3.8: acknowledged, for it cannot be told; it gets nothing
         if codes[i] >= 0x80 and not conn.dialect.suback_failure:

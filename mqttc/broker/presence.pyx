@@ -11,7 +11,7 @@ from mqttc.broker.deliver cimport publish_message
 from mqttc.broker.durable cimport note_presence, note_will_done
 from mqttc.broker.permit cimport rights_expire, session_denied, session_may_will
 from mqttc.broker.report cimport EV_SESSION_EXPIRED, LOG_INFO, report
-from mqttc.broker.session cimport group_credit_of, groups_take_back, session_end, session_handle
+from mqttc.broker.session cimport group_credit_of, groups_take_back, session_end, session_handle, will_uncount
 from mqttc.broker.shared cimport tell_group
 from mqttc.broker.state cimport (
     GROUP_OFFLINE, GROUP_ONLINE, NEVER, OUT_DONE, QE_COUNTED, Conn, GroupMail, Membership, QueueEntry, Session, Will, Worker,
@@ -22,6 +22,7 @@ from mqttc.broker.stats cimport C_DENIED_WILL, C_SESSIONS_EXPIRED, C_WILLS_PUBLI
 cdef void will_free(Worker *worker, Will *will) noexcept nogil:
     if will == NULL:
         return
+    will_uncount(worker, will)
     if will.msg != NULL:
         msg_drop(&worker.msgs, will.msg)
     mem_free(will)

@@ -17,7 +17,7 @@ from mqttc.broker.presence cimport session_rest
 from mqttc.broker.replay cimport log_replay
 from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport OPTION_DURABLE, SubscriptionIds, subscription_ids_build
-from mqttc.broker.session cimport client_hash, group_home, inbound_add, membership_add, queue_push, session_build, session_handle, session_of, subscription_add
+from mqttc.broker.session cimport client_hash, group_home, inbound_add, membership_add, queue_push, session_build, session_handle, session_of, subscription_add, will_count
 from mqttc.broker.sqlite cimport (
     SQLITE_DONE, SQLITE_OK, SQLITE_ROW, sqlite3, sqlite3_bind_blob, sqlite3_bind_int64, sqlite3_column_blob, sqlite3_column_bytes, sqlite3_column_int64,
     sqlite3_errmsg, sqlite3_exec, sqlite3_finalize, sqlite3_prepare_v3, sqlite3_reset, sqlite3_step, sqlite3_stmt,
@@ -529,6 +529,7 @@ cdef int read_wills(Work *work) noexcept nogil:
         will.has_expiry = sqlite3_column_int64(row, 7) >= 0
         will.expiry_s = <uint32_t> sqlite3_column_int64(row, 7) if will.has_expiry else 0
         session.will = will
+        will_count(worker, will)
     return status
 
 

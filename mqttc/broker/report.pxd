@@ -34,6 +34,7 @@ cdef enum LogEvent:
     EV_SUBSCRIBE_DENIED
     EV_GRANT_EXPIRED
     EV_UNSAFE_NAME
+    EV_OVERLOAD
 
 cdef enum LogLevel:
     LOG_DEBUG = 10

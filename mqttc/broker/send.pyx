@@ -5,7 +5,7 @@ from mqttc.base.alloc cimport mem_alloc, mem_free
 from mqttc.base.map cimport hash_bytes
 from mqttc.base.msg cimport Msg, msg_drop, msg_expiry_left, msg_journal, msg_payload, msg_properties, msg_topic
 from mqttc.base.ring cimport ring_at
-from mqttc.base.types cimport ST_OK, Span, span_equal, span_make
+from mqttc.base.types cimport ST_OK, Span, span_equal, span_make, unlikely
 from mqttc.broker.durable cimport note_done, note_sent, wait_add
 from mqttc.broker.port cimport inside_due, is_inside
 from mqttc.broker.reply cimport conn_disconnect
@@ -17,7 +17,7 @@ from mqttc.broker.state cimport (
     AliasOut, AliasesOut, Conn, QueueEntry, Session, Settings, Wait, Worker,
 )
 from mqttc.broker.stats cimport (
-    C_DROPPED_EXPIRED, C_DROPPED_NO_MEMORY, C_DROPPED_OUTPUT_FULL, C_DROPPED_QUEUE_FULL, C_DROPPED_TOO_LARGE, C_MESSAGES_OUT, C_SENT, stat,
+    C_DROPPED_EXPIRED, C_DROPPED_NO_MEMORY, C_DROPPED_OUTPUT_FULL, C_DROPPED_OVERLOAD, C_DROPPED_QUEUE_FULL, C_DROPPED_TOO_LARGE, C_MESSAGES_OUT, C_SENT, stat,
 )
 from mqttc.net.outq cimport outq_reserve
 from mqttc.net.reactor cimport END_NO_MEMORY, LINK_NOTIFY, link_close, link_dirty
@@ -44,6 +44,8 @@ cdef const char *drop_name(int counter) noexcept nogil:
         return "message expired"
     if counter == C_DROPPED_TOO_LARGE:
         return "larger than the client's maximum packet size"
+    if counter == C_DROPPED_OVERLOAD:
+        return "the broker's memory is used up"
     return "no memory"
 
 
@@ -71,7 +73,10 @@ cdef void alias_apply(Conn *conn, PublishParts *parts) noexcept nogil:
     cdef uint32_t oldest = 0
     cdef AliasOut *alias
     cdef uint8_t *copy
-    cdef uint32_t hash = hash_bytes(parts.topic)
+    cdef uint32_t hash
+    if aliases.capacity == 0:
+        return
+    hash = hash_bytes(parts.topic)
     aliases.stamp += 1
     for i in range(aliases.count):
         alias = &aliases.items[i]
@@ -118,6 +123,8 @@ cdef bint send_parts(Worker *worker, Conn *conn, PublishParts *parts) noexcept n
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False
     encode_publish(conn.dialect, parts, out)
+    if unlikely(conn.guard != NULL):
+        conn.guard.rates.sent += 1
     link_dirty(worker.reactor, &conn.link)
     stat(&worker.stats, C_MESSAGES_OUT)
     stat(&worker.stats, C_SENT + PUBLISH)
@@ -222,13 +229,15 @@ cdef void queue_entry(Worker *worker, Session *session, QueueEntry *entry) noexc
     cdef uint32_t i
     cdef uint64_t n = 32 + entry.msg.topic_bytes + entry.msg.properties_bytes + entry.msg.payload_bytes
     cdef uint64_t id
-    if entry.member == 0 and n > worker.engine.settings.max_queued_bytes:      # would not fit if it were alone: nothing gives way to it
+    cdef bint full = worker.queues_full         # of all sessions together: one message gives way to it
+    if entry.member == 0 and (n > worker.engine.settings.max_queued_bytes or (full and session.queue.count == 0)):     # nothing gives way to it
         session_drop(worker, session, C_DROPPED_QUEUE_FULL)
         entry_drop(worker, session, entry)
         return
     while session.queue.count and entry.member == 0 and (
-        session.queue.count >= worker.engine.settings.max_queued_messages or session.queued_bytes + n > worker.engine.settings.max_queued_bytes
+        full or session.queue.count >= worker.engine.settings.max_queued_messages or session.queued_bytes + n > worker.engine.settings.max_queued_bytes
     ):
+        full = False
         session_drop(worker, session, C_DROPPED_QUEUE_FULL)
         if policy == DROP_NEWEST or policy == DISCONNECT_SLOW:
             if policy == DISCONNECT_SLOW and session.conn != NULL:

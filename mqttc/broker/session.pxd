@@ -7,7 +7,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from mqttc.base.types cimport Span
 from mqttc.broker.handle cimport handle_generation, handle_make, handle_slot
-from mqttc.broker.state cimport Membership, QueueEntry, Session, Subscription, Worker
+from mqttc.broker.state cimport Membership, QueueEntry, Session, Subscription, Will, Worker
 
 cdef enum:
     SESSION_PAGE = 64
@@ -45,6 +45,9 @@ cdef void inflight_done(Worker *worker, Session *session, QueueEntry *entry) noe
 cdef void queue_pop(Worker *worker, Session *session, QueueEntry *out) noexcept nogil           # the front; its references are the caller's now
 cdef int queue_push(Worker *worker, Session *session, const QueueEntry *entry) noexcept nogil   # no policy here; ST_NO_MEMORY: unchanged
 cdef void queue_remove(Worker *worker, Session *session, uint32_t index) noexcept nogil         # and release
+
+cdef void will_count(Worker *worker, const Will *will) noexcept nogil                             # in the gauges
+cdef void will_uncount(Worker *worker, const Will *will) noexcept nogil
 
 cdef bint inbound_has(const Session *session, uint16_t packet_id) noexcept nogil
 cdef int inbound_add(Session *session, uint16_t packet_id) noexcept nogil

@@ -18,7 +18,7 @@ from mqttc.broker.state cimport (
     Handout, Membership, QueueEntry, Session, Subscription, Worker,
 )
 from mqttc.broker.stats cimport (
-    C_DROPPED_SESSION_END, C_INFLIGHT, C_QUEUED, C_QUEUED_BYTES, C_SUBSCRIPTIONS, stat, stat_add, stat_sub,
+    C_DROPPED_SESSION_END, C_INFLIGHT, C_QUEUED, C_QUEUED_BYTES, C_SUBSCRIPTIONS, C_WILL_BYTES, C_WILLS, stat, stat_add, stat_sub,
 )
 from mqttc.broker.trie cimport trie_group_leave, trie_unsubscribe
 from mqttc.proto.topic cimport share_split
@@ -146,6 +146,7 @@ cdef void session_discard(Worker *worker, Session *session) noexcept nogil:
         mem_free(session.inbound)
         session.inbound = NULL
     if session.will != NULL:
+        will_uncount(worker, session.will)
         if session.will.msg != NULL:
             msg_drop(&worker.msgs, session.will.msg)
         mem_free(session.will)
@@ -348,6 +349,22 @@ cdef void queue_remove(Worker *worker, Session *session, uint32_t index) noexcep
     stat_sub(&worker.stats, C_QUEUED_BYTES, n)
     note_done(worker, session, &entry)
     entry_release(worker, session, &entry)
+
+
+# ---- wills
+
+cdef uint64_t will_bytes(const Will *will) noexcept nogil:
+    return will.msg.topic_bytes + will.msg.properties_bytes + will.msg.payload_bytes
+
+
+cdef void will_count(Worker *worker, const Will *will) noexcept nogil:
+    stat(&worker.stats, C_WILLS)
+    stat_add(&worker.stats, C_WILL_BYTES, will_bytes(will))
+
+
+cdef void will_uncount(Worker *worker, const Will *will) noexcept nogil:
+    stat_sub(&worker.stats, C_WILLS, 1)
+    stat_sub(&worker.stats, C_WILL_BYTES, will_bytes(will))
 
 
 # ---- QoS 2 towards us

@@ -94,6 +94,27 @@ cdef struct Settings:                  # read only once workers run; units in na
     uint32_t durability                # Durability of every message; filters and listeners may ask for more
     uint32_t spill_after               # messages of an off-line session whose bodies stay in memory
     uint32_t log_level
+    uint32_t max_connections_per_address
+    uint32_t max_connections_per_user
+    uint32_t connect_rate              # connections a second
+    uint32_t connect_rate_per_address
+    uint32_t max_pending_connections   # whose CONNECT is not accepted yet
+    uint32_t max_connect_packet        # bytes, until then
+    uint64_t max_unauthenticated_bytes
+    uint32_t max_message_rate          # of a client, a second
+    uint32_t max_byte_rate
+    uint32_t max_message_rate_out
+    uint32_t max_byte_rate_out
+    uint32_t rate_patience_ms
+    uint32_t max_filter_wildcards
+    uint32_t max_unreleased            # QoS 2 ids of a 3.x session
+    uint32_t max_wills
+    uint32_t max_will_bytes
+    uint64_t max_total_queued_messages
+    uint64_t max_total_queued_bytes
+    uint64_t max_memory                # bytes
+    uint32_t turn_time_ms
+    uint32_t busy_turn_time_ms
 
 cdef struct Listener:                  # read only once workers run, but for the gauge
     int fd                             # -1: none, its connections are adopted
@@ -102,6 +123,7 @@ cdef struct Listener:                  # read only once workers run, but for the
     uint8_t anonymous                  # 0 deny, 1 allow, 2 loopback
     uint8_t ask_gate                   # 1: CONNECTs with credentials or an authentication method become questions; 2: all do
     uint8_t http                       # connections begin with an HTTP request
+    uint8_t proxied                    # a connection's address is not the client's until its CONNECT comes
     uint8_t durability                 # at least, of what its clients publish
     uint32_t max_connections
     uint32_t tcp_user_timeout_ms
@@ -113,6 +135,65 @@ cdef struct Listener:                  # read only once workers run, but for the
     void (*upgrade_drop)(void *context) noexcept nogil                         # gives up upgrade_context
     ProxyRules *proxy                  # owned; NULL: no PROXY protocol header
     uint32_t open_count                # atomic gauge [any worker]
+
+# ---- limits that are counted across workers, and rates: see guard.pxd
+
+cdef struct GuardEntry:                # of an address or a user; under its table's lock
+    uint64_t key[2]
+    GuardEntry *older                  # where count is 0: the list of those kept for their rate alone
+    GuardEntry *newer
+    int64_t tokens                     # thousandths of a connection
+    int64_t stamp_ms
+    uint32_t count                     # connections
+    uint32_t hash
+
+cdef struct GuardTable:
+    pthread_mutex_t lock
+    Map entries                        # GuardEntry *
+    GuardEntry *oldest                 # with count 0
+    GuardEntry *newest
+    uint32_t idle_count
+    uint64_t key[2]                    # of the hash
+
+cdef struct Guard:
+    GuardTable addresses
+    GuardTable users
+    int64_t tokens                     # of connect_rate; under addresses.lock
+    int64_t stamp_ms
+    uint32_t pending                   # atomic gauges
+    uint64_t early_bytes
+    uint64_t overload                  # atomic: OverloadStage [worker 0]
+
+cdef enum OverloadStage:               # of memory, from 80, 90 and 100 percent of max_memory
+    OVERLOAD_NONE = 0
+    OVERLOAD_REFUSE = 1                # no new sessions and subscriptions
+    OVERLOAD_SHED = 2                  # and no QoS 0, nothing retained
+    OVERLOAD_DROP = 3                  # and who keeps most waiting is dropped
+
+cdef struct Bucket:
+    int64_t tokens                     # thousandths; below 0: owed
+    int64_t stamp_ms
+
+cdef struct Rates:                     # of a connection
+    Bucket messages_in
+    Bucket bytes_in
+    Bucket messages_out
+    Bucket bytes_out
+    int64_t over_since_ms              # 0: it is within its rates
+    uint32_t sent                      # messages appended to the output since it was flushed last
+
+cdef struct ConnGuard:                 # of a connection that is counted, or has rates
+    GuardEntry *address                # counts it; NULL: none
+    GuardEntry *user
+    bint rated
+    Rates rates                        # where rated
+
+cdef enum GuardFlag:
+    GUARD_PENDING = 1                  # in guard.pending
+    GUARD_YIELDED = 2                  # in worker.yielded
+    GUARD_THROTTLED = 4                # in worker.throttled
+    GUARD_OVER_NUMBER = 8              # decided when it was accepted, told when its version is known
+    GUARD_OVER_RATE = 16
 
 # ---- messages on their way to a client
 
@@ -177,6 +258,7 @@ cdef enum:
     TIMER_BRAKE = 3                    # Worker.brake_timer
     TIMER_SWEEP = 4                    # Worker.sweep_timer
     TIMER_SHUTDOWN = 5                 # Worker.shutdown_timer
+    TIMER_THROTTLE = 6                 # Worker.throttle_timer
 
 cdef struct Session:
     TimerNode timer                    # off line: the next of will delay and expiry
@@ -258,7 +340,7 @@ cdef struct AliasOut:
 
 cdef struct AliasesOut:
     uint32_t count                     # set so far
-    uint32_t capacity                  # min(client's topic alias maximum, ours)
+    uint32_t capacity                  # min(client's topic alias maximum, ours); 0: none, but the fan-out's short way is not for this connection
     uint32_t stamp
     uint32_t bytes
     AliasOut items[1]
@@ -321,7 +403,10 @@ cdef struct Conn:
     uint8_t keep_will                  # the will goes out at the end (no clean DISCONNECT)
     uint8_t layout                     # dialect.layout, at hand for the fan-out
     uint8_t permit                     # PublishPermit of last_route's topic
-    uint32_t permit_epoch              # under this rights_epoch of the session
+    uint8_t guarded                    # GuardFlag
+    uint16_t early_kib                 # its part of guard.early_bytes
+    uint32_t permit_epoch              # of permit: under this rights_epoch of the session
+    ConnGuard *guard                   # owned; NULL: it is counted nowhere and has no rates
 
 # ---- in-process clients: the program around the broker publishes and subscribes through them
 
@@ -408,6 +493,7 @@ cdef struct AdoptMail:
     uint8_t checked
     uint8_t *auth_data                 # owned: for CONNACK
     uint8_t *user                      # owned: Conn.user
+    ConnGuard *guard                   # Conn.guard
     int64_t ends_ms                    # Conn.ends_ms
     uint32_t auth_data_bytes
     uint16_t user_bytes
@@ -701,6 +787,16 @@ cdef struct Worker:
     TimerNode brake_timer
     TimerNode sweep_timer
     TimerNode shutdown_timer
+    TimerNode throttle_timer
+    Vec throttled                      # uint64_t: slot and generation of links
+    Vec yielded                        # the same: their input goes on in the next turn
+    int64_t looked_ms                  # when memory and totals were looked at last
+    int64_t shed_ms                    # when somebody was dropped last
+    uint32_t shed_slot                 # where the search goes on
+    bint turn_over                     # this turn has lasted long enough: the rest of what came is left for the next
+    int64_t busy_until_ms              # a turn was so long that no new client is taken until then
+    bint queues_full                   # what waits for all sessions together has met its limit
+    uint8_t overload                   # OverloadStage
     Record *journal_first              # records of this turn
     Record *journal_last
     Record *journal_events             # a page of events, not linked yet
@@ -735,6 +831,7 @@ cdef struct Engine:
     RouteRules rules                   # what routes are told beside the tree
     LogRing *log
     Gate gate
+    Guard guard
     VerdictRules verdict_rules
     Listener *listeners[256]
     uint32_t listener_count

@@ -17,6 +17,18 @@ cdef enum Counter:
     C_PROTOCOL_ERRORS
     C_KEEP_ALIVE_TIMEOUTS
     C_CONNECT_TIMEOUTS
+    C_REFUSED_LIMIT                    # connections beyond max_connections, all or of a listener
+    C_REFUSED_ADDRESS                  # beyond their address's number
+    C_REFUSED_USER                     # beyond their user's number
+    C_REFUSED_RATE                     # beyond a connect rate
+    C_REFUSED_PENDING                  # too many connections, or bytes of them, wait for their CONNECT to be accepted
+    C_REFUSED_OVERLOAD                 # the broker's memory is nearly used up, or its turns are too long
+    C_SLOWED                           # times a client was not read for a while because of its rates
+    C_ENDED_RATE                       # clients that ended because that did not help
+    C_THROTTLED                        # times a client was not written to for a while because of its rates
+    C_TURNS_CUT                        # times a connection's input was left for the next turn because this one was long
+    C_ENDED_OVERLOAD                   # clients that ended to give memory back
+    C_SUBSCRIPTIONS_REFUSED            # filters refused by a limit
     C_GATE_QUESTIONS
     C_GATE_TIMEOUTS
     C_VERDICTS_KEPT                    # remembered
@@ -26,6 +38,8 @@ cdef enum Counter:
     C_MESSAGES_OUT                     # PUBLISH sent, all QoS, resent ones too
     C_MESSAGES_RESENT
     C_WILLS_PUBLISHED
+    C_WILLS                            # gauge: wills of this worker's sessions
+    C_WILL_BYTES                       # gauge
     C_RETAINED_HANDED_OUT
     C_QUEUED                           # gauge: messages in queues of this worker's sessions
     C_QUEUED_BYTES                     # gauge
@@ -41,6 +55,7 @@ cdef enum Counter:
     C_DROPPED_GROUP_END
     C_DROPPED_NO_MEMORY
     C_DROPPED_RETAINED_LIMIT
+    C_DROPPED_OVERLOAD                 # the broker's memory is nearly used up
     C_REJECTED_BY_CLIENT               # PUBACK or PUBREC with a failure
     C_BRAKED
     C_MAIL_SENT
@@ -64,7 +79,7 @@ cdef enum Counter:
     C_COUNT
 
 cdef struct Stats:
-    uint64_t v[96]
+    uint64_t v[128]
 
 cdef inline void stat(Stats *stats, int counter) noexcept nogil:
     counter_add(&stats.v[counter], 1)

@@ -20,6 +20,7 @@ from mqttc.broker.deliver cimport fan_out, fan_out_slice
 from mqttc.broker.durable cimport journal_flush, journal_forget
 from mqttc.broker.gate cimport gate_free, gate_init
 from mqttc.broker.group cimport group_free
+from mqttc.broker.guard cimport guard_accept, guard_free, guard_init, guard_leave, rates_flushed, rates_release
 from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.inside cimport inside_answered, inside_free, inside_pump_all, on_request
 from mqttc.broker.journal cimport JournalHooks, journal_free, journal_start, journal_stop
@@ -30,6 +31,7 @@ from mqttc.broker.mail cimport mail_discard, post, post_all, publish_mail_done
 from mqttc.broker.on_connect cimport conn_init, connect_adopt, connect_welcome, on_answer
 from mqttc.broker.on_head cimport on_head_answer, tunnel_drained
 from mqttc.broker.on_publish cimport brakes_release, conn_brake, publish_answered
+from mqttc.broker.overload cimport overload_look
 from mqttc.broker.on_subscribe cimport rights_recheck, subscribe_answered
 from mqttc.broker.parked cimport unpark
 from mqttc.broker.permit cimport rights_changed
@@ -45,10 +47,11 @@ from mqttc.broker.session cimport SESSION_PAGE, session_discard, session_of
 from mqttc.broker.shared cimport credits_grant, on_group_mail, own_mail
 from mqttc.broker.state cimport (
     CONN_COUNTED, CONN_DONE, CONN_HEAD, CONN_REMOTE, CONN_TUNNEL, MAIL_ACL, MAIL_ADOPT, MAIL_ANSWER, MAIL_BLOCKS, MAIL_BODIES, MAIL_BRAKE, MAIL_COMMITTED, MAIL_DELIVERY, MAIL_GROUP, MAIL_HEAD,
-    MAIL_HOOK, MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, MAX_WORKERS, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, WAIT_INSIDE, WAIT_OFFER, WAIT_SESSION, AclMail, AdoptMail,
+    MAIL_HOOK, MAIL_LINK, MAIL_PUBLISH, MAIL_REQUEST, MAIL_SHUTDOWN, MAX_WORKERS, TIMER_BRAKE, TIMER_CONN, TIMER_SESSION, TIMER_SHUTDOWN, TIMER_SWEEP, TIMER_THROTTLE, WAIT_INSIDE, WAIT_OFFER, WAIT_SESSION, AclMail, AdoptMail,
     AnswerMail, BlocksMail, BodiesMail, BrakeMail, CommittedMail, Conn, DeliveryMail, Engine, Group, GroupMail, HeadMail, HookMail, LinkMail, Listener, Parked, PlainMail, PublishMail, RequestMail, Session,
     Settings, Wait, Worker,
 )
+from mqttc.broker.stats cimport C_REFUSED_LIMIT, stat
 from mqttc.broker.trie cimport trie_build, trie_free
 from mqttc.broker.verdicts cimport verdicts_free, verdicts_init
 from mqttc.net.outq cimport chunk_drop
@@ -102,14 +105,22 @@ cdef bint conn_admit(Worker *worker, Conn *conn) noexcept nogil:
     """Counts a new connection unless a limit is met, and sets its CONNECT a deadline."""
     cdef Engine *engine = worker.engine
     cdef Listener *listener = engine.listeners[conn.link.listener]
+    cdef const char *why = NULL
     if not gauge_take(&engine.connections, engine.settings.max_connections):
+        stat(&worker.stats, C_REFUSED_LIMIT)
         report(worker, LOG_WARNING, EV_CONNECTION_LIMIT, RC_QUOTA_EXCEEDED, conn, NULL, text("too many connections"))
         return False
     if not gauge_take(&listener.open_count, listener.max_connections):
         atomic_add_u32_relaxed(&engine.connections, <uint32_t> -1)
+        stat(&worker.stats, C_REFUSED_LIMIT)
         report(worker, LOG_WARNING, EV_CONNECTION_LIMIT, RC_QUOTA_EXCEEDED, conn, NULL, text("too many connections on this listener"))
         return False
     conn.flags |= CONN_COUNTED
+    if not guard_accept(worker, conn, &why):
+        report(worker, LOG_WARNING, EV_CONNECTION_LIMIT, RC_QUOTA_EXCEEDED, conn, NULL, text(why))
+        conn_uncount(worker, conn)
+        guard_leave(worker, conn)
+        return False
     wheel_add(worker.reactor.wheel, &conn.link.timer, worker.reactor.now_ms + engine.settings.connect_timeout_ms)
     return True
 
@@ -128,6 +139,7 @@ cdef int on_open(void *context, Link *link) noexcept nogil:
         status = listener.upgrade(listener.upgrade_context, &link.transport)
     if status != ST_OK:
         conn_uncount(worker, conn)
+        guard_leave(worker, conn)
         report(worker, LOG_WARNING, EV_NO_MEMORY, 0, conn, NULL, text("no memory for the connection's transport"))
         return status
     if listener.http:
@@ -161,6 +173,8 @@ cdef void on_timer(void *context, TimerNode *node) noexcept nogil:
     elif node.kind == TIMER_SWEEP:
         retain_sweep(worker.engine.retain, &worker.msgs, worker.reactor.turn_ms, SWEEP_TOPICS)
         wheel_add(worker.reactor.wheel, node, worker.reactor.turn_ms + SWEEP_MS)     # once, however far the clock has jumped
+    elif node.kind == TIMER_THROTTLE:
+        rates_release(worker)
     elif node.kind == TIMER_SHUTDOWN:
         shutdown_tick(worker)
 
@@ -174,6 +188,11 @@ cdef void on_turn_end(void *context) noexcept nogil:
         journal_flush(worker)
     post_all(worker)
     port_flush(worker)
+    overload_look(worker)
+
+
+cdef void on_flushed(void *context, Link *link, uint64_t written) noexcept nogil:
+    rates_flushed(<Worker *> context, conn_of(link), written)
 
 
 cdef void on_accept_error(void *context, uint16_t listener, int error) noexcept nogil:
@@ -474,6 +493,7 @@ worker_hooks.on_timer = on_timer
 worker_hooks.on_mail = on_mail
 worker_hooks.on_turn_end = on_turn_end
 worker_hooks.on_accept_error = on_accept_error
+worker_hooks.on_flushed = on_flushed
 
 
 cdef Worker *worker_build(Engine *engine, uint16_t index) noexcept nogil:
@@ -486,11 +506,14 @@ cdef Worker *worker_build(Engine *engine, uint16_t index) noexcept nogil:
     worker.brake_timer.kind = TIMER_BRAKE
     worker.sweep_timer.kind = TIMER_SWEEP
     worker.shutdown_timer.kind = TIMER_SHUTDOWN
+    worker.throttle_timer.kind = TIMER_THROTTLE
     map_init(&worker.clients, client_equals, NULL)
     map_init(&worker.groups, group_equals, NULL)
     vec_init(&worker.session_pages, sizeof(Session *))
     vec_init(&worker.session_free, sizeof(uint32_t))
     vec_init(&worker.braked, sizeof(uint64_t))
+    vec_init(&worker.throttled, sizeof(uint64_t))
+    vec_init(&worker.yielded, sizeof(uint64_t))
     ring_init(&worker.waits, sizeof(Wait))
     worker.journal_sequence = 1
     if pool_init(&worker.msgs, index, settings.workers + 1) != ST_OK:          # one more: blocks of the journal's
@@ -568,6 +591,8 @@ cdef void worker_empty(Worker *worker) noexcept nogil:
     vec_free(&worker.session_pages)
     vec_free(&worker.session_free)
     vec_free(&worker.braked)
+    vec_free(&worker.throttled)
+    vec_free(&worker.yielded)
     acl_drop(worker.acl)
     verdicts_free(&worker.verdicts)
     routes_free(&worker.routes)
@@ -583,6 +608,9 @@ cdef Engine *engine_build(const Settings *settings) noexcept nogil:
         return NULL
     engine.settings = settings[0]
     gate_init(&engine.gate, OPEN_QUESTIONS, OPEN_QUESTION_BYTES)
+    if guard_init(&engine.guard) != ST_OK:
+        engine_free(engine)
+        return NULL
     engine.log = logring_build(LOG_RECORDS)
     engine.trie = trie_build(settings.max_topic_levels)
     engine.retain = retain_build(settings.max_retained_messages, settings.max_retained_bytes)
@@ -710,6 +738,7 @@ cdef void engine_free(Engine *engine) noexcept nogil:
     if engine.log != NULL:
         logring_free(engine.log)
     gate_free(&engine.gate)
+    guard_free(&engine.guard)
     if engine.port_open:
         inbox_free(&engine.port)
     for i in range(engine.listener_count):

@@ -24,6 +24,7 @@ cdef struct ChunkPool:         # one per thread
     uint32_t ring_count[3]
     uint64_t made              # chunks in use, ever
     uint64_t freed             # of these, given back: to a free list or to the system
+    uint64_t bytes             # gauge of the chunks in use; any thread may read
 
 cdef struct Extent:
     Chunk *chunk

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_free
-from mqttc.base.types cimport ST_AGAIN, ST_CLOSED, ST_NO_MEMORY, ST_OK
+from mqttc.base.types cimport ST_AGAIN, ST_CLOSED, ST_NO_MEMORY, ST_OK, counter_add, counter_sub
 from mqttc.net.transport cimport IO_AGAIN, Transport, iovec
 
 cdef extern from "mqttc/net/sockets.h" nogil:
@@ -82,12 +82,14 @@ cdef Chunk *chunk_build(ChunkPool *pool, uint32_t capacity) noexcept nogil:
     chunk.refs = 1
     chunk.used = 0
     pool.made += 1
+    counter_add(&pool.bytes, chunk.capacity)
     return chunk
 
 
 cdef void chunk_free(ChunkPool *pool, Chunk *chunk) noexcept nogil:
     cdef uint32_t size_class = chunk.size_class
     pool.freed += 1
+    counter_sub(&pool.bytes, chunk.capacity)
     if MQTTC_NET_DEBUG:
         memset(chunk_data(chunk), 0xDD, chunk.capacity)
     if size_class == CLASS_OWN_SIZE or pool.free_count[size_class] >= class_kept(size_class):

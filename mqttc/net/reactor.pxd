@@ -37,6 +37,8 @@ cdef enum LinkFlag:
     LINK_NO_LINGER = 512       # set by the upper floor: the peer has said goodbye and reads no last words; closed as soon as nothing is left to send
     LINK_READ_WANTS_OUT = 1024 # the transport's read waits for READY_OUT, which is armed
     LINK_WRITE_WANTS_IN = 2048 # the transport's write waits for input: the next read puts the link in the flush list again
+    LINK_METERED = 4096        # set by the upper floor: call on_flushed after each flush
+    LINK_THROTTLED = 8192      # set by the upper floor, on a metered link: while it is open nothing is written, as if the peer did not read; see link_unthrottle
 
 cdef enum TimerKind:
     TIMER_NET = 0              # the reactor's own; all other values go to on_timer
@@ -76,6 +78,7 @@ cdef struct LinkHooks:
     void (*on_mail)(void *context, Mail *chain) noexcept nogil                 # takes the chain over
     void (*on_turn_end)(void *context) noexcept nogil                          # last chance to append output and to post mail
     void (*on_accept_error)(void *context, uint16_t listener, int error) noexcept nogil
+    void (*on_flushed)(void *context, Link *link, uint64_t written) noexcept nogil     # of metered links: may set LINK_THROTTLED
 
 cdef enum EndReason:           # reasons that the reactor itself gives to on_end; upper floors use values >= 16
     END_PEER_CLOSED = 1
@@ -84,6 +87,10 @@ cdef enum EndReason:           # reasons that the reactor itself gives to on_end
     END_NO_MEMORY = 4
     END_SHUTDOWN = 5
     END_PEER_REFUSED = 6       # the transport refused what it sent
+
+cdef enum:
+    TURN_CLASSES = 124         # of a turn's length: four to a power of two, see turn_class_us
+    TURN_WINDOW_MS = 10000     # the histogram is of the last one to two of these
 
 cdef struct NetStats:          # written by the owner (counter_add), read by any thread
     uint64_t accepted
@@ -96,6 +103,13 @@ cdef struct NetStats:          # written by the owner (counter_add), read by any
     uint64_t short_writes
     uint64_t turns
     uint64_t mails             # chains taken from the inbox
+    uint64_t turn_us           # microseconds of all turns, without their waiting
+    uint64_t turn_last_us      # gauges: the last turn, and the longest one
+    uint64_t turn_longest_us
+    uint64_t turns_over_10ms   # turns that took as long
+    uint64_t turns_over_100ms
+    uint64_t turns_over_1s
+    uint64_t turn_classes[2][124]      # turns by length, of this window and the one before
 
 cdef struct Clock:             # the time seam: offsets that tests move, one for all reactors of an engine [any thread]
     int64_t mono_offset_ms
@@ -115,6 +129,9 @@ cdef struct LinkParcel:        # a link on its way to another reactor
 cdef struct Reactor:
     int64_t now_ms             # monotonic, of this turn
     int64_t wall_ms            # Unix time, of this turn
+    int64_t turn_ns            # when it began, by the system's monotonic clock
+    int64_t turn_window_ms     # when this window of turn_classes began
+    uint32_t turn_window       # its index
     int64_t turn_ms            # as now_ms, but also in on_timer of a held clock the time to which it has jumped; now_ms is the timer's deadline there
     void *context
     const LinkHooks *hooks
@@ -152,6 +169,9 @@ cdef Link *link_open(Reactor *reactor, const Transport *transport, const PeerAdd
 cdef void link_close(Reactor *reactor, Link *link, int reason) noexcept nogil        # what is queued still leaves; harmless when closing already
 cdef void link_pause(Reactor *reactor, Link *link) noexcept nogil
 cdef void link_resume(Reactor *reactor, Link *link) noexcept nogil                   # on_data with what was held, this turn or the next
+cdef void link_unthrottle(Reactor *reactor, Link *link) noexcept nogil               # what waits is written at the end of this turn
+cdef int64_t reactor_spent_ns(const Reactor *reactor) noexcept nogil                 # since this turn began; reads the clock
+cdef uint64_t turn_class_us(uint32_t turn_class) noexcept nogil                      # the longest turn of that class of NetStats.turn_classes
 # Takes the link out of this reactor, with its descriptor and `leftover` (NULL: with the input that the link holds itself). Unsent output is tried
 # once and then dropped. ST_CLOSED: it is closing already, unchanged.
 cdef int link_detach(Reactor *reactor, Link *link, const uint8_t *leftover, uint32_t leftover_bytes, LinkParcel *parcel) noexcept nogil  # the link is gone after this; ST_NO_MEMORY: unchanged

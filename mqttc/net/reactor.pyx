@@ -16,13 +16,16 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free, mem_resize
 from mqttc.base.inbox cimport Mail, inbox_drain_wake, inbox_free, inbox_init, inbox_take
 from mqttc.base.msg cimport Msg, MsgPool, msg_alloc, msg_data, msg_drop
 from mqttc.base.timer cimport TimerNode, wheel_add, wheel_build, wheel_cancel, wheel_expire, wheel_expire_exact, wheel_free, wheel_next_ms
-from mqttc.base.types cimport ST_AGAIN, ST_CLOSED, ST_ERROR, ST_NO_MEMORY, ST_OK, atomic_add_i64_relaxed, atomic_load_i64_relaxed, atomic_load_u32_acquire, atomic_store_i64_relaxed, atomic_store_u32_release, counter_add, counter_sub, unlikely
+from mqttc.base.types cimport ST_AGAIN, ST_CLOSED, ST_ERROR, ST_NO_MEMORY, ST_OK, atomic_add_i64_relaxed, atomic_load_i64_relaxed, atomic_load_u32_acquire, atomic_store_i64_relaxed, atomic_store_u32_release, atomic_store_u64_relaxed, counter_add, counter_sub, unlikely
 from mqttc.net.outq cimport chunk_pool_free, chunk_pool_init, outq_clear, outq_flush
 from mqttc.net.poller cimport (
     READY_HANGUP, READY_IN, READY_OUT, READY_SHARED, PollEvent, poller_add, poller_change, poller_close, poller_open, poller_remove, poller_wait,
 )
 from mqttc.net.tcp cimport PeerAddress, tcp_accept, tcp_ops, tcp_tune
 from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_REFUSED, WANTS_IN, WANTS_OUT, WANTS_READ, Transport
+
+cdef extern from "mqttc/base/native.h" nogil:
+    uint32_t bit_highest_u64(uint64_t v) noexcept
 
 cdef extern from "<errno.h>" nogil:
     const int EPROTO
@@ -510,11 +513,28 @@ cdef void link_stall(Reactor *reactor, Link *link) noexcept nogil:
         link_fail(reactor, link, END_NO_MEMORY)
 
 
+cdef void link_hold(Reactor *reactor, Link *link) noexcept nogil:
+    """Throttled with output left: READY_OUT would come at once, for ever."""
+    link.flags |= LINK_NOTIFY
+    if link.flags & LINK_WANTS_OUT:
+        link.flags &= ~<uint16_t> LINK_WANTS_OUT
+        if link_arm(reactor, link) != ST_OK:
+            link_fail(reactor, link, END_NO_MEMORY)
+
+
+cdef void link_unthrottle(Reactor *reactor, Link *link) noexcept nogil:
+    link.flags &= ~<uint16_t> LINK_THROTTLED
+    link_dirty(reactor, link)
+
+
 cdef void link_flush(Reactor *reactor, Link *link) noexcept nogil:
     cdef uint64_t written = 0
     cdef uint32_t generation = link.generation
     cdef bint drained
     cdef int status = ST_OK
+    if unlikely(link.flags & LINK_THROTTLED) and link.state == LINK_OPEN:
+        link.flags |= LINK_NOTIFY
+        return
     if link.out.count:
         status = outq_flush(&reactor.chunks, &link.out, &link.transport, &reactor.gather, &written)
         counter_add(&reactor.stats.writes, 1)
@@ -522,6 +542,11 @@ cdef void link_flush(Reactor *reactor, Link *link) noexcept nogil:
     if link.transport.wants & WANTS_OUT and status != ST_CLOSED:
         link_read_wants_out(reactor, link)      # the transport has something to say that is not in the queue
         if link.generation != generation:
+            return
+    if unlikely(link.flags & LINK_METERED) and status != ST_CLOSED and link.state == LINK_OPEN:
+        reactor.hooks.on_flushed(reactor.context, link, written)
+        if status == ST_AGAIN and link.flags & LINK_THROTTLED:
+            link_hold(reactor, link)
             return
     if status == ST_AGAIN:
         link_stall(reactor, link)
@@ -817,20 +842,25 @@ cdef void reactor_event(Reactor *reactor, const PollEvent *event) noexcept nogil
 
 # ---------------------------------------------------------------------------------------------- phases of a turn
 
-cdef inline int64_t system_ms(clockid_t which) noexcept nogil:
+cdef inline int64_t system_ns(clockid_t which) noexcept nogil:
     cdef timespec now
     clock_gettime(which, &now)
-    return <int64_t> now.tv_sec * 1000 + now.tv_nsec // 1000000
+    return <int64_t> now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef inline int64_t system_ms(clockid_t which) noexcept nogil:
+    return system_ns(which) // 1000000
 
 
 cdef void reactor_clock(Reactor *reactor) noexcept nogil:
     cdef const Clock *clock = reactor.clock
+    reactor.turn_ns = system_ns(CLOCK_MONOTONIC)
     reactor.held = clock != NULL and atomic_load_u32_acquire(&clock.held)
     if reactor.held:
         reactor.now_ms = atomic_load_i64_relaxed(&clock.held_mono_ms)
         reactor.wall_ms = atomic_load_i64_relaxed(&clock.held_wall_ms)
     else:
-        reactor.now_ms = system_ms(CLOCK_MONOTONIC)
+        reactor.now_ms = reactor.turn_ns // 1000000
         reactor.wall_ms = system_ms(CLOCK_REALTIME)
         if clock != NULL:
             reactor.now_ms += atomic_load_i64_relaxed(&clock.mono_offset_ms)
@@ -867,6 +897,51 @@ cdef int64_t clock_now_ms(const Clock *clock) noexcept nogil:
     if atomic_load_u32_acquire(&clock.held):
         return atomic_load_i64_relaxed(&clock.held_mono_ms)
     return system_ms(CLOCK_MONOTONIC) + atomic_load_i64_relaxed(&clock.mono_offset_ms)
+
+
+cdef int64_t reactor_spent_ns(const Reactor *reactor) noexcept nogil:
+    return system_ns(CLOCK_MONOTONIC) - reactor.turn_ns
+
+
+cdef inline uint32_t turn_class(uint64_t us) noexcept nogil:
+    cdef uint32_t highest
+    if us < 4:
+        return <uint32_t> us
+    highest = bit_highest_u64(us)
+    if highest > 31:
+        return TURN_CLASSES - 1
+    return 4 * (highest - 1) + <uint32_t> (us >> (highest - 2) & 3)
+
+
+cdef uint64_t turn_class_us(uint32_t turn_class) noexcept nogil:
+    cdef uint32_t highest
+    if turn_class < 4:
+        return turn_class
+    highest = turn_class // 4 + 1
+    return (<uint64_t> (turn_class % 4 + 5) << (highest - 2)) - 1
+
+
+cdef void reactor_measure(Reactor *reactor) noexcept nogil:
+    """The turn is over: how long it took."""
+    cdef NetStats *stats = &reactor.stats
+    cdef uint64_t us = <uint64_t> reactor_spent_ns(reactor) // 1000
+    cdef uint32_t i
+    if reactor.now_ms - reactor.turn_window_ms >= TURN_WINDOW_MS:
+        reactor.turn_window_ms = reactor.now_ms
+        reactor.turn_window ^= 1
+        for i in range(TURN_CLASSES):
+            atomic_store_u64_relaxed(&stats.turn_classes[reactor.turn_window][i], 0)
+    counter_add(&stats.turn_classes[reactor.turn_window][turn_class(us)], 1)
+    counter_add(&stats.turn_us, us)
+    atomic_store_u64_relaxed(&stats.turn_last_us, us)
+    if us > stats.turn_longest_us:
+        atomic_store_u64_relaxed(&stats.turn_longest_us, us)
+    if unlikely(us >= 10000):
+        counter_add(&stats.turns_over_10ms, 1)
+        if us >= 100000:
+            counter_add(&stats.turns_over_100ms, 1)
+        if us >= 1000000:
+            counter_add(&stats.turns_over_1s, 1)
 
 
 cdef int reactor_timeout(Reactor *reactor, int max_wait_ms) noexcept nogil:
@@ -1030,6 +1105,7 @@ cdef void reactor_turn(Reactor *reactor, int max_wait_ms) noexcept nogil:
     reactor_flush_links(reactor)
     private.turn_ended = False
     reactor_free_links(reactor)
+    reactor_measure(reactor)
     if MQTTC_NET_DEBUG and private.read_used:
         memset(reactor.read_buffer, 0xDD, private.read_used)    # spans die with the turn
         private.read_used = 0

@@ -183,6 +183,7 @@ def test_engine_gets_settings_and_listeners(engines: list[Engine]) -> None:
         assert engine.listeners[0] == {
             "name": "one", "family": 0, "durability": 0, "maximum_qos": 1, "max_connections": 0, "anonymous": 2, "auth": 0,
             "tcp_user_timeout_ms": 60_000, "keepalive_idle_s": 60, "server_reference": "", "tls": None, "http": False, "proxies": None,
+            "proxied": False,
         }  # fmt: skip
         assert engine.listeners[1]["anonymous"] == 0
         assert engine.listeners[1]["name"] == broker.urls[1]
