@@ -128,14 +128,14 @@ def test_a_fault_that_holds_does_not_hold_up_the_end(pytester: pytest.Pytester) 
         """
         def test_it(mqtt_client, mqtt_faults, mqtt_url):
             assert mqtt_url == mqtt_faults.url
-            client = mqtt_client(client_id="a")
+            client = mqtt_client(client_id="a", close_timeout_s=100)
             mqtt_faults.stop_reading("client")
             for _ in range(20):
                 client.publish("a", b"x" * 1_000_000, qos=1, wait=False)
         """,
         1,
     )
-    assert result.duration < 5, "a client's close_timeout_s"
+    assert result.duration < 90, "its close_timeout_s"
 
 
 BODY = """
