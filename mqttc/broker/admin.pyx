@@ -106,7 +106,7 @@ cdef void put_session(Worker *worker, Rows *rows, const Session *session, bint d
     put_u32(rows, inbound_count(session))
     put_u32(rows, session.dropped)
     put_u64(rows, session.queued_bytes)
-    put_u64(rows, <uint64_t> conn.connected_wall_ms if conn != NULL else 0)
+    put_u64(rows, <uint64_t> conn.connected_wall_s * 1000 if conn != NULL else 0)
     put_u64(rows, 0 if conn != NULL else <uint64_t> (worker.reactor.now_ms - session.offline_since_ms))
     put_u32(rows, conn.link.out.bytes if conn != NULL else 0)
     put_text(rows, span_make(session.client_id, session.client_id_bytes))

@@ -90,7 +90,7 @@ cdef uint8_t inside_open(Worker *worker, RequestMail *request) noexcept nogil:
     inside.conn.dialect = dialect_for(5)
     inside.conn.layout = inside.conn.dialect.layout
     inside.conn.maximum_qos = 2
-    inside.conn.connected_wall_ms = worker.reactor.wall_ms
+    inside.conn.connected_wall_s = <uint32_t> (worker.reactor.wall_ms // 1000)
     ring_init(&inside.awaiting, sizeof(RequestMail *))
     session.receive_maximum = INSIDE_WINDOW         # what a shared group may lend it
     session_online(worker, session, &inside.conn)

@@ -565,7 +565,7 @@ cdef bint may_keep(Worker *worker, const Packet *packet, Session *session) noexc
 
 cdef void username_keep(Worker *worker, Conn *conn, const Packet *packet) noexcept nogil:
     """For those who ask who is connected; without memory they are not told."""
-    conn.connected_wall_ms = worker.reactor.wall_ms
+    conn.connected_wall_s = <uint32_t> (worker.reactor.wall_ms // 1000)
     if not packet.has_username or packet.username.n == 0:
         return
     conn.username = <uint8_t *> mem_alloc(packet.username.n)

@@ -219,13 +219,21 @@ cdef uint8_t subscribe_one(Worker *worker, Conn *conn, const Filter *filter, uin
     return options & OPT_QOS_MASK
 
 
+cdef void handouts_wait(Session *session, uint64_t until) noexcept nogil:
+    """Retained messages follow the SUBACK, which waits for its commit."""
+    cdef uint32_t i
+    if session.handouts != NULL:
+        for i in range(session.handouts.count):
+            (<Handout *> vec_at(session.handouts, i)).after = until
+
+
 cdef bint reply_with_codes(Worker *worker, Conn *conn, uint8_t packet_type, uint16_t packet_id, Span codes) noexcept nogil:
     cdef Packet reply
     packet_clear(&reply, packet_type)
     reply.packet_id = packet_id
     reply.list = codes
     if packet_type == SUBACK and conn.session.durable:
-        conn.suback_until = until_now(worker)
+        handouts_wait(conn.session, until_now(worker))
     if send_packet_after(worker, conn, &reply, until_now(worker) if conn.session.durable else 0) == ST_LIMIT:   # it takes less than its own request's answer
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return False

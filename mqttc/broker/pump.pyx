@@ -193,7 +193,7 @@ cdef void session_pump(Worker *worker, Session *session) noexcept nogil:
             if (<QueueEntry *> ring_at(&session.inflight, session.resend)).state & 15 == OUT_HELD:
                 hold_queued(worker, session)
             return
-        if session.handouts != NULL and conn.suback_until <= worker.journal_committed and (
+        if session.handouts != NULL and (<Handout *> vec_at(session.handouts, 0)).after <= worker.journal_committed and (
             session.queue.count == 0 or session.flags & SESSION_HANDOUT_TURN
         ):
             session.flags &= ~SESSION_HANDOUT_TURN

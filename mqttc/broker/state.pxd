@@ -236,6 +236,7 @@ cdef struct Membership:                # a session's part in a shared group
 cdef struct Handout:                   # retained messages still due to one subscription
     RetainCursor cursor
     SubscriptionIds *subscription_ids
+    uint64_t after                     # the sequence that its SUBACK waits for: not before it is committed
     uint8_t qos
     uint8_t spare[7]
 
@@ -382,11 +383,9 @@ cdef struct Conn:
     Ring *held_acks                    # HeldAck; NULL: none
     int64_t brake_until_ms
     int64_t last_packet_ms
-    int64_t connected_wall_ms          # Unix time of CONNECT
     int64_t question_due_ms            # where CONN_QUESTION_OPEN
     int64_t ends_ms                    # its authentication runs out; 0: never
     uint64_t waits_until               # the last sequence for which it stands in worker.waits
-    uint64_t suback_until              # the sequence that its last SUBACK waits for: retained messages are handed out after it
     uint32_t maximum_packet_size       # what the client takes, bytes; 0: no limit
     uint32_t keep_alive_ms             # 1.5 x keep alive; 0: none
     uint32_t question                  # number of the last question; answers to others are stale
@@ -406,6 +405,7 @@ cdef struct Conn:
     uint8_t guarded                    # GuardFlag
     uint16_t early_kib                 # its part of guard.early_bytes
     uint32_t permit_epoch              # of permit: under this rights_epoch of the session
+    uint32_t connected_wall_s          # Unix time of CONNECT, until 2106
     ConnGuard *guard                   # owned; NULL: it is counted nowhere and has no rates
 
 # ---- in-process clients: the program around the broker publishes and subscribes through them
