@@ -64,6 +64,9 @@ class MqttWebSocket:
         if chosen is None:
             await send({"type": "websocket.close", "code": _CLOSE_POLICY, "reason": "offer the sub-protocol mqtt"})
             return
+        if not self._broker.running:
+            await send({"type": "websocket.close", "code": _CLOSE_TRY_LATER, "reason": "the broker is not running"})
+            return
         url = self._url()
         headers = list(scope.get("headers", ()))
         allowed = tuple(self._broker.listener(url).allowed_origins)
@@ -144,10 +147,14 @@ class MqttMiddleware:
             return
         try:
             await self._app(scope, receiving, sending)
-        except Exception:
+        except Exception as error:
             if told:
                 raise
-            # Applications that know nothing of lifespan events raise; the broker has a life all the same.
+            if not waiting:
+                await stop()
+                await send({"type": "lifespan.startup.failed", "message": repr(error)})
+                return
+            # It has not even asked for the event: applications that know nothing of lifespan raise. The broker has a life all the same.
             await send({"type": "lifespan.startup.complete"})
             while (await receive())["type"] != "lifespan.shutdown":
                 pass

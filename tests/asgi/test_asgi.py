@@ -114,17 +114,17 @@ def test_a_broker_that_runs_already_is_left_to_its_owner(served_by_uvicorn: Serv
 
 def test_stopped_broker_says_goodbye_through_the_server(served_by_uvicorn: Serve) -> None:
     broker = Broker(OPEN)
-    with served_by_uvicorn(MqttWebSocket_only(broker)) as address:
+    with served_by_uvicorn(endpoint_only(broker)) as address:
         broker.start()
         with Peer(address) as peer:
             peer.frame(0x2, CONNECT)
             assert peer.next() == (0x2, b"\x20\x02\x00\x00")
             broker.stop()
-            kinds = [peer.next() for _ in range(1)]
-            assert kinds[0][0] == 0x8 and kinds[0][1][:2] == (1000).to_bytes(2, "big")
+            opcode, payload = peer.next()
+            assert opcode == 0x8 and payload[:2] == (1000).to_bytes(2, "big")
 
 
-def MqttWebSocket_only(broker: Broker) -> AsgiApp:
+def endpoint_only(broker: Broker) -> AsgiApp:
     endpoint = MqttWebSocket(broker)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -337,6 +337,34 @@ def test_application_that_fails_to_start_stops_the_broker() -> None:
 
     asyncio.run(main())
     assert [message["type"] for message in sent] == ["lifespan.startup.failed"] and not broker.running
+
+
+def test_application_that_raises_while_it_starts_is_a_failed_start() -> None:
+    """It knows of lifespan events, for it has asked for one: no application that goes without."""
+    broker = Broker(OPEN)
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        raise RuntimeError("no database")
+
+    async def main() -> None:
+        async def receive() -> Any:
+            return {"type": "lifespan.startup"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await MqttMiddleware(app, broker)({"type": "lifespan"}, receive, send)
+
+    asyncio.run(main())
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"] and "no database" in sent[0]["message"]
+    assert not broker.running
+
+
+def test_broker_that_does_not_run_refuses(served_by_uvicorn: Serve) -> None:
+    with served_by_uvicorn(endpoint_only(Broker(OPEN))) as address, Peer(address) as peer:
+        assert peer.status == 403
 
 
 def test_which_listener() -> None:
