@@ -128,6 +128,8 @@ cdef extern from "<openssl/ssl.h>" nogil:
     void SSL_CTX_free(SSL_CTX *context)
     uint64_t SSL_CTX_set_options(SSL_CTX *context, uint64_t options)
     long SSL_CTX_set_mode(SSL_CTX *context, long mode)
+    long SSL_set_mode(SSL *ssl, long mode)
+    long SSL_clear_mode(SSL *ssl, long mode)
     int SSL_CTX_set_min_proto_version(SSL_CTX *context, int version)
     int SSL_CTX_set_max_proto_version(SSL_CTX *context, int version)
     int SSL_CTX_set_cipher_list(SSL_CTX *context, const char *list)

@@ -1,7 +1,7 @@
 """Read it from `tls_accept` on: a connection's reads make its handshake (a client's first writes, too), and say by `transport.wants` what the poller
 cannot know.
 
-Errors. OpenSSL keeps a queue of errors per thread, and SSL_get_error looks at it: it is emptied before each call. Its text is copied at once.
+Errors. OpenSSL keeps a queue of errors per thread, and SSL_get_error looks at it: it is emptied before calls that may fail. Its text is copied at once.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -19,13 +19,13 @@ from mqttc.net.openssl cimport (
     SSL_CTX, SSL_CTX_free, SSL_CTX_get_cert_store, SSL_CTX_new, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_cert_cb, SSL_CTX_set_num_tickets,
     SSL_CTX_set_options, SSL_CTX_set_psk_server_callback, SSL_CTX_set_session_cache_mode, SSL_CTX_set_session_id_context,
     SSL_CTX_set_session_ticket_cb, SSL_CTX_set_timeout, SSL_CTX_set_tlsext_ticket_key_evp_cb, SSL_CTX_set_verify, SSL_CTX_use_cert_and_key,
-    SSL_CTX_use_psk_identity_hint, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN, SSL_OP_CIPHER_SERVER_PREFERENCE,
+    SSL_CTX_use_psk_identity_hint, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN, SSL_MODE_RELEASE_BUFFERS, SSL_OP_CIPHER_SERVER_PREFERENCE,
     SSL_OP_PRIORITIZE_CHACHA, SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_SESSION, SSL_SESSION_get0_peer, SSL_SESSION_get0_ticket_appdata,
     SSL_SESSION_set1_ticket_appdata, SSL_SESS_CACHE_OFF, SSL_TICKET_RETURN_IGNORE_RENEW, SSL_TICKET_RETURN_USE, SSL_TICKET_RETURN_USE_RENEW,
     SSL_TICKET_SUCCESS, SSL_TICKET_SUCCESS_RENEW, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK, SSL_VERIFY_FAIL_IF_NO_PEER_CERT, SSL_VERIFY_PEER,
-    SSL_certs_clear, SSL_do_handshake, SSL_free, SSL_get0_peer_certificate, SSL_get_error, SSL_get_ex_data, SSL_get_psk_identity,
+    SSL_certs_clear, SSL_clear_mode, SSL_do_handshake, SSL_free, SSL_get0_peer_certificate, SSL_get_error, SSL_get_ex_data, SSL_get_psk_identity,
     SSL_get_servername, SSL_get_session, SSL_get_verify_result, SSL_has_pending, SSL_new, SSL_read, SSL_select_next_proto, SSL_session_reused,
-    SSL_set_accept_state, SSL_set_bio, SSL_set_ex_data, SSL_shutdown, SSL_use_cert_and_key, SSL_version, SSL_write, TLS1_3_VERSION, TLS_server_method,
+    SSL_set_accept_state, SSL_set_bio, SSL_set_ex_data, SSL_set_mode, SSL_shutdown, SSL_use_cert_and_key, SSL_version, SSL_write, TLS1_3_VERSION, TLS_server_method,
     TLSEXT_NAMETYPE_host_name, X509, X509_CRL, X509_CRL_free, X509_STORE, X509_STORE_CTX, X509_STORE_CTX_free, X509_STORE_CTX_init,
     X509_STORE_CTX_new, X509_STORE_CTX_set_default, X509_STORE_add_crl, X509_STORE_set_flags, X509_V_FLAG_CRL_CHECK, X509_V_OK, X509_check_host,
     X509_verify_cert, X509_verify_cert_error_string, i2d_X509,
@@ -55,6 +55,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef enum:
     RECORD_BYTES = 16384       # payload of a record at most
+    WORTH_A_RECORD = 8192      # of a part: a record of its own costs less than copying what fills one
     TICKET_SECONDS = 7200
     KEY_NAME_BYTES = 16
     SECRET_BYTES = 32
@@ -703,39 +704,45 @@ cdef uint32_t parts_gather(const iovec *parts, int count, int index, size_t offs
     return have
 
 
-cdef int64_t records_write(TlsLink *link, const iovec *parts, int count, uint64_t skip) noexcept nogil:
-    """Encrypts the parts behind the first `skip` bytes, as far as the batch goes: bytes taken, or IO_FAILED."""
+cdef int64_t records_write(TlsLink *link, const iovec *parts, int count, uint64_t skip, uint64_t available) noexcept nogil:
+    """Encrypts the parts behind the first `skip` of `available` bytes, as far as the batch goes: bytes taken, or IO_FAILED."""
     cdef uint8_t[RECORD_BYTES] room
     cdef const uint8_t *p
     cdef uint32_t n
+    cdef size_t here
     cdef size_t offset = 0
     cdef uint64_t step = skip
-    cdef int64_t total = 0
+    cdef uint64_t total = skip
     cdef int index = 0
     cdef int taken, error
-    while True:
-        while index < count and step >= parts[index].iov_len - offset:
+    if available - skip > RECORD_BYTES:
+        SSL_clear_mode(link.ssl, SSL_MODE_RELEASE_BUFFERS)     # all records but the last leave OpenSSL its buffer
+    ERR_clear_error()
+    while total < available and out_room(&link.end):
+        while step >= parts[index].iov_len - offset:
             step -= parts[index].iov_len - offset
             index += 1
             offset = 0
         offset += step
-        if index == count or not out_room(&link.end):
-            return total
-        if parts[index].iov_len - offset >= RECORD_BYTES or index == count - 1:
+        here = parts[index].iov_len - offset
+        if here >= WORTH_A_RECORD or index == count - 1:
             p = <const uint8_t *> parts[index].iov_base + offset
-            n = RECORD_BYTES if parts[index].iov_len - offset >= RECORD_BYTES else <uint32_t> (parts[index].iov_len - offset)
+            n = RECORD_BYTES if here >= RECORD_BYTES else <uint32_t> here
         else:
             p = room
             n = parts_gather(parts, count, index, offset, room, RECORD_BYTES)
-        ERR_clear_error()
+        if total + n == available:
+            SSL_set_mode(link.ssl, SSL_MODE_RELEASE_BUFFERS)
         taken = SSL_write(link.ssl, p, <int> n)
         if taken <= 0:
             error = SSL_get_error(link.ssl, taken)
             if error == SSL_ERROR_WANT_WRITE:
                 return link_break(link, "TLS: the connection broke")
             return link_break(link, NULL)
-        total += taken
         step = <uint64_t> taken
+        total += step
+    SSL_set_mode(link.ssl, SSL_MODE_RELEASE_BUFFERS)
+    return <int64_t> (total - skip)
 
 
 cdef int64_t tls_write(Transport *transport, const iovec *parts, int count) noexcept nogil:
@@ -769,7 +776,7 @@ cdef int64_t tls_write(Transport *transport, const iovec *parts, int count) noex
     while <uint64_t> total < available:
         if available - <uint64_t> total > RECORD_BYTES:
             out_begin(&link.end, <uint32_t> ((available - <uint64_t> total + RECORD_BYTES - 1) // RECORD_BYTES))
-        taken = records_write(link, parts, count, <uint64_t> total)
+        taken = records_write(link, parts, count, <uint64_t> total, available)
         status = out_end(&link.end)
         if taken < 0:
             return taken
