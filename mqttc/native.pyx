@@ -697,6 +697,7 @@ cdef class Engine:
             stats["journal_folded"] = atomic_load_u64_relaxed(&engine.journal.stats.folded)
             stats["journal_failures"] = atomic_load_u64_relaxed(&engine.journal.stats.failures)
             stats["journal_gathers"] = atomic_load_u64_relaxed(&engine.journal.stats.gathers)
+            stats["journal_rests"] = atomic_load_u64_relaxed(&engine.journal.stats.rests)
             stats["journal_reads"] = atomic_load_u64_relaxed(&engine.journal.stats.reads)
             stats["journal_commit_us"] = atomic_load_u64_relaxed(&engine.journal.stats.commit_ns) // 1000
             stats["journal_last_commit_us"] = atomic_load_u64_relaxed(&engine.journal.stats.last_commit_ns) // 1000

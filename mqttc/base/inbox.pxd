@@ -27,3 +27,4 @@ cdef bint inbox_post(Inbox *inbox, Mail *first, Mail *last) noexcept nogil # tru
 cdef void inbox_wake(Inbox *inbox) noexcept nogil
 cdef void inbox_drain_wake(Inbox *inbox) noexcept nogil                    # owner: read the wake descriptor empty
 cdef Mail *inbox_take(Inbox *inbox) noexcept nogil                         # owner: the whole chain in posting order; NULL: none
+cdef bint inbox_waits(Inbox *inbox) noexcept nogil                        # whether there is mail

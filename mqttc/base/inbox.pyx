@@ -70,3 +70,11 @@ cdef Mail *inbox_take(Inbox *inbox) noexcept nogil:
     inbox.tail = NULL
     pthread_mutex_unlock(&inbox.lock)
     return chain
+
+
+cdef bint inbox_waits(Inbox *inbox) noexcept nogil:
+    cdef bint waits
+    pthread_mutex_lock(&inbox.lock)
+    waits = inbox.head != NULL
+    pthread_mutex_unlock(&inbox.lock)
+    return waits

@@ -14,6 +14,7 @@
 #include <unistd.h>
 #ifdef __linux__
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #endif
 
@@ -160,6 +161,14 @@ static inline void wake_close(int *read_fd, int *write_fd) {
     if (*write_fd >= 0 && *write_fd != *read_fd) close(*write_fd);
     *read_fd = -1;
     *write_fd = -1;
+}
+/* By how much the kernel may lengthen this thread's sleeps, where that can be said. */
+static inline void thread_slack(unsigned long ns) {
+#ifdef PR_SET_TIMERSLACK
+    prctl(PR_SET_TIMERSLACK, ns, 0, 0, 0);
+#else
+    (void)ns;
+#endif
 }
 /* Eight bytes, as an eventfd wants them. EAGAIN means that it is readable already: that is what was asked for. */
 static inline void wake_signal(int write_fd) {

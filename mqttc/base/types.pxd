@@ -43,3 +43,4 @@ cdef extern from "mqttc/base/native.h" nogil:
     int64_t atomic_add_i64_relaxed(int64_t *p, int64_t v) noexcept
     void counter_add(uint64_t *p, uint64_t v) noexcept
     void counter_sub(uint64_t *p, uint64_t v) noexcept
+    void thread_slack(unsigned long ns) noexcept

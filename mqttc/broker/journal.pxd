@@ -35,7 +35,8 @@ cdef struct JournalStats:              # [any thread]
     uint64_t folded                    # of these, the ones that became rows
     uint64_t failures
     uint64_t reads
-    uint64_t gathers                   # rests before a batch
+    uint64_t gathers                   # rests before a batch, for ends of deliveries
+    uint64_t rests                     # rests before the first batch after idleness, for others that speak at the same moment
     uint64_t commit_ns                 # in all
     uint64_t last_commit_ns
     uint64_t longest_commit_ns

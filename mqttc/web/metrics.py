@@ -111,6 +111,7 @@ HELP: Final[Mapping[str, str]] = {
     "journal_failing": "1 while the store cannot be written.",
     "journal_failures": "Commits that failed and were tried again.",
     "journal_gathers": "Batches that were let grow for a moment before they were written.",
+    "journal_rests": "Batches after a quiet time that waited a moment for others.",
     "journal_last_commit_us": "Microseconds that the last commit took.",
     "journal_longest_commit_us": "Microseconds that the longest commit took.",
     "journal_notes_lost": "Changes that could not be noted for the store for want of memory.",

@@ -179,6 +179,36 @@ def test_batches_grow_where_deliveries_are_over_at_once(place: Place) -> None:
     assert place.stat("journal_gathers") > 0
 
 
+def test_a_batch_waits_for_publishers_that_speak_together(place: Place) -> None:
+    client_id, topic = name(), name()
+    peer = place.session(5, client_id)
+    peer.subscribe(topic, 1)
+    peer.disconnect()
+    publishers = [place(5) for _ in range(10)]
+    for number in range(1, 500):
+        for publisher in publishers:
+            publisher.send(publish_packet(topic, b"together", 5, qos=1, packet_id=number))
+        for publisher in publishers:
+            publisher.expect(PUBACK, packet_id=number)
+        if place.stat("journal_rests"):
+            break
+    assert place.stat("journal_rests") > 0
+
+
+def test_no_batch_waits_for_a_publisher_alone(place: Place) -> None:
+    client_id, topic = name(), name()
+    peer = place.session(5, client_id)
+    peer.subscribe(topic, 1)
+    peer.disconnect()
+    publisher = place(5)
+    for number in range(1, 101):
+        publisher.send(publish_packet(topic, b"alone", 5, qos=1, packet_id=number))
+        publisher.expect(PUBACK, packet_id=number)
+        if number == 50:
+            before = place.stat("journal_rests")
+    assert place.stat("journal_rests") == before
+
+
 def test_batches_do_not_grow_for_a_queue(place: Place) -> None:
     """Nobody fetches these yet: to wait would save nothing, and cost every publisher time."""
     client_id, topic = name(), name()
