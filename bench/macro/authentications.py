@@ -7,8 +7,8 @@ cached     they show a user name and password, whose verdict the worker remember
 asked      the same, but the worker remembers nothing: the control thread does, and is asked each time
 quiet      nobody comes: the steady messages alone
 
-Told are connects a second, the broker's CPU for each, and the time that the steady messages take, which is what a connecting client costs
-others.
+Told are connects a second, the broker's CPU for each, the time that the steady messages take, which is what a connecting client costs
+others, and how long 99 % of the worker's turns took at most, to a quarter of a power of two.
 Exit codes: 0, 1 a run failed or the verdicts were not decided where they should be, 2 wrong usage.
 """
 
@@ -35,7 +35,10 @@ from mqttc.load import Load  # noqa: E402
 KINDS = ("quiet", "anonymous", "cached", "asked")
 PASSWORD = b"correct horse battery staple"
 SOURCES = 200  # local addresses: a port that was closed rests for a while
-HEAD = ["kind", "connects a second", "broker CPU, µs each", "p50 of messages, µs", "p99 of messages, µs", "rounds", "problems"]
+HEAD = [
+    *("kind", "connects a second", "broker CPU, µs each", "p50 of messages, µs", "p99 of messages, µs", "p99 of turns, µs"),
+    *("rounds", "problems"),
+]
 
 
 @dataclass(slots=True)
@@ -46,6 +49,7 @@ class Run:
     each_cpu_us: float = 0.0
     p50_us: float = 0.0
     p99_us: float = 0.0
+    turn_p99_us: float = 0.0
     problems: list[str] = field(default_factory=list)
 
 
@@ -101,6 +105,7 @@ def run(made: Run, port: int, pid: int, folder: Path, options: argparse.Namespac
         connects = after["connects_accepted"] - before["connects_accepted"]
         made.rate = connects / seconds
         made.each_cpu_us = spent / 1000 / max(1, connects)
+        made.turn_p99_us = after["turn_p99_us"]
         made.p50_us, made.p99_us = percentile(histogram, 0.5), percentile(histogram, 0.99)
         asked = after["gate_questions"] - questions
         if (made.kind == "asked") != (asked > connects / 2):
@@ -143,7 +148,7 @@ def rows_of(runs: Sequence[Run], options: argparse.Namespace) -> list[list[str]]
     for kind in options.kinds:
         mine = [made for made in runs if made.kind == kind]
         good = [made for made in mine if not made.problems]
-        row = [kind, *["-"] * 5, "; ".join(sorted({problem for made in mine for problem in made.problems})) or "none"]
+        row = [kind, *["-"] * 6, "; ".join(sorted({problem for made in mine for problem in made.problems})) or "none"]
         if good:
             if kind != "quiet":
                 row[1] = f"{median(made.rate for made in good):,.0f}"
@@ -151,7 +156,8 @@ def rows_of(runs: Sequence[Run], options: argparse.Namespace) -> list[list[str]]
             row[3] = f"{median(made.p50_us for made in good):.0f}"
             p99 = [made.p99_us for made in good]
             row[4] = f"{median(p99):.0f} ({min(p99):.0f} to {max(p99):.0f})"
-            row[5] = str(len(good))
+            row[5] = f"{median(made.turn_p99_us for made in good):.0f}"
+            row[6] = str(len(good))
         rows.append(row)
     return rows
 
