@@ -53,7 +53,7 @@ POLLER_SOURCES = {"mqttc/net/poller_epoll.pyx": EPOLL, "mqttc/net/poller_kqueue.
 KQUEUE_FACE = "tests.face.kqueue_poller"
 KQUEUE_STAND_IN = "tests/face/kqueue"
 # What builds where there is neither epoll nor kqueue.
-PORTABLE = ("mqttc.base", "mqttc.proto", "mqttc.codec")
+PORTABLE = ("mqttc.base", "mqttc.proto", "mqttc.codec", "mqttc.client")
 
 LIBRARIES = {f"mqttc.net.{name}": ["ssl", "crypto"] for name in ("tls", "tls_client", "tls_context", "tls_socket")} | {
     f"mqttc.broker.{name}": ["sqlite3"] for name in ("checkpoint", "journal", "recover", "replay", "rows", "window")

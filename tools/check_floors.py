@@ -2,7 +2,8 @@
 
 1. Imports and cimports point down only; inside a floor only to what stands earlier in its list below.
 2. Below F5 there is no GIL, no `def`, no class, no Python object, nothing that raises; every function is `noexcept nogil`.
-3. cimport by name from the owner: no star, no relative cimport, no `include`, no DEF or IF, no compiler directives in a source file.
+3. A compiled module of F6 is Python with typed fields: it cimports nothing of ours but its own package.
+4. cimport by name from the owner: no star, no relative cimport, no `include`, no DEF or IF, no compiler directives in a source file.
 
 A module that is not in the lists is an error too: say here, and in docs/design.md, where it stands.
 """
@@ -144,6 +145,8 @@ def check_imports(root: Path, path: Path, found: list[Import], known: set[str]) 
                 if inside(name, who) and inside(target, what):
                     yield Finding(where, item.line, f"{who} must not see {what} ({target})")
             other = floor_of(target)
+            if place[0] == 6 and item.is_cimport and listed(target) != listed(name):
+                yield Finding(where, item.line, f"cimport of {target} in F6: native code is seen through F5 only")
             if other is None:
                 if target not in PACKAGES:
                     yield Finding(where, item.line, f"{target} stands on no floor: enter it in tools/check_floors.py and docs/design.md")

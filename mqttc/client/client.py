@@ -15,8 +15,8 @@ from typing import Final, Self, Unpack
 
 from mqttc import codec
 from mqttc.client.connection import FLUSH_BYTES
-from mqttc.client.core import Phase
-from mqttc.client.engine import OVER, Engine
+from mqttc.client.core import ONLINE
+from mqttc.client.engine import Engine
 from mqttc.client.message import SENT, Message, PublishResult, UnsubscribeResult
 from mqttc.client.options import ClientOptions, Options, ServerLimits
 from mqttc.client.outgoing import Outgoing
@@ -205,9 +205,9 @@ class Client:
         engine = self._engine
         while True:
             core, connection = engine.core, engine.connection
-            if core is None or engine.life.state in OVER:
+            if core is None or engine.life.over:
                 raise ClosedError(f"the client is {self.state.value}")
-            if qos or connection is None or core.phase is not Phase.ONLINE or core.outgoing.queued:
+            if qos or connection is None or core.phase is not ONLINE or core.outgoing.queued:
                 break
             if not connection.writable:
                 await connection.drain()
@@ -225,7 +225,9 @@ class Client:
         core.publish(entry)
         if expires and not entry.stage:
             engine.watch_expiry()
-        engine.flush_soon()
+        connection = engine.connection
+        if connection is None or not connection.flush_due:
+            engine.flush_soon()
         if not wait:
             if engine.store.dirty:
                 await engine.stored()

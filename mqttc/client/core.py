@@ -11,7 +11,7 @@ import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from mqttc import codec
 from mqttc.client.aliases import IncomingAliases, OutgoingAliases
@@ -37,6 +37,9 @@ class Phase(enum.Enum):
     ONLINE = 2
     LEAVING = 3
     """DISCONNECT is written; nothing may follow [MQTT-3.14.4-2]."""
+
+
+ONLINE: Final = Phase.ONLINE  # for what is asked per message: up to Python 3.11 a member of an enumeration is found by a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +212,8 @@ class Core:
         authentication = self.options.authentication
         if authentication is None:
             raise NotSupportedError("there is no authentication method to authenticate with")
-        if again:
-            self._require_online()
+        if again and self.phase is not Phase.ONLINE:
+            raise ClosedError("there is no connection")
         self.authenticating = True
         properties = Properties(authentication_method=authentication.method, authentication_data=data)
         self._write(codec.Auth(ReasonCode.REAUTHENTICATE if again else ReasonCode.CONTINUE_AUTHENTICATION, properties=properties))
@@ -235,15 +238,14 @@ class Core:
     def publish(self, entry: Outgoing) -> None:
         """Sends it now if it can, else it is queued. Raises ``QueueFullError``, ``NotSupportedError``, ``codec.EncodeError``; then nothing
         has happened."""
-        online = self.phase is Phase.ONLINE
+        online = self.phase is ONLINE
         if online and entry.qos and self.outgoing.idle_window:
             self._check(entry)
-            outgoing = self.outgoing
-            outgoing.start(entry)
+            self.outgoing.start(entry)
             try:
                 self._put(self._encode_entry(entry, False))
             except BaseException:
-                outgoing.fail(entry, MqttError("not sent"))
+                self.outgoing.fail(entry, MqttError("not sent"))
                 raise
             return
         if online:
@@ -394,10 +396,6 @@ class Core:
         self.out.clear()
         self.out_bytes = 0
 
-    def _require_online(self) -> None:
-        if self.phase is not Phase.ONLINE:
-            raise ClosedError("there is no connection")
-
     # ------------------------------------------------------------------------------------------------ receiving
 
     def receive(self, data: bytes) -> Events:
@@ -411,7 +409,7 @@ class Core:
             decoder.feed(data)
             while self.phase is not Phase.LEAVING:
                 packet: codec.Packet | None
-                if self.phase is Phase.ONLINE:
+                if self.phase is ONLINE:
                     before = len(events)
                     try:
                         packet = decoder.run(events, acknowledged, self._aliases_in.topics, Message)

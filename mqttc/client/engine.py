@@ -21,7 +21,7 @@ from mqttc.client.incoming import Receipt
 from mqttc.client.lifecycle import Lifecycle
 from mqttc.client.message import Message, UnsubscribeResult
 from mqttc.client.options import Options
-from mqttc.client.outgoing import Outgoing
+from mqttc.client.outgoing import Outgoing, run_end
 from mqttc.client.pressure import Pressure
 from mqttc.client.requests import Request
 from mqttc.client.responses import Responses
@@ -38,7 +38,6 @@ from mqttc.errors import ClosedError, ConnectionLostError, MqttError, SubscribeE
 
 LONG_S: Final = 86400.0
 """A timer of asyncio is set for at most so long."""
-OVER: Final = frozenset({State.CLOSING, State.CLOSED})
 NOT_OPEN: Final = frozenset({State.NEW, State.CLOSING, State.CLOSED})
 
 log = logging.getLogger("mqttc.client")
@@ -299,8 +298,10 @@ class Engine:
                 at = self._messages(events, at - 1, event)
             elif isinstance(event, Outgoing):
                 progress = True
-                if event.waiter is not None:
-                    tell(event.waiter)
+                waiters: list[Waiter] = []
+                at = run_end(events, at - 1, waiters)
+                for waiter in waiters:
+                    tell(waiter)
             elif isinstance(event, Request):
                 self._requested(event)
             elif isinstance(event, Connected):

@@ -21,6 +21,8 @@ class Lifecycle:
 
     def __init__(self, on_state: Callable[[State, BaseException | None], None] | None) -> None:
         self.state = State.NEW
+        self.over = False
+        """CLOSING or CLOSED."""
         self.error: BaseException | None = None
         """Why the last connection ended or could not be made."""
         self._on_state = on_state
@@ -32,6 +34,7 @@ class Lifecycle:
         self.state, self.error = state, error
         if not changed:
             return
+        self.over = state is State.CLOSING or state is State.CLOSED
         for seen in self._watchers:
             seen.append(state)
         self._changes.wake()

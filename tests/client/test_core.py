@@ -1039,11 +1039,11 @@ def test_the_store_keeps_when_they_expire(tmp_path: Path) -> None:
         made._wall_clock, made._clock = (lambda: wall), (lambda: now)
         return made
 
-    first = Wire(store=store(1e9, 1000), session_expiry=60)
+    first = Wire(store=(held := store(1e9, 1000)), session_expiry=60)
     first.publish(payload=b"a", message_expiry_interval=100)
     first.publish(payload=b"b")
-    first.core.outgoing._store.commit()  # type: ignore[attr-defined]
-    first.core.outgoing._store.close()  # type: ignore[attr-defined]
+    held.commit()
+    held.close()
     second = Wire(store=(held := store(1e9 + 60, 7)), session_expiry=60)
     assert [entry.expires_at for entry in second.core.outgoing.entries()] == [47, None]
     held.close()

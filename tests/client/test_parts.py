@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from mqttc.client.backoff import delay_s
 from mqttc.client.keepalive import Due, KeepAlive
 from mqttc.client.message import Message
 from mqttc.client.options import _RANGES, Authentication, ClientOptions, Options
+from mqttc.client.outgoing import Outgoing, run_end
+from mqttc.client.packet_ids import PacketIds
 from mqttc.client.router import CACHED_TOPICS, Router
 from mqttc.client.stream import Stream
 from mqttc.client.url import QUIC, TCP, UNIX, WEBSOCKET, parse_url
@@ -427,6 +430,17 @@ def test_files_that_are_no_store(path: Path, tmp_path: Path) -> None:
     base.close()
 
 
+def test_a_file_with_an_identifier_that_is_none(path: Path) -> None:
+    wire = opened(path)
+    wire.connect()
+    wire.publish()
+    stop(wire)
+    with contextlib.closing(sqlite3.connect(path)) as base, base:
+        base.execute("UPDATE outgoing SET packet_id = 65536")
+    with pytest.raises(MqttError, match="message 1 has the packet identifier 65536"):
+        opened(path)
+
+
 def test_a_commit_that_fails_is_told_and_can_be_tried_again(path: Path) -> None:
     wire = opened(path)
     wire.connect()
@@ -480,3 +494,47 @@ def test_as_many_readers_wake_as_there_are_messages() -> None:
         readers[2].cancel()
 
     asyncio.run(read())
+
+
+# ---------------------------------------------------------------------------------------------------- what is compiled
+
+
+@spec("5", "MQTT-2.2.1-3")
+def test_no_packet_identifier_is_given_twice() -> None:
+    ids = PacketIds()
+    ids.claim(3)
+    ids.claim(3)
+    taken = [ids.take() for _ in range(65534)]
+    assert taken == [number for number in range(1, 65536) if number != 3]
+    assert ids.exhausted and len(ids) == 65535 and 65535 in ids and 0 not in ids and 65536 not in ids
+    for number in (64, 63, 63):
+        ids.free(number)
+    assert not ids.exhausted and len(ids) == 65533 and 63 not in ids
+    assert [ids.take(), ids.take()] == [63, 64] and ids.exhausted
+
+
+def test_packet_identifiers_are_used_round() -> None:
+    """So that a late answer meets nobody."""
+    ids = PacketIds()
+    for expected in (*range(1, 65536), 1, 2):
+        assert ids.take() == expected
+        ids.free(expected)
+
+
+@pytest.mark.parametrize("number", [-1, 0, 65536])
+def test_what_is_no_packet_identifier(number: int) -> None:
+    ids = PacketIds()
+    for refuse in (ids.claim, ids.free):
+        with pytest.raises(ValueError, match="must be 1 to 65535"):
+            refuse(number)
+    assert len(ids) == 0
+
+
+def test_messages_that_have_ended_together() -> None:
+    """With those who wait for them; another event ends the run."""
+    entries = [Outgoing("t", b"", 1, False, None) for _ in range(4)]
+    entries[0].waiter, entries[2].waiter = "a", "b"
+    events = [None, entries[0], entries[1], entries[2], None, entries[3]]
+    waiters: list[str] = []
+    assert run_end(events, 1, waiters) == 4 and waiters == ["a", "b"]
+    assert run_end(events, 5, waiters) == 6 and run_end(events, 0, waiters) == 0 and waiters == ["a", "b"]

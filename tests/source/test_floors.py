@@ -27,6 +27,7 @@ BAD = {
     "loadgen sees broker": ("mqttc/loadgen/actor.pyx", "from mqttc.broker.trie cimport Trie\n", "mqttc.loadgen must not see mqttc.broker"),
     "codec sees net": ("mqttc/codec.pyx", "from mqttc.net.tcp cimport Tcp\n", "mqttc.codec must not see mqttc.net"),
     "native sees config": ("mqttc/native.pyx", "from mqttc.config import Config\n", "imports point down only"),
+    "native code in F6": ("mqttc/client/outgoing.pyx", "from mqttc.base.vec cimport Vec\n", "native code is seen through F5 only"),
     "Python, relative, upwards": ("mqttc/config.py", "from .cli import broker\n", "must not see it"),
     "Python, in a function": ("mqttc/config.py", "def f():\n    import mqttc.server\n", "must not see it"),
     "Python, by name": ("mqttc/config.py", "import importlib\nimportlib.import_module('mqttc.server')\n", "must not see it"),
@@ -66,7 +67,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_the_checker_notices(case: str, tmp_path: Path):
     path, text, expected = BAD[case]
-    for module in ("base", "net", "proto", "broker", "loadgen"):
+    for module in ("base", "net", "proto", "broker", "loadgen", "client"):
         (tmp_path / "mqttc" / module).mkdir(parents=True)
         (tmp_path / "mqttc" / module / "__init__.py").touch()
     for other in ("mqttc/net/reactor.pxd", "mqttc/cli.py", "mqttc/server.py", "mqttc/config.py"):
@@ -87,6 +88,8 @@ def test_what_is_right_is_not_reported(tmp_path: Path):
         "mqttc/native.pyx": "from mqttc.base.vec cimport F\ncdef class Broker:\n    def close(self):\n        raise ValueError\n",
         "mqttc/server.py": "from . import native\nfrom mqttc import config\nimport asyncio\n",
         "mqttc/config.py": "import os\n",
+        "mqttc/client/outgoing.pyx": "from mqttc.client.packet_ids cimport PacketIds\nfrom mqttc import codec\n",
+        "mqttc/client/packet_ids.pxd": "cdef class PacketIds:\n    cdef int last\n",
         "mqttc/cli/broker.py": "from ..server import Broker\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
