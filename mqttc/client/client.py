@@ -24,7 +24,6 @@ from mqttc.client.requests import Request
 from mqttc.client.state import State, Stats
 from mqttc.client.subscription import Callback, Subscription
 from mqttc.client.url import parse_url
-from mqttc.client.waiters import Waiter
 from mqttc.codec import Properties, ReasonCode
 from mqttc.errors import ClosedError, NotSupportedError, SubscribeError, reason_text
 
@@ -232,16 +231,7 @@ class Client:
             if engine.store.dirty:
                 await engine.stored()
             return SENT
-        waiter: Waiter = asyncio.get_running_loop().create_future()
-        entry.waiter = waiter
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            engine.withdraw(entry)
-            raise
-        if entry.error is not None:
-            raise entry.error
-        return entry.result
+        return await engine.result(entry)
 
     # ------------------------------------------------------------------------------------------------ subscribing
 

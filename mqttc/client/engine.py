@@ -19,7 +19,7 @@ from mqttc.client.connection import Connection
 from mqttc.client.core import Authenticated, Challenge, Connected, Core, Events, Phase
 from mqttc.client.incoming import Receipt
 from mqttc.client.lifecycle import Lifecycle
-from mqttc.client.message import Message, UnsubscribeResult
+from mqttc.client.message import Message, PublishResult, UnsubscribeResult
 from mqttc.client.options import Options
 from mqttc.client.outgoing import Outgoing, run_end
 from mqttc.client.pressure import Pressure
@@ -210,12 +210,21 @@ class Engine:
         elif self.store.dirty:
             self._commit_soon()
 
-    def withdraw(self, entry: Outgoing) -> None:
-        """Nobody waits for it any more: what was not sent is not sent."""
-        entry.waiter = None
-        if self.core is not None and self.core.outgoing.withdraw(entry):
-            self.idle.wake()
-            self.flush_soon()
+    async def result(self, entry: Outgoing) -> PublishResult:
+        """When it has ended. Raises its error. Cancelled: what was not sent is not sent."""
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        entry.waiter = waiter
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            entry.waiter = None
+            if self.core is not None and self.core.outgoing.withdraw(entry):
+                self.idle.wake()
+                self.flush_soon()
+            raise
+        if entry.error is not None:
+            raise entry.error
+        return entry.result
 
     def watch_expiry(self) -> None:
         """What is queued and expires is dropped when it does, whether there is a connection or not."""
