@@ -84,18 +84,20 @@ class WebSocketLink(StreamLink):
     def _fail(self, text: str, hint: Event | None = None) -> None:
         if isinstance(hint, CloseConnection) and self.accepted.done():
             self._say(hint)
+        self._refused(text)
+        self._end()
+
+    def _refused(self, text: str) -> None:
         if not self.accepted.done():
             self.accepted.set_exception(ConnectError(text))
-        self._end()
+            self.accepted.exception()  # whoever waits gets it; nobody need
 
     def _end(self) -> None:
         self._ended = True
         super().close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if not self.accepted.done():
-            self.accepted.set_exception(ConnectError("the connection ended during the WebSocket handshake"))
-            self.accepted.exception()  # whoever waits gets it; nobody need
+        self._refused("the connection ended during the WebSocket handshake")
         super().connection_lost(exc)
 
     def write(self, data: bytes) -> None:

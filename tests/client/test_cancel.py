@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import selectors
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,34 @@ import pytest
 
 from mqttc import Client
 from mqttc.client import Message, Reconnect, SqliteStore, State, Tls
-from tests.client.conftest import FaultProxy, client_url, listeners, run
+from mqttc.client.engine import Engine
+from mqttc.client.supervisor import Supervisor
+from tests.client.conftest import SCHEMES, TIMEOUT, FaultProxy, client_url, listeners, run, settled
 from tests.client.test_proxy import HttpProxy, SocksProxy
 from tests.conftest import BrokerFactory, tcp_address
 
 MOST = 500
 """Awaits of one scenario; more means that it does not end."""
 
+ROADS = (*SCHEMES, "h2")
+
 Scenario = Callable[[Client], Coroutine[Any, Any, None]]
+
+pytestmark = pytest.mark.filterwarnings("error::ResourceWarning")
+"""A transport or socket that only the garbage collector closes is one that was left."""
 
 
 class CancelAt:
-    """Runs a coroutine and throws ``CancelledError`` into it when it waits for the ``at``-th time. ``reached``: whether it did."""
+    """Runs a coroutine and throws ``CancelledError`` into it when it waits for the ``at``-th time; or calls ``instead`` then.
 
-    def __init__(self, work: Coroutine[Any, Any, None], at: int) -> None:
+    ``reached``: whether it did.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, None], at: int, instead: Callable[[], None] | None = None) -> None:
         self.reached = False
         self._work = work
         self._at = at
+        self._instead = instead
 
     def __await__(self) -> Generator[Any, Any, None]:
         count = 0
@@ -43,6 +55,9 @@ class CancelAt:
             count += 1
             if count == self._at:
                 self.reached = True
+            if count == self._at and self._instead is not None:
+                self._instead()
+            elif count == self._at:
                 if asyncio.isfuture(waited):
                     waited._asyncio_future_blocking = False  # type: ignore[misc]  # nobody waits for it any more
                     waited.cancel()
@@ -71,6 +86,25 @@ async def everything(client: Client) -> None:
         await client.unsubscribe("c/#")
 
 
+async def lose_and_come_again(client: Client) -> None:
+    """The connection breaks, and the next one takes what waited; twice."""
+    async with client:
+        await client.subscribe("c", 1)
+        lose(client)
+        await client.wait_for(State.RECONNECTING, State.CLOSED)
+        await client.publish("c", b"x", 2)
+        await client.wait_for(State.CONNECTED, State.CLOSED)
+        lose(client)
+        await client.subscribe("d", 1)
+        await client.get()
+
+
+def lose(client: Client) -> None:
+    connection = client._engine.connection
+    if connection is not None and connection.link is not None:
+        connection.link.abort()
+
+
 async def only_connect(client: Client) -> None:
     async with client:
         pass
@@ -91,8 +125,26 @@ def of_a_test(task: asyncio.Task[Any]) -> bool:
     return code is not None and Path(code.co_filename).parent == Path(__file__).parent
 
 
+def descriptors() -> int:
+    """That the loop watches: the connections of clients and of a test's proxies, not those of the brokers' threads."""
+    selector: selectors.BaseSelector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+    return len(selector.get_map())
+
+
+async def check_ended(client: Client, at: int, before: int) -> None:
+    """``before``: descriptors. Sooner than a broker gives a connection up that was left."""
+    assert client.closed
+    others = {task for task in asyncio.all_tasks() - {asyncio.current_task()} if not of_a_test(task)}
+    assert not others, f"stopped at await {at}: {others}"
+    try:
+        await settled(lambda: descriptors() <= before, TIMEOUT / 4)
+    except TimeoutError:
+        raise AssertionError(f"stopped at await {at}: {descriptors()} descriptors, not {before}") from None
+
+
 async def at_every_await(make: Callable[[], Client], scenario: Scenario) -> int:
     """How many there were."""
+    before = descriptors()
     for at in range(1, MOST):
         client = make()
         runner = CancelAt(scenario(client), at)
@@ -101,29 +153,26 @@ async def at_every_await(make: Callable[[], Client], scenario: Scenario) -> int:
         if not runner.reached:
             return at - 1
         await client.close()
-        others = {task for task in asyncio.all_tasks() - {asyncio.current_task()} if not of_a_test(task)}
-        assert not others, f"cancelled at await {at}: {others}"
-        assert client.closed
+        await check_ended(client, at, before)
         engine = client._engine
         assert engine.connection is None and not engine.idle and not len(engine.responses)
         assert len(engine.inbox._waiters) == 0
     raise AssertionError("it does not end")
 
 
-@pytest.mark.parametrize("scenario", [everything, connect_and_close])
-def test_over_tcp(scenario: Scenario, url: str) -> None:
-    async def work() -> None:
-        assert await at_every_await(lambda: Client(url), scenario) >= 3
-
-    run(work(), 60)
-
-
-@pytest.mark.parametrize("scheme", ["mqtts", "ws", "wss", "unix", "quic"])
-def test_over_every_road(scheme: str, broker_factory: BrokerFactory, pki: Path, tmp_path: Path) -> None:
+@pytest.fixture(params=ROADS)
+def road(request: pytest.FixtureRequest, broker_factory: BrokerFactory, pki: Path, tmp_path: Path) -> Callable[[], Client]:
+    """Makes clients of a broker over one road."""
+    scheme = "wss" if request.param == "h2" else request.param
     url = client_url(broker_factory({"listeners": listeners(pki, tmp_path, scheme)}), scheme)
+    tls, again = Tls(ca_file=pki / "ca.pem"), Reconnect(first_s=0, most_s=0.01)
+    return lambda: Client(url, http2=request.param == "h2", tls=tls, reconnect=again)
 
+
+@pytest.mark.parametrize("scenario", [everything, connect_and_close, lose_and_come_again])
+def test_over_every_road(scenario: Scenario, road: Callable[[], Client]) -> None:
     async def work() -> None:
-        assert await at_every_await(lambda: Client(url, tls=Tls(ca_file=pki / "ca.pem")), only_connect) >= 2
+        assert await at_every_await(road, scenario) >= 3
 
     run(work(), 60)
 
@@ -144,19 +193,33 @@ def test_with_a_store(url: str, tmp_path: Path) -> None:
     run(work(), 60)
 
 
-def test_the_supervisor_at_every_await(url: str, pki: Path) -> None:
-    """What the client's own task does while it connects is stopped by `close`, at any of its awaits too."""
+def test_the_supervisor_at_every_await(road: Callable[[], Client], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the client's own task does while it connects, for the first time and again, is stopped by `close`, at any of its awaits too."""
+    supervise = Engine._supervise
+
+    async def stopped_at(at: int) -> bool:
+        reached = asyncio.Event()
+        before = descriptors()
+
+        async def watched(engine: Engine, supervisor: Supervisor) -> None:
+            await CancelAt(supervise(engine, supervisor), at, reached.set)
+
+        monkeypatch.setattr(Engine, "_supervise", watched)
+        client = road()
+        working = asyncio.ensure_future(lose_and_come_again(client))
+        waiting = asyncio.ensure_future(reached.wait())
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        await client.close()
+        waiting.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
+        await check_ended(client, at, before)
+        return reached.is_set()
 
     async def work() -> None:
-        for turns in range(40):
-            client = Client(url)
-            connecting = asyncio.ensure_future(client.connect())
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            await client.close()
-            await asyncio.gather(connecting, return_exceptions=True)
-            assert not asyncio.all_tasks() - {asyncio.current_task()}
-            assert client.closed
+        at = 1
+        while await stopped_at(at):
+            at += 1
+        assert at > 3 * 3  # of each of three connections: the way to the broker, CONNACK, the end
 
     run(work(), 60)
 
@@ -211,9 +274,9 @@ def test_over_a_reconnect(url: str) -> None:
                 async with client:
                     await client.subscribe("c", 1)
                     proxy.cut()
-                    await client.wait_for(State.RECONNECTING)
+                    await client.wait_for(State.RECONNECTING, State.CLOSED)
                     await client.publish("c", b"x", 2)
-                    await client.wait_for(State.CONNECTED)
+                    await client.wait_for(State.CONNECTED, State.CLOSED)
                     proxy.cut()
                     await client.subscribe("d", 1)
                     await client.get()

@@ -18,9 +18,9 @@ from wsproto.events import BytesMessage, TextMessage
 
 from mqttc import Client, SyncClient, codec
 from mqttc.client import State, Tls
+from mqttc.client.link_http2 import Http2Link
 from mqttc.errors import ConnectError, ConnectionLostError
 from tests.client.conftest import client_url, listeners, run, settled
-from tests.client.test_cancel import at_every_await, everything
 from tests.conftest import BrokerFactory
 
 
@@ -149,6 +149,29 @@ def test_a_handshake_that_fails(options: dict[str, Any], said: str, pki: Path) -
     run(work())
 
 
+def test_a_handshake_that_fails_when_nobody_waits_any_more(pki: Path) -> None:
+    """Cancelled in the turn in which the answer comes."""
+
+    async def work() -> None:
+        async with Http2Server(pki, alpn="http/1.1") as server:
+            client = Client(server.url, http2=True, tls=server.tls)
+            failing: list[str] = []
+            fail = Http2Link._fail
+
+            def seen(link: Http2Link, text: str, *hint: Any) -> None:
+                failing.append(text)
+                fail(link, text, *hint)
+                connecting.cancel()
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Http2Link, "_fail", seen)
+                connecting = asyncio.ensure_future(client.connect())
+                await asyncio.gather(connecting, return_exceptions=True)
+            assert connecting.cancelled() and failing
+
+    run(work())
+
+
 @pytest.mark.parametrize("end", ["reset", "stream", "goaway", "nonsense"])
 def test_a_connection_that_ends(end: str, pki: Path) -> None:
     async def work() -> None:
@@ -254,15 +277,6 @@ def test_an_unread_stream_holds_the_broker_up(broker_factory: BrokerFactory, pki
             assert [int((await client.get()).payload) for _ in range(3000)] == list(range(3000))
 
     run(work())
-
-
-def test_cancelled_at_every_await(broker_factory: BrokerFactory, pki: Path, tmp_path: Path) -> None:
-    url = client_url(broker_factory({"listeners": listeners(pki, tmp_path, "wss")}), "wss")
-
-    async def work() -> None:
-        assert await at_every_await(lambda: Client(url, http2=True, tls=Tls(ca_file=pki / "ca.pem")), everything) >= 3
-
-    run(work(), 60)
 
 
 @pytest.mark.parametrize("url", ["ws://h", "mqtts://h", "quic://h", "unix:///s"])
