@@ -44,7 +44,8 @@ def connection_options(parser: Parser) -> None:
     place.add_argument("-h", "--host", help="its name or address, instead of a URL (localhost)")
     place.add_argument("-p", "--port", type=number(1, 65535, int, "a port"), help="its port (1883; 8883 with TLS, which port 8883 implies)")
     place.add_argument("--unix", metavar="PATH", help="its Unix socket, instead of a URL")
-    place.add_argument("--proxy", metavar="URL", help='http://[user:password@]host:port, or "environment"')
+    place.add_argument("-A", "--bind", metavar="ADDRESS", help="of this machine, that the connection comes from")
+    place.add_argument("--proxy", metavar="URL", help='http, socks5 or socks5h://[user:password@]host:port, or "environment"')
     place.add_argument(
         "--header", dest="headers", action=Append, default=(), metavar="NAME: VALUE", help="of the WebSocket handshake; may be repeated"
     )
@@ -105,6 +106,9 @@ def _tls_options(parser: Parser) -> None:
     tls.add_argument("--key-password-file", metavar="FILE", help="the key's password is the first line (or variable MQTTC_KEY_PASSWORD)")
     tls.add_argument("--insecure", action="store_true", help="believe anybody to be the broker: for tests only")
     tls.add_argument("--tls-server-name", metavar="NAME", help="for SNI and the certificate, instead of the host's name")
+    tls.add_argument("--psk", metavar="HEX", help="pre-shared key; others see it in the list of processes: prefer the next one")
+    tls.add_argument("--psk-file", metavar="FILE", help="the pre-shared key is the first line, in hexadecimal")
+    tls.add_argument("--psk-identity", metavar="NAME", help="by which the broker finds the key")
     tls.add_argument("--tls-alpn", action=Append, default=(), metavar="PROTOCOL", help="may be repeated")
 
 
@@ -146,11 +150,11 @@ def _url(options: argparse.Namespace) -> str:
         return str(options.url)
     if options.unix:
         return "unix://" + quote(os.path.abspath(options.unix))
-    tls = options.tls or options.cafile or options.cert or options.insecure or options.tls_server_name or options.port == TLS_PORT
+    tls = options.tls or options.cafile or options.cert or options.insecure or options.tls_server_name or options.psk_identity
     host = options.host or "localhost"
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"
-    return f"{'mqtts' if tls else 'mqtt'}://{host}" + (f":{options.port}" if options.port else "")
+    return f"{'mqtts' if tls or options.port == TLS_PORT else 'mqtt'}://{host}" + (f":{options.port}" if options.port else "")
 
 
 def _credentials(options: argparse.Namespace) -> dict[str, Any]:
@@ -223,6 +227,7 @@ def make_client(options: argparse.Namespace, found: dict[str, dict[str, Any]], a
         will=_will(options, found.get(WILL, {})),
         tls=_tls(options),
         proxy=options.proxy,
+        bind_address=options.bind,
         headers=_headers(options),
         connect_properties=properties(connect),
         connect_timeout_s=options.connect_timeout,
@@ -261,15 +266,31 @@ def _tls(options: argparse.Namespace) -> Tls:
     password = os.environ.get("MQTTC_KEY_PASSWORD")
     if options.key_password_file is not None:
         password = secret(options.key_password_file, "--key-password-file")
-    return Tls(
-        ca_file=options.cafile,
-        certificate_file=options.cert,
-        key_file=options.key,
-        key_password=password,
-        verify=not options.insecure,
-        server_name=options.tls_server_name,
-        alpn=tuple(options.tls_alpn),
-    )
+    try:
+        return Tls(
+            ca_file=options.cafile,
+            certificate_file=options.cert,
+            key_file=options.key,
+            key_password=password,
+            verify=not options.insecure,
+            server_name=options.tls_server_name,
+            alpn=tuple(options.tls_alpn),
+            psk=_psk(options),
+            psk_identity=options.psk_identity,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _psk(options: argparse.Namespace) -> bytes | None:
+    """Raises ``UsageError``, without the key in its text."""
+    if options.psk is not None and options.psk_file is not None:
+        raise UsageError("--psk and --psk-file both say the key")
+    key = options.psk if options.psk_file is None else secret(options.psk_file, "--psk-file").strip()
+    try:
+        return None if key is None else bytes.fromhex(key)
+    except ValueError:
+        raise UsageError(f"{'--psk' if options.psk_file is None else '--psk-file'}: not hexadecimal digits, two a byte") from None
 
 
 class _Teller:

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from itertools import zip_longest
 from typing import Any, Final, TypeVar
 
+from mqttc.errors import ConnectError
+
 ATTEMPT_DELAY_S: Final = 0.25
 """RFC 8305's Connection Attempt Delay."""
 
@@ -64,18 +66,45 @@ def _drop(task: asyncio.Future[T], drop: Callable[[T], None]) -> None:
         drop(task.result())
 
 
-async def connect_tcp(host: str, port: int) -> socket.socket:
-    """Connected and not blocking; the caller owns it. Raises ``OSError``."""
-    return await race(await resolve(host, port, socket.SOCK_STREAM), _connect, socket.socket.close)
+async def sources(infos: list[Info], bind_address: str | None, kind: socket.SocketKind) -> dict[Info, Address | None]:
+    """What can be reached from `bind_address`, a name or address of this machine, each with that of ours to bind; None: the system chooses.
+
+    Raises ``ConnectError``.
+    """
+    if bind_address is None:
+        return dict.fromkeys(infos)
+    try:
+        own = dict(reversed(await resolve(bind_address, 0, kind)))
+    except OSError as error:
+        raise ConnectError(f"bind_address {bind_address}: {error.strerror}") from error
+    found: dict[Info, Address | None] = {info: own[info[0]] for info in infos if info[0] in own}
+    if not found:
+        raise ConnectError(f"bind_address {bind_address}: there is no address of this family to connect to")
+    return found
 
 
-async def _connect(info: Info) -> socket.socket:
+async def connect_tcp(host: str, port: int, bind_address: str | None = None) -> socket.socket:
+    """Connected and not blocking; the caller owns it. Raises ``ConnectError``, ``OSError``."""
+    found = await sources(await resolve(host, port, socket.SOCK_STREAM), bind_address, socket.SOCK_STREAM)
+    return await race(found, lambda info: _connect(info, found[info]), socket.socket.close)
+
+
+async def _connect(info: Info, source: Address | None) -> socket.socket:
     family, address = info
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
+        if source is not None:
+            _bind(made, source)
         await asyncio.get_running_loop().sock_connect(made, address)
     except BaseException:
         made.close()
         raise
     return made
+
+
+def _bind(made: socket.socket, source: Address) -> None:
+    try:
+        made.bind(source)
+    except OSError as error:
+        raise ConnectError(f"bind_address {source[0]}: {error.strerror}") from error

@@ -20,7 +20,7 @@ from mqttc.client.core import Authenticated, Challenge, Connected, Core, Events,
 from mqttc.client.incoming import Receipt
 from mqttc.client.lifecycle import Lifecycle
 from mqttc.client.message import Message, PublishResult, UnsubscribeResult
-from mqttc.client.options import Options
+from mqttc.client.options import Options, Tls
 from mqttc.client.outgoing import Outgoing, run_end
 from mqttc.client.pressure import Pressure
 from mqttc.client.requests import Request
@@ -31,7 +31,7 @@ from mqttc.client.store import MemoryStore, Store
 from mqttc.client.stream import Stream
 from mqttc.client.subscription import Subscription
 from mqttc.client.supervisor import Supervisor
-from mqttc.client.url import WEBSOCKET, Target
+from mqttc.client.url import QUIC, UNIX, WEBSOCKET, Target
 from mqttc.client.waiters import Waiter, Waiters, tell
 from mqttc.codec import Properties, ReasonCode
 from mqttc.errors import ClosedError, ConnectionLostError, MqttError, SubscribeError, reason_text
@@ -49,6 +49,10 @@ class Engine:
     def __init__(self, target: Target, options: Options) -> None:
         if options.http2 and not (target.road == WEBSOCKET and target.secure):
             raise ValueError("http2: WebSocket over HTTP/2 is for wss only")
+        if options.bind_address is not None and target.road == UNIX:
+            raise ValueError("bind_address: a Unix socket has none")
+        if isinstance(options.tls, Tls) and options.tls.psk is not None and target.road == QUIC:
+            raise ValueError("psk: QUIC has no pre-shared keys here")
         self.target = target
         self.options = options
         self.store: Store = options.store if options.store is not None else MemoryStore()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from typing import TYPE_CHECKING, Protocol, cast
+import sys
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from mqttc.client.dial import connect_tcp
 from mqttc.client.options import Options, Tls
@@ -19,6 +20,10 @@ from mqttc.errors import ConnectError
 
 if TYPE_CHECKING:
     from mqttc.client.link_websocket import WebSocketLink
+
+
+PSK_CIPHERS: Final = "kECDHEPSK:kDHEPSK:kPSK:!eNULL:!SHA1"
+"""Of TLS 1.2 with a pre-shared key, those with forward secrecy first. TLS 1.3 has its own."""
 
 
 class Handler(Protocol):
@@ -114,9 +119,18 @@ def tls_context(tls: Tls | ssl.SSLContext | None, protocols: tuple[str, ...] = (
     except OSError as error:
         files = ", ".join(os.fspath(name) for name in (chosen.ca_file, chosen.certificate_file, chosen.key_file) if name is not None)
         raise ConnectError(f"tls: {files}: {os_text(error)}") from error
+    if chosen.psk is not None:
+        _share_key(made, chosen.psk_identity or "", chosen.psk)
     if chosen.alpn or protocols:
         made.set_alpn_protocols(chosen.alpn or protocols)
     return made
+
+
+def _share_key(made: ssl.SSLContext, identity: str, key: bytes) -> None:
+    """A broker that goes on with its certificate all the same, as TLS 1.3 lets it, is verified like any other."""
+    if sys.version_info >= (3, 13):
+        made.set_psk_client_callback(lambda hint: (identity, key))
+        made.set_ciphers(PSK_CIPHERS)
 
 
 def os_text(error: BaseException) -> str:
@@ -179,9 +193,9 @@ async def _open_stream(target: Target, options: Options, protocol: StreamLink) -
         server_name = (options.tls.server_name if isinstance(options.tls, Tls) else None) or target.host
     proxy = proxy_for(options.proxy, target.host, target.secure)
     if proxy is None:
-        connection = await connect_tcp(target.host, target.port)
+        connection = await connect_tcp(target.host, target.port, options.bind_address)
     else:
-        connection = await connect_through(proxy, target.host, target.port)
+        connection = await connect_through(proxy, target.host, target.port, options.bind_address)
     try:
         await loop.create_connection(lambda: protocol, sock=connection, ssl=context, server_hostname=server_name)
     except BaseException:

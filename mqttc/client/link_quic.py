@@ -14,7 +14,7 @@ from aioquic.quic import events as quic_events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
-from mqttc.client.dial import Info, race, resolve
+from mqttc.client.dial import Address, Info, race, resolve, sources
 from mqttc.client.link import Handler, os_text
 from mqttc.client.options import Options, Tls
 from mqttc.client.url import Target
@@ -191,20 +191,27 @@ async def open_quic(target: Target, options: Options, handler: Handler) -> QuicL
     configuration = _configuration(target, options)
 
     async def attempt(info: Info) -> QuicLink:
-        return await _open(info, configuration, options.max_write_bytes)
+        return await _open(info, found[info], configuration, options.max_write_bytes)
 
-    made = await race(await resolve(target.host, target.port, socket.SOCK_DGRAM), attempt, QuicLink.abort)
+    found = await sources(await resolve(target.host, target.port, socket.SOCK_DGRAM), options.bind_address, socket.SOCK_DGRAM)
+    made = await race(found, attempt, QuicLink.abort)
     made.attach(handler)
     return made
 
 
-async def _open(info: Info, configuration: QuicConfiguration, max_write_bytes: int) -> QuicLink:
+async def _open(info: Info, source: Address | None, configuration: QuicConfiguration, max_write_bytes: int) -> QuicLink:
     address = info[1]
     loop = asyncio.get_running_loop()
-    _, made = await loop.create_datagram_endpoint(
-        lambda: QuicLink(QuicConnection(configuration=configuration), max_write_bytes),
-        remote_addr=(str(address[0]), int(address[1])),  # a connected socket, so that ICMP can say that nobody is there
-    )
+    try:
+        _, made = await loop.create_datagram_endpoint(
+            lambda: QuicLink(QuicConnection(configuration=configuration), max_write_bytes),
+            local_addr=None if source is None else (str(source[0]), 0),
+            remote_addr=(str(address[0]), int(address[1])),  # a connected socket, so that ICMP can say that nobody is there
+        )
+    except OSError as error:
+        if source is None:
+            raise
+        raise ConnectError(f"bind_address {source[0]}: {os_text(error)}") from error
     try:
         made.connect(address)
         await made.connected_or_lost

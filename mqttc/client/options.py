@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from mqttc.client.proxy import ENVIRONMENT, parse_proxy
 from mqttc.codec import Properties, QoS, ReasonCode, Will
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from mqttc.client.store import Store
 
 VERSIONS = (3, 4, 5)
+PSK_BYTES: Final = 256
+PSK_IDENTITY_BYTES: Final = 128
+"""What every implementation has to take (RFC 4279 section 5.3); of a key these are 64, and OpenSSL takes 256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,21 @@ class Tls:
     """Instead of the URL's host: for SNI and for the check of the certificate."""
     alpn: tuple[str, ...] = ()
     """By default none is offered by mqtts, http/1.1 by wss, and mqtt by quic, which cannot do without."""
+    psk: bytes | None = field(default=None, repr=False)
+    """A key that the broker has too (RFC 4279, RFC 8446 section 2.2): neither needs a certificate. Python 3.13 or later; not for quic."""
+    psk_identity: str | None = None
+    """By which the broker finds the key."""
+
+    def __post_init__(self) -> None:
+        if (self.psk is None) != (self.psk_identity is None):
+            raise ValueError("psk, psk_identity: neither is of use without the other")
+        if self.psk is None or self.psk_identity is None:
+            return
+        if not 1 <= len(self.psk) <= PSK_BYTES or not 1 <= len(self.psk_identity.encode()) <= PSK_IDENTITY_BYTES:
+            raise ValueError(f"psk, psk_identity: 1 to {PSK_BYTES} bytes, and 1 to {PSK_IDENTITY_BYTES}")
+        if not getattr(ssl, "HAS_PSK", False):
+            what = f"{platform.python_implementation()} {platform.python_version()} with {ssl.OPENSSL_VERSION}"
+            raise ValueError(f"psk: pre-shared keys need Python 3.13 or later, and an OpenSSL that has them; this is {what}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +98,7 @@ class ClientOptions(TypedDict, total=False):
     retry_first: bool
     tls: Tls | ssl.SSLContext | None
     proxy: str | None
+    bind_address: str | None
     http2: bool
     redirects: int
     headers: Mapping[str, str]
@@ -134,6 +154,8 @@ class Options:
     proxy: str | None = None
     """`http://[user:password@]host:port` (CONNECT), `socks5://` or, with names looked up by the proxy, `socks5h://`; or "environment" for
     what http_proxy, https_proxy, all_proxy and no_proxy say. Not for unix and quic."""
+    bind_address: str | None = None
+    """Of this machine, an address or a name, that connections come from; None: the system chooses. Not for unix."""
     http2: bool = False
     """WebSocket over HTTP/2 (RFC 8441). Only for wss."""
     redirects: int = 0

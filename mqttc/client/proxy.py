@@ -45,7 +45,7 @@ def proxy_for(proxy: str | None, host: str, secure: bool) -> str | None:
     return said.get("https" if secure else "http") or said.get("all")
 
 
-async def connect_through(proxy: str, host: str, port: int) -> socket.socket:
+async def connect_through(proxy: str, host: str, port: int, bind_address: str | None) -> socket.socket:
     """A tunnel to host and port. Raises ``ConnectError`` where the proxy refuses, ``ValueError`` for its URL, ``OSError``."""
     parts = parse_proxy(proxy)
     name, number = parts.hostname or "", parts.port or SCHEMES[parts.scheme]
@@ -55,8 +55,8 @@ async def connect_through(proxy: str, host: str, port: int) -> socket.socket:
         [(_, address), *_] = await resolve(host, port, socket.SOCK_STREAM)
         host = address[0]
     if parts.scheme != "http":
-        return await _socks((name, number), (host, port), username, password)
-    made = await connect_tcp(name, number)
+        return await _socks((name, number), (host, port), username, password, bind_address)
+    made = await connect_tcp(name, number, bind_address)
     try:
         await _tunnel(made, host, port, username, password)
     except BaseException:
@@ -65,7 +65,9 @@ async def connect_through(proxy: str, host: str, port: int) -> socket.socket:
     return made
 
 
-async def _socks(proxy: tuple[str, int], to: tuple[str, int], username: str | None, password: str) -> socket.socket:
+async def _socks(
+    proxy: tuple[str, int], to: tuple[str, int], username: str | None, password: str, bind_address: str | None
+) -> socket.socket:
     try:
         from python_socks import ProxyConnectionError, ProxyError, ProxyType
         from python_socks.async_.asyncio import Proxy
@@ -73,7 +75,8 @@ async def _socks(proxy: tuple[str, int], to: tuple[str, int], username: str | No
         raise ConnectError("a SOCKS proxy needs the package python-socks: pip install mqttc[socks]") from error
     dialled = Proxy(ProxyType.SOCKS5, *proxy, username, None if username is None else password, rdns=True)
     try:
-        return await dialled.connect(*to, timeout=NO_DEADLINE_S)
+        source = None if bind_address is None else (bind_address, 0)
+        return await dialled.connect(*to, timeout=NO_DEADLINE_S, local_addr=source)
     except ProxyConnectionError as error:
         raise ConnectError(str(error)) from error
     except ProxyError as error:

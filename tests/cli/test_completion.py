@@ -22,6 +22,8 @@ LINES = [
     ("mqttc pub --qos ", {"0", "1", "2"}, {"3", "--qos"}),
     ("mqttc sub --color a", {"auto", "always"}, {"never"}),
     ("mqttc tap --decode ", {"cbor", "msgpack"}, {"pub"}),
+    ("mqttc request --bi", {"--bind"}, {"--psk"}),
+    ("mqttc tap --psk", {"--psk", "--psk-file", "--psk-identity"}, {"--bind"}),
     ("mqttc completion z", {"zsh"}, {"bash"}),
 ]
 

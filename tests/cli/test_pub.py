@@ -19,6 +19,7 @@ from mqttc.client import Message, PublishResult
 from mqttc.codec import ReasonCode
 from tests.cli.conftest import MOSQUITTO_PUB, TIMEOUT_S, Start, environment, mqttc, needs_mosquitto_clients, ok
 from tests.client.conftest import SCHEMES, Mosquitto, ScriptedServer, client_url, listeners, read_packet, run, settled
+from tests.client.test_source_and_psk import KEY, SOURCE, Curious, needs_psk, only_linux, without_certificate, without_psk
 from tests.conftest import BrokerFactory
 
 
@@ -257,6 +258,47 @@ def test_every_road(scheme: str, broker_factory: BrokerFactory, pki: Path, tmp_p
         if scheme == "unix":
             ok(mqttc("pub", "--unix", str(tmp_path / "socket"), "-t", "a", "-m", "path", "-q", "1"))
             assert payloads(client, 1) == [b"path"]
+
+
+@only_linux
+@pytest.mark.parametrize("option", ["-A", "--bind"])
+def test_the_address_that_it_comes_from(option: str, broker_factory: BrokerFactory) -> None:
+    curious = Curious()
+    url = client_url(broker_factory(authenticator=curious))
+    ok(mqttc("pub", "-L", url, "-u", "u", "-t", "a", "-m", "x", "-q", "1", option, SOURCE))
+    assert curious.hosts == [SOURCE]
+    done = mqttc("pub", "-L", url, "-u", "u", "-t", "a", "-m", "x", option, "192.0.2.1")
+    assert done.returncode == 1 and b"bind_address 192.0.2.1: " in done.stderr
+
+
+@needs_psk
+def test_a_pre_shared_key(broker_factory: BrokerFactory, tmp_path: Path) -> None:
+    curious = Curious()
+    broker = broker_factory({"listeners": [without_certificate("mqtts", tmp_path)], "auth": {"anonymous": True}}, authenticator=curious)
+    port = client_url(broker, "mqtts").rpartition(":")[2]
+    place = ("pub", "-h", "localhost", "-p", port, "-t", "a", "-m", "x", "-q", "1", "--psk-identity", "sensor-1")
+    (tmp_path / "key").write_text(KEY.hex() + "\nnot this\n")
+    ok(mqttc(*place, "--psk", KEY.hex()))
+    ok(mqttc(*place, "--psk-file", str(tmp_path / "key")))
+    assert [request.identity.key_name for request in curious.requests if request.identity is not None] == ["sensor-1"] * 2
+    assert mqttc(*place, "--psk", KEY[::-1].hex()).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--psk", "0g", "--psk-identity", "a"), b"--psk: not hexadecimal digits"),
+        (("--psk", "00"), b"neither is of use without the other"),
+        (("--psk-identity", "a"), b"neither is of use without the other"),
+        (("--psk", "00", "--psk-file", "f", "--psk-identity", "a"), b"--psk and --psk-file"),
+        (("--psk-file", "/no/such", "--psk-identity", "a"), b"--psk-file /no/such: "),
+        (("--unix", "s", "-A", "127.0.0.1"), b"a Unix socket has none"),
+        pytest.param(("--psk", "00", "--psk-identity", "a"), b"need Python 3.13 or later", marks=without_psk),
+    ],
+)
+def test_keys_and_addresses_that_are_none(arguments: tuple[str, ...], said: bytes) -> None:
+    done = mqttc("pub", "-t", "a", "-m", "x", *arguments)
+    assert done.returncode == 2 and said in done.stderr and b"0g" not in done.stderr
 
 
 def test_client_certificate(broker_factory: BrokerFactory, pki: Path, tmp_path: Path) -> None:
