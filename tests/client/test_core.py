@@ -1065,6 +1065,20 @@ def test_an_acknowledgement_of_nothing_opens_no_window() -> None:
     assert len(wire.sent()) == 1
 
 
+@spec("5", "MQTT-4.9.0-2")
+def test_what_was_released_on_another_connection_does_not_widen_the_window() -> None:
+    wire = Wire(max_inflight=1, session_expiry=60)
+    wire.connect()
+    released = wire.publish(qos=2)
+    wire.give(codec.Pubrec(released.packet_id))
+    wire.cut()
+    assert kinds(wire.connect(session_present=True)) == ["Pubrel"]
+    wire.give(codec.Pubcomp(released.packet_id))
+    wire.publish()
+    wire.publish()
+    assert kinds(wire.sent()) == ["Publish"]
+
+
 def test_topics_behind_one_alias_are_one_object() -> None:
     """So that they are handed out together."""
     wire = Wire()
