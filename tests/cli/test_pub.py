@@ -18,8 +18,23 @@ from mqttc.cli.sender import Sender
 from mqttc.client import Message, PublishResult
 from mqttc.codec import ReasonCode
 from tests.cli.conftest import MOSQUITTO_PUB, TIMEOUT_S, Start, environment, mqttc, needs_mosquitto_clients, ok
-from tests.client.conftest import SCHEMES, Mosquitto, ScriptedServer, client_url, listeners, read_packet, run, settled
-from tests.client.test_source_and_psk import KEY, SOURCE, Curious, needs_psk, only_linux, without_certificate, without_psk
+from tests.client.conftest import (
+    KEY,
+    SCHEMES,
+    SOURCE,
+    Curious,
+    Mosquitto,
+    ScriptedServer,
+    client_url,
+    listeners,
+    needs_psk,
+    only_linux,
+    read_packet,
+    run,
+    settled,
+    without_certificate,
+    without_psk,
+)  # fmt: skip
 from tests.conftest import BrokerFactory
 
 

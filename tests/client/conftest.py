@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from mqttc import certs
+from mqttc.auth import Request, Verdict
 from tests.conftest import BrokerFactory
 
 TIMEOUT = float(os.environ.get("MQTTC_TEST_TIMEOUT", "5")) * 4
@@ -28,6 +30,14 @@ TIMEOUT = float(os.environ.get("MQTTC_TEST_TIMEOUT", "5")) * 4
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMES = ("mqtt", "mqtts", "ws", "wss", "unix", "quic")
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+
+SOURCE = "127.0.0.2"
+"""Also of the loopback, where it has more than one address."""
+KEY = bytes.fromhex("0123456789abcdef0123456789abcdef")
+
+only_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the loopback has one address")
+needs_psk = pytest.mark.skipif(not getattr(ssl, "HAS_PSK", False), reason="this interpreter's ssl has no pre-shared keys")
+without_psk = pytest.mark.skipif(getattr(ssl, "HAS_PSK", False), reason="this interpreter's ssl has pre-shared keys")
 
 T = TypeVar("T")
 
@@ -99,6 +109,13 @@ def listeners(pki: Path, folder: Path, *schemes: str) -> list[dict[str, Any]]:
         "unix": f"unix://{folder}/socket", "quic": "quic://127.0.0.1:0",
     }  # fmt: skip
     return [{"url": urls[scheme], **(tls if scheme in ("mqtts", "wss", "quic") else {})} for scheme in schemes]
+
+
+def without_certificate(scheme: str, folder: Path) -> dict[str, Any]:
+    """A listener that has KEY, of a client called sensor-1, and nothing else."""
+    [listener] = listeners(folder, folder, scheme)
+    (folder / "keys").write_text(f"sensor-1:{KEY.hex()}\n")
+    return {"url": listener["url"], "psk_file": str(folder / "keys")}
 
 
 def client_url(broker: Any, scheme: str = "mqtt") -> str:
@@ -371,3 +388,18 @@ async def read_packet(reader: asyncio.StreamReader) -> bytes:
         data += await reader.readexactly(1)
     size = sum((digit & 0x7F) << 7 * place for place, digit in enumerate(data[1:]))
     return data + await reader.readexactly(size)
+
+
+class Curious:
+    """Admits everybody and remembers who came."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    async def authenticate(self, request: Request) -> Verdict:
+        self.requests.append(request)
+        return Verdict(0)
+
+    @property
+    def hosts(self) -> list[str]:
+        return [request.peer.rpartition(":")[0] for request in self.requests]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,37 +11,25 @@ from typing import Any
 import pytest
 
 from mqttc import Client, SyncClient
-from mqttc.auth import Request, Verdict
 from mqttc.client import Tls
 from mqttc.client.dial import sources
 from mqttc.errors import ConnectError
-from tests.client.conftest import SCHEMES, client_url, listeners, run
+from tests.client.conftest import (
+    KEY,
+    SCHEMES,
+    SOURCE,
+    Curious,
+    client_url,
+    listeners,
+    needs_psk,
+    only_linux,
+    run,
+    without_certificate,
+    without_psk,
+)  # fmt: skip
 from tests.client.test_cancel import at_every_await, only_connect
 from tests.client.test_proxy import HttpProxy, SocksProxy
 from tests.conftest import BrokerFactory
-
-SOURCE = "127.0.0.2"
-KEY = bytes.fromhex("0123456789abcdef0123456789abcdef")
-
-only_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the loopback has one address")
-needs_psk = pytest.mark.skipif(not getattr(ssl, "HAS_PSK", False), reason="this interpreter's ssl has no pre-shared keys")
-without_psk = pytest.mark.skipif(getattr(ssl, "HAS_PSK", False), reason="this interpreter's ssl has pre-shared keys")
-
-
-class Curious:
-    """Admits everybody and remembers who came."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-
-    async def authenticate(self, request: Request) -> Verdict:
-        self.requests.append(request)
-        return Verdict(0)
-
-    @property
-    def hosts(self) -> list[str]:
-        return [request.peer.rpartition(":")[0] for request in self.requests]
-
 
 # ---------------------------------------------------------------------------------------------------- bind_address
 
@@ -135,16 +122,6 @@ def test_a_unix_socket_has_none() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- pre-shared keys
-
-
-def keyed(listener: dict[str, Any], folder: Path) -> dict[str, Any]:
-    (folder / "keys").write_text(f"sensor-1:{KEY.hex()}\n")
-    return listener | {"psk_file": str(folder / "keys")}
-
-
-def without_certificate(scheme: str, folder: Path) -> dict[str, Any]:
-    [listener] = listeners(folder, folder, scheme)
-    return keyed({"url": listener["url"]}, folder)
 
 
 @needs_psk
