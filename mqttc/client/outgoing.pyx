@@ -7,7 +7,7 @@ refuses. What does not fit, and all that is given while there is no connection, 
 import enum
 from collections import deque
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint16_t, uint32_t
 
 from mqttc.client.packet_ids cimport PACKET_IDS, PacketIds
 
@@ -44,7 +44,7 @@ cdef class Outgoing:
     cdef public int qos
     cdef public bint retain
     cdef public object properties           # codec.Properties, or None
-    cdef public int packet_id
+    cdef public uint16_t packet_id          # 0: none
     cdef public long long number
     cdef public int stage
     cdef public bint sent_before
@@ -85,7 +85,7 @@ cdef class OutgoingMessages:
     cdef int window_maximum
     cdef long long last_number
 
-    def __init__(self, PacketIds ids not None, store, Py_ssize_t max_messages, Py_ssize_t max_bytes, int max_inflight):
+    def __cinit__(self, PacketIds ids not None, store, Py_ssize_t max_messages, Py_ssize_t max_bytes, int max_inflight):
         self.ids = ids
         self.inflight = {}
         self.released = {}

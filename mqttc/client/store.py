@@ -143,8 +143,12 @@ class SqliteStore:
         for number, packet_id, stage, data, expires_at in rows:
             [packet] = codec.Decoder(5).feed(data)
             assert isinstance(packet, codec.Publish)
-            if stage != Stage.QUEUED and not 1 <= packet_id <= 65535:
-                raise ValueError(f"message {number} has the packet identifier {packet_id}")
+            if (
+                stage not in (Stage.QUEUED, Stage.SENT, Stage.RELEASED)
+                or (stage == Stage.QUEUED) != (packet_id == 0)
+                or not 0 <= packet_id <= 65535
+            ):
+                raise ValueError(f"message {number} has the packet identifier {packet_id} and is in stage {stage}")
             entry = Outgoing(packet.topic, bytes(packet.payload), int(packet.qos), packet.retain, packet.properties or None)
             entry.number, entry.packet_id, entry.stage = number, packet_id, stage
             if expires_at is not None:

@@ -430,14 +430,15 @@ def test_files_that_are_no_store(path: Path, tmp_path: Path) -> None:
     base.close()
 
 
-def test_a_file_with_an_identifier_that_is_none(path: Path) -> None:
+@pytest.mark.parametrize(("packet_id", "stage"), [(65536, 1), (0, 1), (0, 2), (-1, 1), (1, 0), (1, 3)])
+def test_a_file_with_an_identifier_that_cannot_be(path: Path, packet_id: int, stage: int) -> None:
     wire = opened(path)
     wire.connect()
     wire.publish()
     stop(wire)
     with contextlib.closing(sqlite3.connect(path)) as base, base:
-        base.execute("UPDATE outgoing SET packet_id = 65536")
-    with pytest.raises(MqttError, match="message 1 has the packet identifier 65536"):
+        base.execute("UPDATE outgoing SET packet_id = ?, stage = ?", (packet_id, stage))
+    with pytest.raises(MqttError, match=f"message 1 has the packet identifier {packet_id} and is in stage {stage}"):
         opened(path)
 
 
