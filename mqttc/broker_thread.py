@@ -9,11 +9,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
 from mqttc.auth import Authenticator
+from mqttc.auth.grant import Action
 from mqttc.client.sync import LoopThread
 from mqttc.codec import Properties, ReasonCode
 from mqttc.config import Config
 from mqttc.embed.admin import ClientInfo, Page, RetainedMessage, SessionInfo
 from mqttc.embed.events import MAX_WAITING, Event, EventStream
+from mqttc.embed.explain import LiveExplanation
 from mqttc.embed.message import Message, Payload, Published
 from mqttc.embed.publisher import Publisher
 from mqttc.embed.subscription import Callback, Subscription
@@ -234,6 +236,22 @@ class BrokerThread:
     def reload(self, config: Config | Mapping[str, Any]) -> Reload:
         """See ``Broker.reload``."""
         return self.broker.reload(config)
+
+    def explain(
+        self,
+        action: Action,
+        topic: str,
+        *,
+        client_id: str,
+        username: str | None = None,
+        listener: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> LiveExplanation:
+        """See ``Broker.explain``."""
+        return self._thread.call(
+            self.broker.explain(action, topic, client_id=client_id, username=username, listener=listener, limit=limit, after=after)
+        )
 
     def publish(
         self,

@@ -212,6 +212,12 @@ def _check_anonymous(value: object) -> object:
     raise ValueError('must be false, true or "loopback"')
 
 
+def _check_socket(value: object) -> object:
+    if isinstance(value, bool) or (isinstance(value, str) and value and "\0" not in value):
+        return value
+    raise ValueError("must be a path, true or false")
+
+
 def _check_mode(value: object) -> object:
     """Permissions are text, because TOML's 0660 would be an error and 660 another number."""
     if isinstance(value, str) and re.fullmatch(r"0?o?[0-7]{3}", value):
@@ -728,6 +734,17 @@ class Log(_Section):
     """``text``: time, level, event, key=value; ``json``: one object a line."""
 
 
+class ControlSocket(_Section):
+    """``[control]``: the Unix socket by which ``mqttc-broker explain`` and its like ask the running broker."""
+
+    socket: Annotated[bool | str, BeforeValidator(_check_socket)] = True
+    """Its path; true: ``control.sock`` in ``data_dir`` where something is kept there, else there is none; false: there is none."""
+    max_connections: Annotated[int, Field(ge=1, le=1000)] = 16
+    """Connections to it at the same time."""
+    timeout: Seconds = 10.0
+    """Seconds for a request to come whole, for its answer to be found, and for that to be read."""
+
+
 class BrokerSection(_Section):
     """``[broker]``: what the broker tells about itself."""
 
@@ -755,6 +772,7 @@ class Config(_Section):
     http: Http = Http()
     log: Log = Log()
     broker: BrokerSection = BrokerSection()
+    control: ControlSocket = ControlSocket()
 
     @model_validator(mode="after")
     def _check_user(self) -> Config:
@@ -808,6 +826,13 @@ class Config(_Section):
         """Whether anything is kept in ``data_dir``: any mode of the section, its filters or a listener is not ``"off"``."""
         modes = [self.durability.mode, *(one.mode for one in self.durability.filters), *(one.durability for one in self.listeners)]
         return any(mode not in ("off", None) for mode in modes)
+
+    @property
+    def control_path(self) -> str | None:
+        """Absolute path of the control socket; None: there is none."""
+        if isinstance(self.control.socket, str):
+            return os.path.abspath(self.control.socket)
+        return os.path.abspath(os.path.join(self.data_dir, "control.sock")) if self.control.socket and self.stores else None
 
     def engine_settings(self) -> dict[str, int]:
         """The integers that the data plane takes, times in the units of its names."""

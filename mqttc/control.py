@@ -17,10 +17,12 @@ from mqttc.auth.chain import ChainAuthenticator
 from mqttc.auth.grant import Grant
 from mqttc.auth.rules import RulesInForce
 from mqttc.auth.static import StaticAuthenticator
+from mqttc.channel.server import Channel
+from mqttc.channel.verbs import Verbs
 from mqttc.config import Config, ConfigError
 from mqttc.embed.hub import Hub
 from mqttc.hook_runner import QUESTION_PUBLISH, HookRunner
-from mqttc.listen import Served
+from mqttc.listen import ListenError, Served
 from mqttc.tls import ListenerFiles
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Control:
         self._authenticator = self._chosen(config, authenticator)
         self._decisions: set[asyncio.Task[None]] = set()
         self._roads: Roads | None = None
+        self._channel = Channel(config, Verbs(hub, rules))
         self._last_stats: dict[str, int] = {}
         self._failure: BaseException | None = None
         self._ready = threading.Event()
@@ -77,7 +80,16 @@ class Control:
         self.thread.start()
         self._ready.wait()
         if self._loop is None:
-            raise RuntimeError("the control thread did not start") from self._failure
+            self.thread.join()
+            raise self._refusal()
+
+    def _refusal(self) -> Exception:
+        failure = self._failure
+        if isinstance(failure, ListenError):
+            return failure  # the control socket's
+        refusal = RuntimeError("the control thread did not start")
+        refusal.__cause__ = failure
+        return refusal
 
     def reconfigure(self, config: Config, authenticator: Authenticator | None) -> None:
         """Returns when the new ones are asked. Of a chain, which must be a new one or the same, the old one ends when it has answered."""
@@ -124,9 +136,11 @@ class Control:
             self._engine.verdicts(on=True, client_id=asks_hooks or every, address=every)
 
     def stats(self) -> dict[str, int]:
-        """Of authentication, HTTP and QUIC. Any thread."""
+        """Of authentication, HTTP, QUIC and the control socket. Any thread."""
         chain, roads = self._chain, self._roads
-        found = {} if chain is None else chain.stats()
+        found = self._channel.stats()
+        if chain is not None:
+            found |= chain.stats()
         if self._hooks is not None:
             found |= self._hooks.stats()
         return self._last_stats | found if roads is None else found | roads.stats()
@@ -164,6 +178,7 @@ class Control:
         self._ended = asyncio.Event()
         self._http_ends = asyncio.Event()
         loop = asyncio.get_running_loop()
+        await self._channel.open()
         if self._quic or any(one.listener.is_http for one in self._served.values()):
             from mqttc.roads import Roads  # late: brokers without these listeners need none of it
 
@@ -201,6 +216,7 @@ class Control:
     async def _end_http(self) -> None:
         assert self._http_ends is not None
         await self._http_ends.wait()
+        await self._channel.close()
         if self._roads is not None:
             await self._roads.end_http()
 

@@ -36,6 +36,11 @@ RETAINED: Final[int]
 65535 or what the answer before said. The answer's last ``split`` bytes are that topic; ``cursor`` 65535: it was the last."""
 CLEAR: Final[int]
 """Retained messages are deleted, about ``number``; all else as in ``RETAINED``."""
+RECEIVERS: Final[int]
+"""Sessions of ``worker`` with a filter that matches the topic ``data``, ``number`` at most, from ``cursor`` on; see ``LIST``."""
+DECIDE: Final[int]
+"""Whether the connected client that ``data`` begins with (``split`` bytes) may do the action ``options`` on the topic or filter behind
+it; with 128 added, on all that lies in the filter. ``count`` 0: it is not connected."""
 
 CONNECTED: Final[int]
 DISCONNECTED: Final[int]

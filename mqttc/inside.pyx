@@ -14,8 +14,8 @@ from mqttc.broker.report cimport (
 )
 from mqttc.broker.session cimport client_hash
 from mqttc.broker.state cimport (
-    MAIL_DELIVERY, MAIL_EVENT, MAIL_REQUEST, REQUEST_CLEAR, REQUEST_CLOSE, REQUEST_DISCONNECT, REQUEST_END, REQUEST_LIST, REQUEST_LOOK, REQUEST_OPEN,
-    REQUEST_PUBLISH, REQUEST_RETAINED, REQUEST_SUBSCRIBE, REQUEST_TAKEN, REQUEST_UNSUBSCRIBE, DeliveryItem, DeliveryMail, Engine as NativeEngine, EventMail,
+    MAIL_DELIVERY, MAIL_EVENT, MAIL_REQUEST, REQUEST_CLEAR, REQUEST_CLOSE, REQUEST_DECIDE, REQUEST_DISCONNECT, REQUEST_END, REQUEST_LIST, REQUEST_LOOK, REQUEST_OPEN,
+    REQUEST_PUBLISH, REQUEST_RECEIVERS, REQUEST_RETAINED, REQUEST_SUBSCRIBE, REQUEST_TAKEN, REQUEST_UNSUBSCRIBE, DeliveryItem, DeliveryMail, Engine as NativeEngine, EventMail,
     RequestMail,
 )
 from mqttc.native cimport Engine
@@ -32,6 +32,8 @@ DISCONNECT = REQUEST_DISCONNECT
 END = REQUEST_END
 RETAINED = REQUEST_RETAINED
 CLEAR = REQUEST_CLEAR
+RECEIVERS = REQUEST_RECEIVERS
+DECIDE = REQUEST_DECIDE
 
 CONNECTED = EV_CONNECTED
 DISCONNECTED = EV_DISCONNECTED
@@ -182,7 +184,7 @@ cdef class Port:
         cdef RequestMail *mail
         cdef Py_ssize_t n = len(data)
         cdef uint16_t to = handle_worker(session) if worker < 0 else <uint16_t> worker
-        if to >= engine.settings.workers or not REQUEST_OPEN <= verb <= REQUEST_CLEAR or split > n or (verb == REQUEST_PUBLISH and ticket == 0):
+        if to >= engine.settings.workers or not REQUEST_OPEN <= verb <= REQUEST_DECIDE or split > n or (verb == REQUEST_PUBLISH and ticket == 0):
             raise ValueError("no such request")
         if not self.owner.started or self.owner.stopped:
             raise RuntimeError("the workers do not run")

@@ -205,6 +205,10 @@ class BoundListener:
         self.sockets.append(made)
 
     def _bind_path(self, made: socket.socket, address: UnixAddress) -> None:
+        if self.listener.permissions is not None:
+            # Linux gives the path the socket's own permissions, less the umask: it never has others. Elsewhere this is refused.
+            with contextlib.suppress(OSError):
+                os.fchmod(made.fileno(), self.listener.permissions)
         try:
             made.bind(address.path)
         except OSError as error:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from mqttc import logs, native
 from mqttc.auth import Authenticator
-from mqttc.auth.acl import Explanation
 from mqttc.auth.chain import ChainAuthenticator
 from mqttc.auth.grant import Action
 from mqttc.auth.rules import RulesInForce
@@ -29,6 +28,7 @@ from mqttc.config import DURABILITY_MODES, TLS_KEYS, Auth, Config, InetAddress, 
 from mqttc.config_auth import is_local_host
 from mqttc.control import Control
 from mqttc.embed.api import InProcess
+from mqttc.embed.explain import LiveExplanation, explain
 from mqttc.embed.hub import Hub
 from mqttc.errors import BrokerError
 from mqttc.hook_runner import HookRunner
@@ -276,23 +276,28 @@ class Broker(InProcess):
                 self._running.chain = authenticator if isinstance(authenticator, ChainAuthenticator) else None
         return Reload(tuple(live), tuple(waiting))
 
-    def explain(
-        self, action: Action, topic: str, *, client_id: str, username: str | None = None, listener: str | None = None
-    ) -> Explanation:
-        """Whether the rules in force let a client do this, and which of them decides.
+    async def explain(
+        self,
+        action: Action,
+        topic: str,
+        *,
+        client_id: str,
+        username: str | None = None,
+        listener: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> LiveExplanation:
+        """Whether a client may do this, which rule decides, and who would receive what it publishes.
 
-        ``topic`` is a filter if the action is ``subscribe``. ``username``: one that was checked; None: anonymous. ``listener``: its name
-        or URL; None: one that no rule names. What an authenticator granted to a client is not looked at. ``ValueError``: not a topic,
-        or there is no such listener.
+        ``topic`` is a filter if the action is ``subscribe``. A client that is connected is asked about itself, so that what an
+        authenticator granted it counts; with a ``username`` (one that was checked) or ``listener`` (its name or URL) only if these are
+        its own. Else the rules in force decide: ``username`` None is then anonymous, ``listener`` None one that no rule names.
+        ``limit`` (1 to 1000) and ``after`` are the page of receivers. ``ValueError``: not a topic, or there is no such listener.
         """
-        self._check_process()
-        with self._lock:
-            if self._running is None:
-                raise BrokerError("the broker is not running")
-            rules = self._running.rules
-        if rules is None:
-            return Explanation(True, "nothing")
-        return rules.explain(action, topic, client_id=client_id, username=username, listener=listener)
+        hub = self._hub()
+        running = self._running
+        rules = None if running is None else running.rules
+        return await explain(hub, rules, action, topic, client_id=client_id, username=username, listener=listener, limit=limit, after=after)
 
     def __enter__(self) -> Self:
         self.start()

@@ -34,8 +34,8 @@ LOADGEN = ["hist", "actor"]
 NATIVE = ["codec", "load", "native", "inside"]
 PYTHON = [
     *("errors", "logs", "sections", "config_auth", "config", "systemd", "listen", "certs", "tls", "auth", "hooks"),
-    *("store", "adapters", "web", "roads", "embed", "hook_runner", "control", "clock", "server", "client", "broker_thread", "asgi"),
-    *("testing", "pytest_plugin", "bench", "cli"),
+    *("store", "adapters", "web", "roads", "embed", "channel", "hook_runner", "control", "clock", "server", "client", "broker_thread"),
+    *("asgi", "testing", "pytest_plugin", "bench", "cli"),
 ]
 
 FLOORS: dict[str, tuple[int, int]] = {}

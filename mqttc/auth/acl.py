@@ -121,16 +121,23 @@ class Explanation:
     """What is decided about one question, and why."""
 
     allowed: bool
-    by: Literal["rule", "default", "superuser", "name", "nothing", "client id"]
+    by: Literal["rule", "default", "superuser", "name", "nothing", "client id", "expiry", "memory", "unknown"]
     """``name``: the rule would have taken in a client id or user name that must not stand in a filter. ``client id``: this client
-    id may not be used by this user, so the client is not even connected."""
+    id may not be used by this user, so the client is not even connected. Of a running broker's sessions alone: ``expiry``: the
+    client's grant has ended. ``memory``: there was none for the rules. ``unknown``: the session came back from the store and its
+    client has not; what is queued for it is looked at when it is sent."""
     rule: str = ""
     """Where the rule stands and what it says; empty where none decides."""
+    granted: bool = False
+    """The client's grant decides, and not the file."""
 
     def __str__(self) -> str:
         reasons = {
-            "default": "no rule matches: by default",
+            "default": f"no rule {'of the grant ' if self.granted else ''}matches: by default",
             "superuser": "a superuser",
+            "expiry": "the client's grant has ended",
+            "memory": "there was no memory for its rules",
+            "unknown": "its client was not here since the broker's start; it is looked at when it is sent",
             "name": f"the client id or user name must not stand in a filter; {self.rule}",
             "nothing": "there are no rules",
             "client id": f"this user may not use this client id; {self.rule}",
@@ -206,6 +213,10 @@ class AclTable:
         verb = f"allow {_enumerated(rule.allow)}" if rule.allow is not None else f"deny {_enumerated(rule.deny or ())}"
         return f"{self.where(('rules', number))}: rule {number + 1}: {verb} on {_enumerated(rule.topics)} for {_who_text(rule)}"
 
+    def spelled(self, number: int) -> set[str]:
+        """The topics of a rule as its compiled form has them."""
+        return set(map(_spelled, self.model.rules[number].topics))
+
     def owner_text(self, number: int) -> str:
         """The same of who may use which client ids."""
         if number == len(self.model.owners):
@@ -222,34 +233,53 @@ class AclTable:
         username: str | None = None,
         listener: str | None = None,
         listeners: Mapping[str, Sequence[int]],
+        compiled: bytes | None = None,
     ) -> Explanation:
         """Who decides about this, as a worker would. ``topic`` is a filter if the action is ``subscribe``; ``$share`` may stand before it.
 
-        ``listener`` None: one that no rule names. ``ValueError``: not a topic, or there is no such listener.
+        ``compiled``: what ``compile(listeners)`` has made, if that is at hand. ``listener`` None: one that no
+        rule names. ``ValueError``: not a topic, or there is no such listener.
         """
         from mqttc.native import acl_decide  # late: reading a file needs no engine
 
         if listener is not None and not listeners.get(listener):
             raise ValueError(f"there is no listener {listener!r}{_suggestion(listener, listeners)}")
-        table = self.compile(listeners)
+        table = self.compile(listeners) if compiled is None else compiled
         place = 65_535 if listener is None else listeners[listener][0]
-        shared, topic = _share_split(topic) if action == "subscribe" else (False, topic)
-        _check_topic(topic, action)
+        questions = questions_of(action, topic)
         allowed, _, _, number = acl_decide(table, "connect", "", client_id=client_id, username=username, listener=place)
         if client_id and not allowed:
             return Explanation(False, "client id", self.owner_text(number))
-        actions: list[tuple[Action, bool]] = [(action, False)]
-        if shared:
-            actions.append(("receive", True))
-        if action == "retain":
-            actions.insert(0, ("publish", False))
         allowed, source, number = False, "", 0
-        for name, whole in actions:
-            allowed, source, _, number = acl_decide(table, name, topic, client_id=client_id, username=username, listener=place, whole=whole)
+        for name, text, whole in questions:
+            allowed, source, _, number = acl_decide(table, name, text, client_id=client_id, username=username, listener=place, whole=whole)
             if not allowed:
                 break
         rule = self.rule_text(number) if source in ("rule", "name") else ""
         return Explanation(allowed, source, rule)  # type: ignore[arg-type]
+
+
+def questions_of(action: Action, topic: str) -> list[tuple[Action, str, bool]]:
+    """What the rules are asked, one after the other, all of which must be allowed: action, topic or filter, and whether nothing in
+    the filter may be denied. ``ValueError``: not a topic."""
+    shared, plain = _share_split(topic) if action == "subscribe" else (False, topic)
+    _check_topic(plain, action)
+    questions: list[tuple[Action, str, bool]] = [(action, plain, False)]
+    if shared:
+        questions.append(("receive", plain, True))
+    if action == "retain":
+        questions.insert(0, ("publish", plain, False))
+    return questions
+
+
+def action_bit(action: Action) -> int:
+    """Its number in the compiled form."""
+    return _ACTION_BITS[action]
+
+
+def actions_of(bits: int) -> list[Action]:
+    """The actions of a rule in the compiled form."""
+    return [action for action, bit in _ACTION_BITS.items() if bits & bit]
 
 
 def listener_ids(config: Config) -> dict[str, list[int]]:
@@ -322,7 +352,7 @@ class _Writer:
         for topic in topics:
             bare = topic.replace("%%", "")
             uses = (_USES_CLIENT_ID if "%c" in bare else 0) | (_USES_USER if "%u" in bare else 0)
-            self._rules += struct.pack("<BBBII", allow, bits, uses, number, index) + _text(topic if uses else topic.replace("%%", "%"))
+            self._rules += struct.pack("<BBBII", allow, bits, uses, number, index) + _text(_spelled(topic))
             self._rule_count += 1
 
     def owner(self, patterns: Sequence[str], who: Who, listeners: Sequence[int] | None) -> None:
@@ -363,6 +393,12 @@ class _Writer:
 def _text(text: str | bytes) -> bytes:
     encoded = text.encode() if isinstance(text, str) else text
     return struct.pack("<I", len(encoded)) + encoded
+
+
+def _spelled(topic: str) -> str:
+    """As it stands in the compiled form: what takes nothing in stands for itself."""
+    bare = topic.replace("%%", "")
+    return topic if "%c" in bare or "%u" in bare else topic.replace("%%", "%")
 
 
 def _is_pattern(name: str) -> bool:

@@ -34,6 +34,10 @@ class RulesInForce:
         self._seen: _Identity = None
         self.apply(file)
 
+    @property
+    def table(self) -> AclTable:
+        return self._in_force[0]
+
     def read(self, file: str) -> tuple[AclTable, bytes]:
         """Read and check a file, and put nothing in force; raises ``ConfigError``."""
         table = AclTable.load(file)
@@ -49,7 +53,7 @@ class RulesInForce:
         self._identity = identity  # an invalid file is told of once
         table, compiled = self.read(file)
         self._engine.set_acl(compiled)
-        self.table, self._file = table, file
+        self._in_force, self._file = (table, compiled), file
 
     def check(self) -> bool:
         """Whether the file has changed and is in force now. Raises ``ConfigError`` if it has changed and is invalid.
@@ -67,7 +71,10 @@ class RulesInForce:
 
     def explain(self, action: Action, topic: str, *, client_id: str, username: str | None, listener: str | None) -> Explanation:
         """See ``AclTable.explain``."""
-        return self.table.explain(action, topic, client_id=client_id, username=username, listener=listener, listeners=self._listeners)
+        table, compiled = self._in_force
+        return table.explain(
+            action, topic, client_id=client_id, username=username, listener=listener, listeners=self._listeners, compiled=compiled
+        )
 
 
 def _identity(file: str) -> _Identity:

@@ -5,29 +5,51 @@ from mqttc.base.alloc cimport mem_free, mem_resize
 from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_expiry_left, msg_payload, msg_properties, msg_topic
 from mqttc.base.types cimport ST_OK, Span, span_make
 from mqttc.base.vec cimport vec_at
+from mqttc.broker.acl cimport ACL_RECEIVE, AclRule
 from mqttc.broker.durable cimport journaled, note_message
+from mqttc.broker.permit cimport session_decide
 from mqttc.broker.port cimport is_inside
 from mqttc.broker.presence cimport session_finish, session_offline, session_timer
 from mqttc.broker.reply cimport conn_disconnect
 from mqttc.broker.retain cimport RETAIN_END, RetainCursor, retain_cursor_free, retain_cursor_init, retain_cursor_seek, retain_done, retain_set, retain_step
+from mqttc.broker.rights cimport AclDecision, AclFit, Rights
 from mqttc.broker.session cimport SESSION_PAGE, client_hash, inbound_count, session_find
 from mqttc.broker.state cimport (
-    CONN_UP, REQUEST_CLEAR, REQUEST_DISCONNECT, REQUEST_END, REQUEST_LIST, REQUEST_LOOK, REQUEST_RETAINED, Conn, RequestMail, Session, Subscription, Worker,
+    CONN_UP, DECIDE_WHOLE, REQUEST_CLEAR, REQUEST_DECIDE, REQUEST_DISCONNECT, REQUEST_END, REQUEST_LIST, REQUEST_LOOK, REQUEST_RECEIVERS, REQUEST_RETAINED,
+    Conn, RequestMail, Session, Subscription, Worker,
 )
 from mqttc.net.tcp cimport peer_text
-from mqttc.proto.packet cimport RC_ADMINISTRATIVE_ACTION, RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED, RC_SUCCESS
+from mqttc.proto.packet cimport RC_ADMINISTRATIVE_ACTION, RC_PROTOCOL_ERROR, RC_QUOTA_EXCEEDED, RC_SUCCESS, RC_TOPIC_NAME_INVALID
+from mqttc.proto.topic cimport share_split, topic_check, topic_matches
 
 cdef enum:
     SLOTS_PER_REQUEST = 8192           # sessions looked at
     TOPICS_PER_REQUEST = 16384         # retained messages looked at
     RETAINED_BATCH = 8
     RESULT_BYTES = 1 << 20             # from which a page ends
+    WORK_PER_REQUEST = 32768           # of REQUEST_RECEIVERS, in units of some 50 ns
+    BYTES_PER_WORK = 64                # of a filter that is matched
+    RULES_PER_WORK = 16                # that are gone through
+    MATCHES_LISTED = 32                # filters of a receiver; the others are counted
+
+cdef enum ReceiverFlag:
+    RECEIVER_ONLINE = 1
+    RECEIVER_INSIDE = 2                # the program's own
+    RECEIVER_CONTINUED = 4             # more of the session that the page before ended with
+    RECEIVER_UNCERTAIN = 8             # came back from the store, and its client has not: who it is nobody knows yet
+    RECEIVER_QUEUES = 16               # it is off line and outlives its connection
 
 cdef struct Rows:
     uint8_t *bytes
     uint32_t count
     uint32_t capacity
     bint failed                        # no memory: what follows is not written
+
+cdef struct Matches:                   # of one session's filters, by one topic
+    const Subscription *listed[MATCHES_LISTED]
+    uint32_t count                     # listed or not
+    uint32_t next                      # subscription to go on with; 0: through
+    uint32_t work
 
 
 # ---- rows
@@ -192,6 +214,153 @@ cdef uint8_t session_delete(Worker *worker, RequestMail *request) noexcept nogil
     return RC_SUCCESS
 
 
+# ---- who would receive, and who may
+
+cdef void put_decision(Rows *rows, bint allowed, const AclDecision *decision) noexcept nogil:
+    cdef const AclRule *rule = decision.rule
+    put_u8(rows, allowed)
+    put_u8(rows, decision.source)
+    put_u8(rows, decision.granted)
+    put_u8(rows, rule.allow if rule != NULL else 0)
+    put_u8(rows, rule.actions if rule != NULL else 0)
+    put_u32(rows, decision.number)
+    put_text(rows, rule.filter if rule != NULL else span_make(NULL, 0))
+
+
+cdef Span user_of(const Session *session) noexcept nogil:
+    """Whom the rules know; where there are none, what CONNECT says."""
+    cdef const Rights *rights = session.rights
+    if rights != NULL:
+        return span_make(&rights.user[0], rights.user_bytes if rights.has_user else 0)
+    if session.conn != NULL and not is_inside(session):
+        return span_make(session.conn.username, session.conn.username_bytes)
+    return span_make(NULL, 0)
+
+
+cdef uint8_t session_rule(Worker *worker, RequestMail *request) noexcept nogil:
+    cdef Rows rows
+    cdef AclDecision decision
+    cdef Span text
+    cdef Session *session
+    cdef bint allowed
+    cdef uint32_t data_bytes = request.data_bytes
+    text = span_make(request.data + request.split, data_bytes - request.split)
+    request.data_bytes = request.split
+    session = session_named(worker, request)
+    request.data_bytes = data_bytes
+    request.count = 0
+    if session == NULL or not on_line(session):
+        return RC_SUCCESS               # off line nobody knows who comes
+    allowed = session_decide(worker, session, request.options & ~<uint8_t> DECIDE_WHOLE, text, request.options & DECIDE_WHOLE != 0, &decision)
+    rows_init(&rows)
+    put_decision(&rows, allowed, &decision)
+    put_u16(&rows, session.conn.link.listener)
+    put_text(&rows, user_of(session))
+    request.count = 1
+    return rows_give(&rows, request)
+
+
+cdef void matches_find(const Session *session, Span topic, uint32_t first, uint32_t room, Matches *matches) noexcept nogil:
+    """From a subscription on, until about so much work is done."""
+    cdef uint32_t count = session.subscriptions.count if session.subscriptions != NULL else 0
+    cdef uint32_t i = first
+    cdef const Subscription *subscription
+    cdef Span filter, group, plain
+    matches.count = 0
+    matches.work = 1
+    while i < count and matches.work <= room:
+        subscription = <const Subscription *> vec_at(session.subscriptions, i)
+        i += 1
+        matches.work += 1 + subscription.filter_bytes // BYTES_PER_WORK
+        filter = span_make(subscription.filter, subscription.filter_bytes)
+        if subscription.membership == 0 or share_split(filter, &group, &plain) != 1:
+            plain = filter
+        if topic_matches(plain, topic):
+            if matches.count < <uint32_t> MATCHES_LISTED:
+                matches.listed[matches.count] = subscription
+            matches.count += 1
+    matches.next = i if i < count else 0
+
+
+cdef uint32_t fit_work(const AclFit *fit) noexcept nogil:
+    return 4 if fit == NULL or fit.rules != NULL else 4 + fit.acl.rule_count // RULES_PER_WORK
+
+
+cdef uint32_t decision_work(const Worker *worker, const Rights *rights) noexcept nogil:
+    """What it takes to ask them."""
+    cdef uint32_t work
+    if rights == NULL:
+        return 1
+    work = fit_work(rights.file) + fit_work(rights.given)
+    if worker.acl != NULL and (rights.file == NULL or rights.file.acl != worker.acl):
+        work += (worker.acl.rule_count + worker.acl.who_count) // RULES_PER_WORK     # they are made anew
+    return work
+
+
+cdef void put_receiver(Worker *worker, Rows *rows, Session *session, const Matches *matches, Span topic, bint continued) noexcept nogil:
+    cdef AclDecision decision
+    cdef const Rights *rights = session.rights
+    cdef const Conn *conn = session.conn
+    cdef const Subscription *subscription
+    cdef uint32_t listed = matches.count if matches.count < <uint32_t> MATCHES_LISTED else <uint32_t> MATCHES_LISTED
+    cdef uint32_t i
+    cdef uint8_t flags = RECEIVER_CONTINUED if continued else 0
+    cdef bint allowed
+    if is_inside(session):
+        flags |= RECEIVER_INSIDE | RECEIVER_ONLINE
+    elif conn != NULL:
+        flags |= RECEIVER_ONLINE
+    else:
+        flags |= RECEIVER_QUEUES
+        if rights == NULL and worker.acl != NULL:
+            flags |= RECEIVER_UNCERTAIN
+    allowed = session_decide(worker, session, ACL_RECEIVE, topic, False, &decision)
+    put_u8(rows, flags)
+    put_u32(rows, session.queue.count)
+    put_u32(rows, matches.count)
+    put_u32(rows, listed)
+    put_decision(rows, allowed, &decision)
+    put_text(rows, span_make(session.client_id, session.client_id_bytes))
+    put_text(rows, user_of(session))
+    for i in range(listed):
+        subscription = matches.listed[i]
+        put_u8(rows, subscription.options)
+        put_u32(rows, subscription.id)
+        put_text(rows, span_make(subscription.filter, subscription.filter_bytes))
+
+
+cdef uint8_t receivers_list(Worker *worker, RequestMail *request) noexcept nogil:
+    """As session_list, those whose filters match; of one with very many filters, a part at a time."""
+    cdef Rows rows
+    cdef Matches matches
+    cdef Session *session
+    cdef Span topic = span_make(request.data, request.data_bytes)
+    cdef uint64_t slots = <uint64_t> worker.session_pages.count * SESSION_PAGE
+    cdef uint64_t slot = <uint32_t> request.cursor
+    cdef uint64_t last = slot + SLOTS_PER_REQUEST
+    cdef uint32_t first = <uint32_t> (request.cursor >> 32)
+    cdef uint32_t work = 0
+    request.count = 0
+    if not topic_check(topic):
+        return RC_TOPIC_NAME_INVALID
+    rows_init(&rows)
+    while slot < slots and slot < last and work < <uint32_t> WORK_PER_REQUEST and request.count < request.number and rows.count < <uint32_t> RESULT_BYTES:
+        session = (<Session **> worker.session_pages.items)[slot // SESSION_PAGE] + (slot % SESSION_PAGE)
+        matches.next = 0
+        if session.client_id != NULL:
+            matches_find(session, topic, first, WORK_PER_REQUEST - work, &matches)
+            work += matches.work
+            if matches.count:
+                work += decision_work(worker, session.rights)
+                put_receiver(worker, &rows, session, &matches, topic, first != 0)
+                request.count += 1
+        first = matches.next
+        if first == 0:
+            slot += 1
+    request.cursor = slot | <uint64_t> first << 32 if slot < slots else 0
+    return rows_give(&rows, request)
+
+
 # ---- retained messages
 
 cdef bint cursor_of(RetainCursor *cursor, const RequestMail *request) noexcept nogil:
@@ -305,4 +474,8 @@ cdef uint8_t on_admin(Worker *worker, RequestMail *request) noexcept nogil:
         return retained_list(worker, request)
     if request.verb == REQUEST_CLEAR:
         return retained_delete(worker, request)
+    if request.verb == REQUEST_RECEIVERS:
+        return receivers_list(worker, request)
+    if request.verb == REQUEST_DECIDE:
+        return session_rule(worker, request)
     return RC_PROTOCOL_ERROR

@@ -7,11 +7,12 @@ under. 0: the session has no rights to look at, so everything is allowed.
 from libc.stdint cimport uint8_t
 
 from mqttc.base.types cimport Span
-from mqttc.broker.rights cimport Rights
+from mqttc.broker.rights cimport AclDecision, Rights
 from mqttc.broker.routes cimport RouteEntry
 from mqttc.broker.state cimport Session, Worker
 
 cdef bint session_may(Worker *worker, Session *session, uint8_t action, Span text, bint whole) noexcept nogil  # see rights_allow
+cdef bint session_decide(Worker *worker, Session *session, uint8_t action, Span text, bint whole, AclDecision *decision) noexcept nogil     # the same, for people: nothing is counted
 cdef bint session_may_will(Worker *worker, Session *session) noexcept nogil    # its will, which a grant's end does not take away
 cdef bint entry_permitted(Worker *worker, Session *session, RouteEntry *entry, Span topic) noexcept nogil   # kept in the entry, which its session's worker alone looks at
 cdef void session_denied(Worker *worker, Session *session, int counter, Span topic) noexcept nogil          # counts; logs the 1st, 2nd, 4th, 8th, ... of the session

@@ -1,4 +1,5 @@
 from libc.stdint cimport uint8_t, uint16_t
+from libc.string cimport memset
 
 from mqttc.base.msg cimport msg_topic
 from mqttc.base.types cimport Span, span_make
@@ -6,7 +7,7 @@ from mqttc.broker.acl cimport ACL_RECEIVE, ACL_RETAIN, ACL_WILL
 from mqttc.broker.report cimport (
     EV_GRANT_EXPIRED, EV_PUBLISH_DENIED, EV_RETAIN_DENIED, EV_SUBSCRIBE_DENIED, EV_WILL_DENIED, LOG_INFO, LOG_WARNING, report,
 )
-from mqttc.broker.rights cimport BY_NAME, AclDecision, Rights, rights_allow, rights_free, rights_renew
+from mqttc.broker.rights cimport BY_NAME, BY_NOTHING, AclDecision, Rights, rights_allow, rights_free, rights_renew
 from mqttc.broker.routes cimport RouteEntry
 from mqttc.broker.state cimport SESSION_RECHECK, Session, Worker
 from mqttc.broker.stats cimport (
@@ -19,15 +20,21 @@ cdef inline Span client_of(const Session *session) noexcept nogil:
     return span_make(session.client_id, session.client_id_bytes)
 
 
-cdef bint session_may(Worker *worker, Session *session, uint8_t action, Span text, bint whole) noexcept nogil:
+cdef bint session_decide(Worker *worker, Session *session, uint8_t action, Span text, bint whole, AclDecision *decision) noexcept nogil:
     cdef Rights *rights = session.rights
-    cdef AclDecision decision
     if rights == NULL:
+        memset(decision, 0, sizeof(AclDecision))
+        decision.source = BY_NOTHING
         return True
     if rights.file == NULL or rights.file.acl != worker.acl:
         if rights.file != NULL or worker.acl != NULL:
             rights_renew(rights, worker.acl, client_of(session))
-    if rights_allow(rights, client_of(session), action, text, whole, &decision):
+    return rights_allow(rights, client_of(session), action, text, whole, decision)
+
+
+cdef bint session_may(Worker *worker, Session *session, uint8_t action, Span text, bint whole) noexcept nogil:
+    cdef AclDecision decision
+    if session.rights == NULL or session_decide(worker, session, action, text, whole, &decision):
         return True
     if decision.source == BY_NAME:
         stat(&worker.stats, C_DENIED_UNSAFE_NAME)

@@ -7,7 +7,7 @@ matches decides. An `AclFit` is a table seen by one client: which of its rules c
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
 from mqttc.base.types cimport Span
-from mqttc.broker.acl cimport Acl, Grant
+from mqttc.broker.acl cimport Acl, AclRule, Grant
 
 cdef enum AclSource:                   # what decided
     BY_RULE = 0
@@ -42,6 +42,7 @@ cdef struct AclDecision:
     uint8_t source                     # AclSource
     uint8_t granted                    # by the grant
     uint32_t number
+    const AclRule *rule                # borrowed from the rights' tables; NULL: no rule decides
 
 # user.p NULL: anonymous. acl and grant are shared, both may be NULL. NULL: no memory.
 cdef Rights *rights_build(Acl *acl, Grant *grant, Span client_id, Span user, uint16_t listener, int64_t now_ms) noexcept nogil

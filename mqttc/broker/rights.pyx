@@ -152,6 +152,7 @@ cdef uint8_t fit_says(
         verdict = rule_says(rule, rights, names, text, whole, &out.source)
         if verdict != ACL_UNDECIDED:
             out.number = rule.number
+            out.rule = rule
             return verdict
     return ACL_UNDECIDED
 

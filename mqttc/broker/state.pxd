@@ -609,6 +609,11 @@ cdef enum RequestVerb:
     REQUEST_END = 10                   # data: client id -> count: its session has ended
     REQUEST_RETAINED = 11              # number: at most, cursor: stripe, split, data: filter and last topic -> count, cursor, result
     REQUEST_CLEAR = 12                 # the same -> count, cursor, split: about number of them are deleted
+    REQUEST_RECEIVERS = 13             # number: at most, cursor: slot, in its upper half a subscription, data: topic -> count, cursor, result
+    REQUEST_DECIDE = 14                # options: AclAction and DECIDE_WHOLE, split, data: client id and topic or filter -> count, result
+
+cdef enum:
+    DECIDE_WHOLE = 128                 # see rights_allow
 
 cdef struct RequestMail:
     Mail mail
@@ -617,7 +622,7 @@ cdef struct RequestMail:
     uint64_t cursor
     uint64_t count
     uint32_t number
-    uint32_t split                     # of REQUEST_RETAINED: bytes of the filter, behind which data holds the topic to go on after
+    uint32_t split                     # bytes of data's first part: REQUEST_RETAINED: the filter, then the topic to go on after; REQUEST_DECIDE: the client id
     uint16_t worker
     uint8_t verb
     uint8_t options

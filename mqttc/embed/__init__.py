@@ -5,6 +5,7 @@ What a program uses of this are methods of `mqttc.Broker`, and the types that th
 
 from mqttc.embed.admin import ClientInfo, Page, RetainedMessage, SessionInfo, SubscriptionInfo
 from mqttc.embed.events import Connected, Disconnected, Dropped, Event, EventStream, SessionExpired, Subscribed, Unsubscribed
+from mqttc.embed.explain import LiveExplanation, Receiver
 from mqttc.embed.message import Message, Published
 from mqttc.embed.publisher import Publisher
 from mqttc.embed.subscription import Subscription
@@ -16,10 +17,12 @@ __all__ = [
     "Dropped",
     "Event",
     "EventStream",
+    "LiveExplanation",
     "Message",
     "Page",
     "Published",
     "Publisher",
+    "Receiver",
     "RetainedMessage",
     "SessionExpired",
     "SessionInfo",

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 MAX_PAGE: Final = 1000
 """Items of a page, at most."""
+PAGE_BYTES: Final = 1024 * 1024
+"""Rows of the workers that a page of sessions or receivers ends with, though it has fewer items than it may have."""
 _END: Final = 0xFFFF
 _NEVER: Final = 0xFFFFFFFF
 _SESSION: Final = struct.Struct("=BBBBHHIIIIIIIQQQI")
@@ -151,7 +153,7 @@ def _session(reader: Reader, served: Mapping[int, Served], detail: bool) -> Sess
     subscription_count, queued, in_flight, inbound, dropped, queued_bytes, connected_ms, offline_ms, unsent = counts
     client_id, username, address = reader.text(), reader.text(), reader.text()
     (listed,) = reader.take(_COUNT)
-    filters = tuple(_subscription(reader) for _ in range(listed))
+    filters = tuple(read_subscription(reader) for _ in range(listed))
     base = (
         client_id,
         bool(online),
@@ -175,23 +177,36 @@ def _session(reader: Reader, served: Mapping[int, Served], detail: bool) -> Sess
     return ClientInfo(*base, username or None, address, name, scheme, level, connected_ms / 1000, keep_alive, unsent)
 
 
-def _subscription(reader: Reader) -> SubscriptionInfo:
+def read_subscription(reader: Reader) -> SubscriptionInfo:
     options, identifier = reader.take(_FILTER)
     return SubscriptionInfo(
         reader.text(), QoS(options & 3), bool(options & 4), bool(options & 8), RetainHandling(options >> 4 & 3), identifier or None
     )
 
 
-def _checked(answer: Answer) -> Answer:
+def checked(answer: Answer) -> Answer:
     if answer.reason >= 0x80:
         raise BrokerError("the broker has no memory for the answer")
     return answer
 
 
-def _limit(limit: int) -> int:
+def page_limit(limit: int) -> int:
     if not 1 <= limit <= MAX_PAGE:
         raise ValueError(f"limit is within 1 .. {MAX_PAGE}")
     return limit
+
+
+def place_of(hub: Hub, after: str | None) -> tuple[int, int]:
+    """Worker and cursor that ``next`` of a page stands for."""
+    if after is None:
+        return 0, 0
+    try:
+        worker, cursor = (int(part) for part in after.split("."))
+    except ValueError:
+        raise ValueError(f"{after!r} is not `next` of a page") from None
+    if not 0 <= worker < hub.port.workers or not 0 <= cursor < 2**64:
+        raise ValueError(f"{after!r} is not `next` of a page")
+    return worker, cursor
 
 
 def _client_id(client_id: str) -> bytes:
@@ -200,29 +215,24 @@ def _client_id(client_id: str) -> bytes:
 
 async def list_sessions(hub: Hub, connected: bool, limit: int, after: str | None) -> Page[SessionInfo]:
     """Worker after worker, in the order of their tables."""
-    wanted = _limit(limit)
-    worker, slot = 0, 0
-    if after is not None:
-        try:
-            worker, slot = (int(part) for part in after.split("."))
-        except ValueError:
-            raise ValueError(f"{after!r} is not `next` of a page") from None
-        if not 0 <= worker < hub.port.workers or not 0 <= slot < 2**32:
-            raise ValueError(f"{after!r} is not `next` of a page")
+    wanted = page_limit(limit)
+    worker, slot = place_of(hub, after)
     found: list[SessionInfo] = []
+    size = 0
     while worker < hub.port.workers:
-        answer = _checked(await hub.ask(inside.LIST, worker=worker, options=int(connected), number=wanted - len(found), cursor=slot))
+        answer = checked(await hub.ask(inside.LIST, worker=worker, options=int(connected), number=wanted - len(found), cursor=slot))
         reader = Reader(answer.result)
+        size += len(answer.result)
         found += [_session(reader, hub.served, False) for _ in range(answer.count)]
         worker, slot = (worker, answer.cursor) if answer.cursor else (worker + 1, 0)
-        if len(found) >= wanted:
+        if len(found) >= wanted or size >= PAGE_BYTES:
             break
     return Page(tuple(found), f"{worker}.{slot}" if worker < hub.port.workers else None)
 
 
 async def look_up(hub: Hub, client_id: str) -> SessionInfo | None:
     data = _client_id(client_id)
-    answer = _checked(await hub.ask(inside.LOOK, worker=hub.port.home(data), data=data))
+    answer = checked(await hub.ask(inside.LOOK, worker=hub.port.home(data), data=data))
     return _session(Reader(answer.result), hub.served, True) if answer.count else None
 
 
@@ -249,12 +259,12 @@ def _plain_filter(topic_filter: str) -> bytes:
 
 
 async def list_retained(hub: Hub, topic_filter: str, limit: int, after: str | None) -> Page[RetainedMessage]:
-    wanted = _limit(limit)
+    wanted = page_limit(limit)
     encoded = _plain_filter(topic_filter)
     topic, stripe = (b"" if after is None else after.encode()), _END
     found: list[RetainedMessage] = []
     while True:
-        answer = _checked(
+        answer = checked(
             await hub.ask(inside.RETAINED, worker=0, cursor=stripe, number=wanted - len(found), split=len(encoded), data=encoded + topic)
         )
         reader = Reader(answer.result)
@@ -278,7 +288,7 @@ async def delete_retained(hub: Hub, topic_filter: str) -> int:
     encoded = _plain_filter(topic_filter)
     topic, stripe, deleted = b"", _END, 0
     while True:
-        answer = _checked(
+        answer = checked(
             await hub.ask(inside.CLEAR, worker=0, cursor=stripe, number=_CLEAR_STEP, split=len(encoded), data=encoded + topic)
         )
         deleted += answer.count

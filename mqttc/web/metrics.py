@@ -10,7 +10,7 @@ CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 GAUGES: Final = frozenset(
     (
         *("messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog", "subscriptions", "connections_open"),
-        *("sessions", "retained", "retained_bytes", "tree_nodes", "uptime_seconds", "http_connections"),
+        *("sessions", "retained", "retained_bytes", "tree_nodes", "uptime_seconds", "http_connections", "control_connections"),
         *("journal_last_commit_us", "journal_longest_commit_us", "journal_backlog_bytes", "journal_failing"),
         *("auth_failures_entries", "auth_hashing_most_kib", "auth_hashing_waiting", "auth_remembered_entries"),
         *("hooks_waiting", "quic_connections", "quic_half_open", "quic_streams", "quic_tickets"),
@@ -86,6 +86,11 @@ HELP: Final[Mapping[str, str]] = {
     "hooks_refused": "Clients, messages and subscriptions that hooks have refused.",
     "hooks_unasked": "Messages and SUBSCRIBE packets that hooks could not be asked about because too many questions were open.",
     "hooks_waiting": "Calls of hooks that are not over.",
+    "control_accepted": "Connections to the control socket.",
+    "control_connections": "Connections to the control socket that are open.",
+    "control_errors": "Requests at the control socket that were answered with an error.",
+    "control_refused": "Connections to the control socket that were refused: another user's, or one too many.",
+    "control_requests": "Requests at the control socket.",
     "http_connections_spliced": "Connections of ws and wss listeners that were handed to the HTTP server.",
     "http_requests_refused": "First requests of ws and wss listeners that are none, or were answered with an error.",
     "verdicts_kept": "Decisions about clients that worker threads have noted.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -158,18 +159,18 @@ def test_explain_of_a_running_broker(guarded: MakeGuarded) -> None:
     )
 
     def asked(listener: str | None) -> str:
-        return str(here.broker.explain("publish", "a/me", client_id="c", username="me", listener=listener))
+        return str(asyncio.run(here.broker.explain("publish", "a/me", client_id="c", username="me", listener=listener)))
 
     assert asked("main") == f"allowed: {here.file}:1: rule 1: allow publish on a/%u for listeners main"
     assert asked(here.broker.urls[0]).startswith("allowed")
     assert asked(None) == "denied: no rule matches: by default"
-    assert here.broker.explain("retain", "a/me", client_id="c", username="me", listener="main").allowed
+    assert asyncio.run(here.broker.explain("retain", "a/me", client_id="c", username="me", listener="main")).allowed
     here.rewrite('default = "allow"\n')
     assert asked(None) == "allowed: no rule matches: by default"
     with pytest.raises(ValueError, match="no listener"):
         asked("elsewhere")
     with pytest.raises(ValueError, match="filter"):
-        here.broker.explain("publish", "#", client_id="c")
+        asyncio.run(here.broker.explain("publish", "#", client_id="c"))
 
 
 class Engine:

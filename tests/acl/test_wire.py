@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from ..rawclient import (
@@ -388,4 +390,4 @@ def test_no_rules_no_rights(guarded: MakeGuarded) -> None:
     peer.subscribe("#", 1)
     peer.publish("anything", b"", 1)
     peer.message("anything")
-    assert here.broker.explain("publish", "x", client_id="c").by == "nothing"
+    assert asyncio.run(here.broker.explain("publish", "x", client_id="c")).by == "nothing"

@@ -17,7 +17,7 @@ PROGRAMS = sorted((ROOT / "examples").glob("embed_*.py"))
 
 def test_examples() -> None:
     examples = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(examples) == 7
+    assert len(examples) == 8
     names: dict[str, object] = {}
     for example in examples:
         exec(compile(example, str(PAGE), "exec"), names)
