@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
@@ -245,12 +245,15 @@ class BrokerThread:
         client_id: str,
         username: str | None = None,
         listener: str | None = None,
+        groups: Sequence[str] = (),
         limit: int = 100,
         after: str | None = None,
     ) -> LiveExplanation:
         """See ``Broker.explain``."""
         return self._thread.call(
-            self.broker.explain(action, topic, client_id=client_id, username=username, listener=listener, limit=limit, after=after)
+            self.broker.explain(
+                action, topic, client_id=client_id, username=username, listener=listener, groups=groups, limit=limit, after=after
+            )
         )
 
     def publish(

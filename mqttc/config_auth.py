@@ -120,6 +120,8 @@ class Sql(Section):
     """Table (or ``schema.table``) with one row a user."""
     user_column: Identifier = "username"
     password_column: Identifier = "password_hash"
+    groups_column: Identifier | Literal[""] = ""
+    """Column of ``table``, or of what ``query`` gives, with the user's groups: an array, or names with commas between them."""
     create_table: bool = False
     """SQLite: make the file and the table if they are missing."""
     pool_size: Annotated[int, Field(ge=1, le=100)] = 5
@@ -174,6 +176,8 @@ class Jwt(Section):
     """Claim that must be the client id; empty: none."""
     acl_claim: str = ""
     """Claim with rules for topics; empty: none."""
+    groups_claim: str = ""
+    """Claim with the names of groups, a list or text with spaces between them; empty: none."""
     match_username: bool = False
     """Whether the user name of CONNECT, if there is one, must be the token's."""
     method: Annotated[str, Field(max_length=100)] = "JWT"
@@ -208,6 +212,8 @@ class ClientCertificate(Section):
     """The user name made of the match, ``\\1`` is its first group; empty: the first group if there is one, else all of it."""
     match_username: bool = False
     """Whether the user name of CONNECT, if there is one, must be the same."""
+    groups: Literal["", "organizational_unit", "organization"] = ""
+    """Part of the certificate's subject whose values are the client's groups; empty: none."""
 
     @model_validator(mode="after")
     def _check(self) -> ClientCertificate:
@@ -282,6 +288,14 @@ class Ldap(Section):
     """Instead of ``user_dn``: where the user is searched for."""
     filter: str = "(uid=%u)"
     """By this; exactly one entry must match."""
+    groups_attribute: str = ""
+    """Attribute of the user's entry with its groups, as ``memberOf``; of a name (RFC 4514) its first value counts. Empty: none."""
+    groups_base: str = ""
+    """Instead: where groups are searched for."""
+    groups_filter: str = "(member=%d)"
+    """By this, ``%d`` is the name of the user's entry, ``%u`` the user name."""
+    groups_name: str = "cn"
+    """Attribute of a group's entry with its name."""
     bind_dn: str = ""
     """As whom is searched; empty: anonymously."""
     bind_password: Secret = ""
@@ -307,6 +321,9 @@ class Ldap(Section):
             raise ValueError("passwords would go to another machine unencrypted: use ldaps://, start_tls = true, or say allow_plain = true")
         _check_one(self, "user_dn", "base", needed=True)
         _check_one(self, "bind_password", "bind_password_file")
+        _check_one(self, "groups_attribute", "groups_base")
+        if self.groups_base and not ("%d" in self.groups_filter or "%u" in self.groups_filter):
+            raise ValueError("groups_filter needs %d, the name of the user's entry, or %u, the user name")
         if "%u" not in (self.user_dn or self.filter):
             raise ValueError(f"{'user_dn' if self.user_dn else 'filter'} needs %u, the user name")
         if bool(self.bind_dn) != bool(self.bind_password or self.bind_password_file):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mqttc import logs, native
 from mqttc.auth import NOT_AUTHORIZED, SERVER_UNAVAILABLE, SUCCESS, Authenticator, Request, Verdict
-from mqttc.auth.grant import Grant
+from mqttc.auth.grant import Grant, with_groups
 from mqttc.codec import EncodeError
 from mqttc.embed.events import Disconnected, Event, Listening
 from mqttc.embed.message import decode_properties, encode_publish
@@ -277,6 +277,8 @@ class HookRunner:
             username = verdict.username if verdict.username is not None else request.username
             client = HookClient(client_id, username, request.peer, request.listener, request.transport, request.protocol)
             reason, granted = await self._authorized(client, "connect", "")
+            if granted is not None and grant is not None:
+                granted = with_groups(granted, grant.groups)  # who the client is does not change by what it is granted
             grant = granted or grant
             if reason == SUCCESS and not request.is_reauthentication:
                 reason = await self._admitted(client)

@@ -210,7 +210,7 @@ class Engine:
         username: str | None = None,
         lasts_ms: int = 0,
         keep_ms: int = 0,
-        grant: tuple[bytes | None, int, bool, str | None] | None = None,
+        grant: tuple[bytes | None, int, bool, str | None, bytes] | None = None,
     ) -> None:
         """Decide a question: 0 admits, 0x18 goes on with an AUTH, 0x80 and above refuses.
 
@@ -273,7 +273,7 @@ def acl_decide(
     client_id: str,
     username: str | None = None,
     listener: int = 0,
-    grant: tuple[bytes | None, int, bool, str | None] | None = None,
+    grant: tuple[bytes | None, int, bool, str | None, bytes] | None = None,
     whole: bool = False,
 ) -> tuple[bool, str, bool, int]:
     """What workers would decide: whether it is allowed, what decided (``rule``, ``default``, ``superuser``, ``name``, ``nothing``),

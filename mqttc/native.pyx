@@ -13,7 +13,7 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free, mem_freed, 
 from mqttc.base.logring cimport LogRecord, logring_drain_wake, logring_dropped, logring_fd, logring_pop, logring_wake
 from mqttc.base.types cimport Span, atomic_load_u32_relaxed, atomic_load_u64_relaxed, atomic_store_u32_relaxed, span_make
 from mqttc.broker.acl cimport (
-    ACL_PUBLISH, ACL_RECEIVE, ACL_RETAIN, ACL_SUBSCRIBE, ACL_WILL, Acl, Grant, acl_build, acl_drop, acl_live, grant_build, grant_drop,
+    ACL_PUBLISH, ACL_RECEIVE, ACL_RETAIN, ACL_SUBSCRIBE, ACL_WILL, Acl, Grant, acl_build, acl_drop, acl_live, grant_build, grant_drop, grant_join,
 )
 from mqttc.broker.gate cimport gate_answer, gate_answer_head, gate_answer_hook, gate_take
 from mqttc.broker.handle cimport handle_make
@@ -245,10 +245,10 @@ cdef void upgrade_drop(void *context) noexcept nogil:
 
 
 cdef Grant *grant_of(tuple grant) except NULL:
-    """From (table of rules or None, time to live in milliseconds or -1, superuser, user name or None)."""
+    """From (table of rules or None, time to live in milliseconds or -1, superuser, user name or None, groups)."""
     cdef Acl *rules = NULL
     cdef Grant *made
-    cdef bytes table, name = b"" if grant[3] is None else grant[3].encode()
+    cdef bytes table, groups, name = b"" if grant[3] is None else grant[3].encode()
     cdef int64_t ttl_ms = grant[1]
     cdef bint superuser = grant[2]
     if grant[0] is not None:
@@ -259,6 +259,10 @@ cdef Grant *grant_of(tuple grant) except NULL:
     made = grant_build(rules, ttl_ms, superuser, grant[3] is not None, span_of(name))
     if made == NULL:
         raise MemoryError()
+    groups = grant[4]
+    if not grant_join(made, span_of(groups)):
+        grant_drop(made)
+        raise ValueError("not a list of groups")
     return made
 
 

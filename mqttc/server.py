@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -284,6 +284,7 @@ class Broker(InProcess):
         client_id: str,
         username: str | None = None,
         listener: str | None = None,
+        groups: Sequence[str] = (),
         limit: int = 100,
         after: str | None = None,
     ) -> LiveExplanation:
@@ -291,13 +292,16 @@ class Broker(InProcess):
 
         ``topic`` is a filter if the action is ``subscribe``. A client that is connected is asked about itself, so that what an
         authenticator granted it counts; with a ``username`` (one that was checked) or ``listener`` (its name or URL) only if these are
-        its own. Else the rules in force decide: ``username`` None is then anonymous, ``listener`` None one that no rule names.
-        ``limit`` (1 to 1000) and ``after`` are the page of receivers. ``ValueError``: not a topic, or there is no such listener.
+        its own. Else the rules in force decide: ``username`` None is then anonymous, ``listener`` None one that no rule names. With
+        ``groups`` they always do, for a client that an authenticator has found to be in these. ``limit`` (1 to 1000) and ``after`` are
+        the page of receivers. ``ValueError``: not a topic, or there is no such listener.
         """
         hub = self._hub()
         running = self._running
         rules = None if running is None else running.rules
-        return await explain(hub, rules, action, topic, client_id=client_id, username=username, listener=listener, limit=limit, after=after)
+        return await explain(
+            hub, rules, action, topic, client_id=client_id, username=username, listener=listener, groups=groups, limit=limit, after=after
+        )
 
     def __enter__(self) -> Self:
         self.start()

@@ -10,7 +10,7 @@ import functools
 import hashlib
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from mqttc.auth.grant import Grant
 
@@ -66,6 +66,15 @@ class PeerIdentity:
 
         names = self._parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         return str(names[0].value) if names else None
+
+    def subject_values(self, part: Literal["organizational_unit", "organization"]) -> tuple[str, ...]:
+        """All values that the certificate's subject has of that part, in their order. Needs the ``cryptography`` package."""
+        if self._parsed is None:
+            return ()
+        from cryptography.x509.oid import NameOID
+
+        oid = NameOID.ORGANIZATIONAL_UNIT_NAME if part == "organizational_unit" else NameOID.ORGANIZATION_NAME
+        return tuple(str(one.value) for one in self._parsed.subject.get_attributes_for_oid(oid))
 
     @property
     def alternative_names(self) -> tuple[str, ...]:

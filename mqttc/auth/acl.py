@@ -21,7 +21,7 @@ MAXIMUM_RULES: Final = 100_000
 MAXIMUM_USERS: Final = 1_000_000
 """Of one group or list."""
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _ACTION_BITS: Final[Mapping[Action, int]] = {"publish": 1, "subscribe": 2, "receive": 4, "retain": 8, "will": 16}
 _OTHERWISE: Final = {"file": 0, "allow": 1, "deny": 2}
 _USES_CLIENT_ID: Final = 1
@@ -233,12 +233,13 @@ class AclTable:
         username: str | None = None,
         listener: str | None = None,
         listeners: Mapping[str, Sequence[int]],
+        groups: Sequence[str] = (),
         compiled: bytes | None = None,
     ) -> Explanation:
         """Who decides about this, as a worker would. ``topic`` is a filter if the action is ``subscribe``; ``$share`` may stand before it.
 
-        ``compiled``: what ``compile(listeners)`` has made, if that is at hand. ``listener`` None: one that no
-        rule names. ``ValueError``: not a topic, or there is no such listener.
+        ``listener`` None: one that no rule names. ``groups``: those that an authenticator has found the client to be in. ``compiled``: what
+        ``compile(listeners)`` has made, if that is at hand. ``ValueError``: not a topic, or there is no such listener.
         """
         from mqttc.native import acl_decide  # late: reading a file needs no engine
 
@@ -247,12 +248,15 @@ class AclTable:
         table = self.compile(listeners) if compiled is None else compiled
         place = 65_535 if listener is None else listeners[listener][0]
         questions = questions_of(action, topic)
-        allowed, _, _, number = acl_decide(table, "connect", "", client_id=client_id, username=username, listener=place)
+        given = compile_grant(Grant(groups=groups)) if groups else None
+        allowed, _, _, number = acl_decide(table, "connect", "", client_id=client_id, username=username, listener=place, grant=given)
         if client_id and not allowed:
             return Explanation(False, "client id", self.owner_text(number))
         allowed, source, number = False, "", 0
         for name, text, whole in questions:
-            allowed, source, _, number = acl_decide(table, name, text, client_id=client_id, username=username, listener=place, whole=whole)
+            allowed, source, _, number = acl_decide(
+                table, name, text, client_id=client_id, username=username, listener=place, grant=given, whole=whole
+            )
             if not allowed:
                 break
         rule = self.rule_text(number) if source in ("rule", "name") else ""
@@ -291,7 +295,7 @@ def listener_ids(config: Config) -> dict[str, list[int]]:
     return ids
 
 
-def compile_grant(grant: Grant) -> tuple[bytes | None, int, bool, str | None]:
+def compile_grant(grant: Grant) -> tuple[bytes | None, int, bool, str | None, bytes]:
     """What ``Engine.answer`` takes. ``ValueError``: a rule has an action or filter that is none."""
     writer = _Writer({})
     for number, rule in enumerate(grant.rules):
@@ -301,7 +305,14 @@ def compile_grant(grant: Grant) -> tuple[bytes | None, int, bool, str | None]:
     ttl_ms = -1 if grant.ttl is None else round(grant.ttl * 1000)
     if grant.username is not None and len(grant.username.encode()) > 65_535:
         raise ValueError("a user name has at most 65535 bytes")
-    return table, ttl_ms, grant.superuser, grant.username
+    return table, ttl_ms, grant.superuser, grant.username, _group_list(grant.groups)
+
+
+def _group_list(groups: Sequence[str]) -> bytes:
+    """As native code reads them: sorted by bytes."""
+    if not groups:
+        return b""
+    return struct.pack("<I", len(groups)) + b"".join(map(_text, sorted(name.encode() for name in groups)))
 
 
 class _RuleModel(_Section):
@@ -371,11 +382,12 @@ class _Writer:
         nobody = who.clients is not None and not who.clients
         flags = (subject or nobody) | (who.anonymous is True and not nobody) << 1 | (listeners is not None) << 2
         made = struct.pack("<B", flags)
-        for texts in ([], [], []) if nobody else (exact, patterns, who.clients or []):
+        groups = list(who.groups or ())
+        for texts in ([], [], [], []) if nobody else (exact, patterns, who.clients or [], groups):
             made += struct.pack("<I", len(texts)) + b"".join(map(_text, texts))
         made += struct.pack("<I", len(listeners or ())) + bytes(listeners or ())
         if made not in self._whos:
-            self._text_count += 0 if nobody else len(exact) + len(patterns) + len(who.clients or ())
+            self._text_count += 0 if nobody else len(exact) + len(patterns) + len(who.clients or ()) + len(groups)
             self._whos[made] = len(self._whos) + 1
         return self._whos[made]
 

@@ -2,8 +2,8 @@
 
 It is sent ``client_id``, ``username``, ``password`` (or ``password_base64``, if it is no UTF-8), ``address``, ``listener``, ``transport``,
 ``protocol`` and ``certificate``; what is not known is null. It answers with status 200 and an object: ``result`` is ``allow``, ``deny`` or
-``ignore``; ``username``, ``acl``, ``superuser`` and ``expires_in`` (seconds) may stand beside ``allow``. ``Cache-Control: max-age`` says
-for how long that may be remembered. Everything else is a failure.
+``ignore``; ``username``, ``acl``, ``groups``, ``superuser`` and ``expires_in`` (seconds) may stand beside ``allow``. ``Cache-Control:
+max-age`` says for how long that may be remembered. Everything else is a failure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mqttc import logs
 from mqttc.auth import Request
 from mqttc.auth.claims import grant_of
-from mqttc.auth.grant import Grant
+from mqttc.auth.grant import Grant, with_groups
 from mqttc.auth.source import BUSY, FAILED, IGNORE, UNAVAILABLE, Answer, Outcome, Source, missing_extra, secret_text
 from mqttc.auth.web import read_bounded, tls_context, web_client
 from mqttc.config_auth import WebService
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MAXIMUM_ANSWER_BYTES: Final = 1024 * 1024
 _WHERE: Final = "auth.http"
-_KNOWN: Final = frozenset({"result", "username", "acl", "superuser", "expires_in"})
+_KNOWN: Final = frozenset({"result", "username", "acl", "groups", "superuser", "expires_in"})
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,10})")
 _logger: Final = logging.getLogger(logs.LOGGER_NAME)
 
@@ -141,6 +141,8 @@ def _outcome(answer: object) -> Outcome:
     if lasts is not None and (isinstance(lasts, bool) or not isinstance(lasts, int | float) or not 0 < lasts < 1e9 or math.isnan(lasts)):
         raise ValueError("expires_in is a number of seconds")
     grant = grant_of(answer["acl"]) if answer.get("acl") is not None else None
+    if answer.get("groups") is not None:
+        grant = with_groups(grant, answer["groups"])
     if superuser:
         grant = replace(grant or Grant(), superuser=True)
     return Outcome(Answer.ALLOW, username, grant, None if lasts is None else time.time() + lasts)

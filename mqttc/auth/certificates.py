@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from mqttc.auth import PeerIdentity, Request
+from mqttc.auth.grant import with_groups
 from mqttc.auth.source import DENY, IGNORE, Answer, Outcome, Source
 from mqttc.config_auth import ClientCertificate
 
@@ -34,7 +35,15 @@ class CertificateSource(Source):
         users = [user for name in names if (user := self._user(name)) is not None]
         if self._section.match_username and request.username is not None:
             users = [user for user in users if user == request.username]
-        return Outcome(Answer.ALLOW, username=users[0]) if users else DENY
+        if not users:
+            return DENY
+        try:
+            return Outcome(Answer.ALLOW, users[0], with_groups(None, self._groups(request.identity)))
+        except ValueError:
+            return Outcome(Answer.DENY, username=users[0])
+
+    def _groups(self, identity: PeerIdentity) -> tuple[str, ...]:
+        return identity.subject_values(self._section.groups) if self._section.groups else ()
 
     def _names(self, identity: PeerIdentity) -> Iterator[str]:
         kind = self._section.name

@@ -23,7 +23,7 @@ from mqttc.auth import (
     Request,
     Verdict,
 )
-from mqttc.auth.grant import Grant
+from mqttc.auth.grant import Grant, with_groups
 from mqttc.auth.hashing import Pool
 from mqttc.auth.limits import Limiter, Remembered
 from mqttc.auth.source import IGNORE, Answer, Outcome, Source, digest
@@ -78,7 +78,7 @@ class AnyOf(Node):
 
 
 class AllOf(Node):
-    """All must admit. The first that names the user names it; the earliest end and the first grant hold."""
+    """All must admit. The first that names the user names it; the earliest end and the first grant hold, with the groups of all."""
 
     def __init__(self, members: Sequence[Node]) -> None:
         self._members = members
@@ -93,12 +93,16 @@ class AllOf(Node):
             whole = Outcome(
                 Answer.ALLOW,
                 whole.username or outcome.username,
-                whole.grant or outcome.grant,
+                _joined(whole.grant, outcome.grant),
                 _least(whole.expires, outcome.expires),
                 _least(whole.keep, outcome.keep),
                 whole.data or outcome.data,
             )
         return whole
+
+
+def _joined(first: Grant | None, second: Grant | None) -> Grant | None:
+    return first or second if first is None or second is None else with_groups(first, second.groups)
 
 
 def _least(a: float | None, b: float | None) -> float | None:
@@ -424,8 +428,8 @@ def _scram(auth: Auth, made: Mapping[str, Source]) -> Source:
     assert auth.scram is not None
     users = made[auth.scram.users]
     if isinstance(users, PasswordFile):
-        return ScramSource(auth.scram, users.find)
+        return ScramSource(auth.scram, lambda username: None if (hashed := users.find(username)) is None else (hashed, ()))
     from mqttc.auth.sql import SqlSource
 
     assert isinstance(users, SqlSource)
-    return ScramSource(auth.scram, users.find_scram)
+    return ScramSource(auth.scram, users.find)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import ssl
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from mqttc import logs
 from mqttc.auth import Request
+from mqttc.auth.grant import MAXIMUM_GROUPS, with_groups
 from mqttc.auth.hashing import Busy, Pool
-from mqttc.auth.source import ALLOW, BUSY, DENY, FAILED, IGNORE, UNAVAILABLE, Outcome, Source, missing_extra, problem, secret_text
+from mqttc.auth.source import BUSY, DENY, FAILED, IGNORE, UNAVAILABLE, Answer, Outcome, Source, missing_extra, problem, secret_text
 from mqttc.auth.web import tls_context
 from mqttc.config_auth import Ldap
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 _WHERE: Final = "auth.ldap"
 _WRONG: Final = frozenset({"invalidCredentials", "noSuchObject", "invalidDNSyntax", "inappropriateAuthentication", "unwillingToPerform"})
 """Results of a bind that speak about the client and not about the directory."""
+T = TypeVar("T")
 _logger: Final = logging.getLogger(logs.LOGGER_NAME)
 
 
@@ -102,16 +106,31 @@ class LdapSource(Source):
     def _check(self, username: str, password: str) -> Outcome:
         try:
             if self._section.user_dn:
-                return ALLOW if self._bind(self._user_dn(username), password) else DENY
-            name = self._search(username)
+                return self._admit(self._user_dn(username), username, password)
+            name = self._as_service(lambda connection: self._search(connection, username))
             if name is not None:
-                return ALLOW if self._bind(name, password) else DENY
+                return self._admit(name, username, password)
             self._bind(f"cn={os.urandom(8).hex()},{self._section.base}", password)  # as long as for a user who is there
             return IGNORE
         except _Unavailable:
             raise
         except Exception as error:  # the library hands on whatever sockets, TLS and ASN.1 have raised
             raise _Unavailable(f"{type(error).__name__}: {error}") from error
+
+    def _admit(self, name: str, username: str, password: str) -> Outcome:
+        """By a bind as that entry. Its groups are looked up as who searches for users, else as the user."""
+        groups: tuple[str, ...] = ()
+
+        def look(connection: ldap3.Connection) -> None:
+            nonlocal groups
+            groups = self._groups(connection, name, username)
+
+        wanted = bool(self._section.groups_attribute or self._section.groups_base)
+        if not self._bind(name, password, look if wanted and self._section.user_dn else None):
+            return DENY
+        if wanted and not self._section.user_dn:
+            self._as_service(look)
+        return Outcome(Answer.ALLOW, grant=with_groups(None, groups))
 
     def _user_dn(self, username: str) -> str:
         from ldap3.utils.dn import escape_rdn
@@ -137,12 +156,14 @@ class LdapSource(Source):
             raise _Unavailable("StartTLS was refused")
         return connection
 
-    def _bind(self, name: str, password: str) -> bool:
-        """On a connection of its own, which ends: what a bind has made of one is nobody else's."""
+    def _bind(self, name: str, password: str, then: Callable[[ldap3.Connection], None] | None = None) -> bool:
+        """On a connection of its own, which ends: what a bind has made of one is nobody else's. ``then`` is done on it before."""
         self._binds += 1
         connection = self._connection(name, password)
         try:
             if connection.bind():
+                if then is not None:
+                    then(connection)
                 return True
             result = connection.result["description"]
             if result in _WRONG:
@@ -151,11 +172,11 @@ class LdapSource(Source):
         finally:
             _end(connection)
 
-    def _search(self, username: str) -> str | None:
-        """The name of the one entry; None: there is none, or more than one. A connection that has broken is made once more."""
+    def _as_service(self, call: Callable[[ldap3.Connection], T]) -> T:
+        """On this thread's connection, bound as who searches. One that has broken is made once more."""
         if getattr(self._own, "connection", None) is not None:
             try:
-                return self._search_by(self._own.connection, username)
+                return call(self._own.connection)
             except Exception:  # see _check
                 self._drop()
         connection = self._connection(self._section.bind_dn or None, self._password or None)
@@ -166,12 +187,13 @@ class LdapSource(Source):
         self._own.connection = connection
         self._connections.add(connection)
         try:
-            return self._search_by(connection, username)
+            return call(connection)
         except BaseException:
             self._drop()
             raise
 
-    def _search_by(self, connection: ldap3.Connection, username: str) -> str | None:
+    def _search(self, connection: ldap3.Connection, username: str) -> str | None:
+        """The name of the one entry; None: there is none, or more than one."""
         import ldap3
         from ldap3.utils.conv import escape_filter_chars
 
@@ -179,8 +201,27 @@ class LdapSource(Source):
         connection.search(self._section.base, text, ldap3.SUBTREE, attributes=[ldap3.NO_ATTRIBUTES], size_limit=2, time_limit=0)
         if connection.result["description"] not in ("success", "sizeLimitExceeded"):
             raise _Unavailable(f"search: {connection.result['description']}")
-        names = [entry["dn"] for entry in connection.response or () if entry.get("type") == "searchResEntry"]
+        names = [entry["dn"] for entry in _entries(connection)]
         return names[0] if len(names) == 1 else None
+
+    def _groups(self, connection: ldap3.Connection, name: str, username: str) -> tuple[str, ...]:
+        """All of them, or ``_Unavailable``: one that were missing might be one that is denied something."""
+        import ldap3
+        from ldap3.utils.conv import escape_filter_chars
+
+        section = self._section
+        if section.groups_attribute:
+            connection.search(name, "(objectClass=*)", ldap3.BASE, attributes=[section.groups_attribute], size_limit=1)
+        else:
+            pairs = {"d": escape_filter_chars(name), "u": escape_filter_chars(username)}
+            text = re.sub("%([du])", lambda match: pairs[match[1]], section.groups_filter)
+            most = MAXIMUM_GROUPS + 1
+            connection.search(section.groups_base, text, ldap3.SUBTREE, attributes=[section.groups_name], size_limit=most)
+        if connection.result["description"] != "success":
+            raise _Unavailable(f"groups of {name}: {connection.result['description']}")
+        if section.groups_attribute:
+            return tuple(_group_name(value) for entry in _entries(connection) for value in _values(entry, section.groups_attribute))
+        return tuple(value for entry in _entries(connection) for value in _values(entry, section.groups_name)[:1])
 
     def _drop(self) -> None:
         connection, self._own.connection = self._own.connection, None
@@ -189,6 +230,31 @@ class LdapSource(Source):
 
     def stats(self) -> dict[str, int]:
         return {"auth_ldap_binds": self._binds, "auth_ldap_failures": self._failures}
+
+
+def _entries(connection: ldap3.Connection) -> list[dict[str, Any]]:
+    return [entry for entry in connection.response or () if entry.get("type") == "searchResEntry"]
+
+
+def _values(entry: dict[str, Any], attribute: str) -> list[str]:
+    """Attributes' names have no case (RFC 4512 section 2.5)."""
+    for name, values in entry["raw_attributes"].items():
+        if name.lower() == attribute.lower():
+            return [value.decode("utf-8") for value in values]
+    return []
+
+
+def _group_name(value: str) -> str:
+    """The first value of a distinguished name (RFC 4514 section 3); what is none stands for itself."""
+    from ldap3.core.exceptions import LDAPInvalidDnError
+    from ldap3.utils.dn import parse_dn
+
+    try:
+        first: str = parse_dn(value)[0][1]
+    except (LDAPInvalidDnError, IndexError):
+        return value
+    escaped = re.sub(rb"\\([0-9A-Fa-f]{2})|\\(.)", lambda found: bytes.fromhex(found[1].decode()) if found[1] else found[2], first.encode())
+    return escaped.decode("utf-8")
 
 
 def _end(connection: ldap3.Connection) -> None:

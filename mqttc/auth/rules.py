@@ -69,11 +69,20 @@ class RulesInForce:
             self._apply(self._file)
             return True
 
-    def explain(self, action: Action, topic: str, *, client_id: str, username: str | None, listener: str | None) -> Explanation:
+    def explain(
+        self, action: Action, topic: str, *, client_id: str, username: str | None, listener: str | None, groups: Sequence[str]
+    ) -> Explanation:
         """See ``AclTable.explain``."""
         table, compiled = self._in_force
         return table.explain(
-            action, topic, client_id=client_id, username=username, listener=listener, listeners=self._listeners, compiled=compiled
+            action,
+            topic,
+            client_id=client_id,
+            username=username,
+            listener=listener,
+            listeners=self._listeners,
+            groups=groups,
+            compiled=compiled,
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from mqttc import logs
 from mqttc.auth import Request
+from mqttc.auth.grant import with_groups
 from mqttc.auth.hashing import Hash
 from mqttc.auth.hashing import Scram as Verifier
 from mqttc.auth.saslprep import saslprep
@@ -28,7 +29,8 @@ _NONCE_BYTES: Final = 18
 
 _logger: Final = logging.getLogger(logs.LOGGER_NAME)
 
-Find = Callable[[str], Awaitable[Hash | None] | Hash | None]
+Found = tuple[Hash, tuple[str, ...]] | None
+Find = Callable[[str], Awaitable[Found] | Found]
 
 
 class _Malformed(ValueError):
@@ -44,6 +46,7 @@ class _Exchange:
     username: str
     verifier: Verifier
     known: bool
+    groups: tuple[str, ...]
     header: bytes
     nonce: str
     first_bare: str
@@ -51,7 +54,8 @@ class _Exchange:
 
 
 class ScramSource(Source):
-    """``find`` looks a user up; one without a SCRAM verifier cannot be admitted by this method, and looks like one who is not there."""
+    """``find`` looks a user up, and its groups; one without a SCRAM verifier cannot be admitted by this method, and looks like one who is
+    not there."""
 
     name = "scram"
     methods = frozenset({METHOD})
@@ -89,23 +93,23 @@ class ScramSource(Source):
         username = _prepared(_unescaped(fields[0][1]))
         if request.username is not None and not request.is_reauthentication and request.username != username:
             return DENY
-        verifier, known = await self._verifier(username)
+        verifier, known, groups = await self._verifier(username)
         nonce = fields[1][1] + base64.b64encode(os.urandom(_NONCE_BYTES)).decode("ascii")
         first = f"r={nonce},s={base64.b64encode(verifier.salt).decode('ascii')},i={verifier.iterations}"
-        state["scram"] = _Exchange(username, verifier, known, header, nonce, bare, first)
+        state["scram"] = _Exchange(username, verifier, known, groups, header, nonce, bare, first)
         return Outcome(Answer.CONTINUE, username=username, data=first.encode("utf-8"))
 
-    async def _verifier(self, username: str) -> tuple[Verifier, bool]:
+    async def _verifier(self, username: str) -> tuple[Verifier, bool, tuple[str, ...]]:
         try:
             found = self._find(username)
-            hashed = await found if isinstance(found, Awaitable) else found
+            hashed, groups = (await found if isinstance(found, Awaitable) else found) or (None, ())
         except Exception as error:  # of a database and its driver
             raise _NotFound from error
         if hashed is not None and hashed.scram is not None:
-            return hashed.scram, True
+            return hashed.scram, True, groups
         # The same salt for the same name each time, as a real user has.
         noise = digest(self._key, [username.encode("utf-8")])
-        return Verifier(self._iterations, noise[:16], noise, noise), False
+        return Verifier(self._iterations, noise[:16], noise, noise), False, ()
 
 
 def _split_header(text: str) -> tuple[bytes, str]:
@@ -160,4 +164,4 @@ def _finish(text: str, exchange: _Exchange) -> Outcome:
     if not good or not exchange.known:
         return Outcome(Answer.DENY, username=exchange.username)
     answer = base64.b64encode(hmac.digest(verifier.server_key, message, "sha256"))
-    return Outcome(Answer.ALLOW, username=exchange.username, data=b"v=" + answer)
+    return Outcome(Answer.ALLOW, exchange.username, with_groups(None, exchange.groups), data=b"v=" + answer)

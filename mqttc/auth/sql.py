@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttc import logs
 from mqttc.auth import Request
+from mqttc.auth.grant import check_groups, with_groups
 from mqttc.auth.hashing import ARGON2_MEMORY_KIB, Busy, Hash, Pool, make_dummy, parse_hash
 from mqttc.auth.passwords import verify
-from mqttc.auth.source import BUSY, DENY, FAILED, IGNORE, UNAVAILABLE, Outcome, Source, missing_extra, problem, secret_text
+from mqttc.auth.source import BUSY, DENY, FAILED, IGNORE, UNAVAILABLE, Answer, Outcome, Source, missing_extra, problem, secret_text
 from mqttc.config_auth import Sql
 
 if TYPE_CHECKING:
@@ -48,9 +50,10 @@ class SqlSource(Source):
         if section.query:
             return text(section.query)
         schema, _, name = section.table.rpartition(".")
-        users = table(name, column(section.user_column), column(section.password_column), schema=schema or None)
-        chosen = users.c[section.password_column]
-        return select(chosen).where(users.c[section.user_column] == bindparam("username")).limit(2)
+        names = (section.user_column, section.password_column, section.groups_column)
+        users = table(name, *(column(one) for one in dict.fromkeys(names) if one), schema=schema or None)
+        chosen = [users.c[section.password_column], *([users.c[section.groups_column]] if section.groups_column else [])]
+        return select(*chosen).where(users.c[section.user_column] == bindparam("username")).limit(2)
 
     async def start(self) -> None:
         from sqlalchemy.ext.asyncio import create_async_engine
@@ -70,8 +73,9 @@ class SqlSource(Source):
         if self._engine is not None:
             await self._engine.dispose()
 
-    async def find(self, username: str, client_id: str = "") -> Hash | None:
-        """None: no such user. Whatever the database or its driver raise goes on; ``ValueError``: what stands there is no usable hash."""
+    async def find(self, username: str, client_id: str = "") -> tuple[Hash, tuple[str, ...]] | None:
+        """The hash and the user's groups. None: no such user. Whatever the database or its driver raise goes on; ``ValueError``: what
+        stands there is no usable hash, or no groups."""
         assert self._engine is not None
         self._queries += 1
         async with asyncio.timeout(self._section.timeout):
@@ -82,7 +86,9 @@ class SqlSource(Source):
             if self.depends:
                 parameters["client_id"] = client_id
             async with self._engine.connect() as connection:
-                rows = (await connection.execute(self._statement, parameters)).fetchmany(2)
+                result = await connection.execute(self._statement, parameters)
+                place = self._groups_place(list(result.keys()))
+                rows = result.fetchmany(2)
         if not rows or rows[0][0] is None:
             return None
         if len(rows) > 1:
@@ -90,10 +96,17 @@ class SqlSource(Source):
         hashed = parse_hash(str(rows[0][0]))
         if hashed.memory_kib > self._pool.memory_kib:
             raise ValueError("the hash takes more than auth.hashing.memory")
-        return hashed
+        return hashed, () if place is None else _groups(rows[0][place])
 
-    async def find_scram(self, username: str) -> Hash | None:
-        return await self.find(username)
+    def _groups_place(self, names: list[str]) -> int | None:
+        """Of the column with groups. PostgreSQL writes names in lower case where they are not quoted."""
+        wanted = self._section.groups_column
+        if not wanted:
+            return None
+        for place, name in enumerate(names):
+            if place and name in (wanted, wanted.lower()):
+                return place
+        raise ValueError(f"the query gives no column {wanted} behind the first")
 
     async def _create(self, engine: AsyncEngine) -> None:
         from sqlalchemy import Column, MetaData, String, Table
@@ -105,6 +118,7 @@ class SqlSource(Source):
             MetaData(),
             Column(section.user_column, String, primary_key=True),
             Column(section.password_column, String, nullable=False),
+            *([Column(section.groups_column, String)] if section.groups_column else []),
         )
         async with engine.begin() as connection:
             await connection.execute(CreateTable(made, if_not_exists=True))
@@ -114,7 +128,7 @@ class SqlSource(Source):
         if request.username is None or request.password is None or request.auth_method is not None:
             return IGNORE
         try:
-            hashed = await self.find(request.username, request.client_id)
+            found = await self.find(request.username, request.client_id)
         except ValueError as error:
             logs.emit(_logger, logging.ERROR, "auth_sql_entry_refused", {"username": request.username, "problem": str(error)})
             return DENY
@@ -123,12 +137,14 @@ class SqlSource(Source):
             problem_text = f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"
             logs.emit(_logger, logging.ERROR, "auth_sql_failed", {"problem": problem_text[:300]})
             return FAILED if self._section.on_failure == "deny" else UNAVAILABLE
+        hashed, groups = found or (None, ())
         try:
             dummy = await self._stand_in(hashed)
         except Busy:
             return BUSY
         if hashed is not None:
-            return await verify(self._pool, hashed, request.password)
+            outcome = await verify(self._pool, hashed, request.password)
+            return replace(outcome, grant=with_groups(None, groups)) if outcome.answer is Answer.ALLOW else outcome
         outcome = await verify(self._pool, dummy, request.password)
         return BUSY if outcome is BUSY else IGNORE
 
@@ -143,6 +159,15 @@ class SqlSource(Source):
 
     def stats(self) -> dict[str, int]:
         return {"auth_sql_queries": self._queries, "auth_sql_failures": self._failures}
+
+
+def _groups(value: object) -> tuple[str, ...]:
+    """Of an array, or of text with commas between the names; NULL: none."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return check_groups([name for part in value.split(",") if (name := part.strip())])
+    return check_groups(value)
 
 
 def _database_url(section: Sql) -> URL:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mqttc import logs
 from mqttc.auth import Request
 from mqttc.auth.claims import grant_of
+from mqttc.auth.grant import with_groups
 from mqttc.auth.source import (
     DENY,
     IGNORE,
@@ -248,6 +249,12 @@ class TokenSource(Source):
             rules = _claim(claims, section.acl_claim)
             try:
                 grant = grant_of([] if rules is None else rules)
+            except ValueError:
+                return Outcome(Answer.DENY, username=user)
+        if section.groups_claim:
+            named = _claim(claims, section.groups_claim)
+            try:
+                grant = with_groups(grant, named.split() if isinstance(named, str) else named or [])
             except ValueError:
                 return Outcome(Answer.DENY, username=user)
         # What the library has checked to be a number, with the leeway that it has granted.

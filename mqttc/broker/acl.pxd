@@ -24,10 +24,12 @@ cdef enum AclUse:                      # what a filter takes in
     USES_CLIENT_ID = 1
     USES_USER = 2
 
-cdef struct AclWho:                    # (users or user_patterns or anonymous, where has_subject) and clients, where any, and listeners, where has_listeners
+cdef struct AclWho:                    # (users, user_patterns, groups or anonymous, where has_subject) and clients, where any, and listeners, where has_listeners
     Span *users                        # sorted
     Span *user_patterns
     Span *clients                      # patterns
+    Span *groups                       # names, for clients whose grant says that they are in them; the users of the file's own groups stand in users
+    uint32_t group_count
     uint32_t user_count
     uint32_t user_pattern_count
     uint32_t client_count
@@ -73,6 +75,9 @@ cdef struct Grant:                     # of an authenticator for one client; imm
     uint32_t username_bytes
     Acl *rules                         # one reference; NULL: none
     int64_t ttl_ms                     # -1: no end
+    Span *groups                       # owned: names, sorted; they lie in group_bytes
+    uint8_t *group_bytes               # owned
+    uint32_t group_count
     uint8_t superuser
     uint8_t has_username
     uint8_t username[1]                # username_bytes of them
@@ -87,6 +92,8 @@ cdef void acl_drop(Acl *acl) noexcept nogil                                    #
 cdef uint64_t acl_live() noexcept nogil                                        # debug: tables made less freed, of the process
 
 cdef Grant *grant_build(Acl *rules, int64_t ttl_ms, bint superuser, bint has_username, Span username) noexcept nogil   # takes the table's reference over; NULL: no memory
+cdef bint grant_join(Grant *grant, Span bytes) noexcept nogil                  # the groups, as mqttc/auth/acl.py writes them; False: no memory, or not what it writes
+cdef int span_order(Span a, Span b) noexcept nogil                             # by bytes, the shorter first: below 0, 0, above 0
 cdef Grant *grant_share(Grant *grant) noexcept nogil                           # [any thread] NULL is fine
 cdef void grant_drop(Grant *grant) noexcept nogil                              # [any thread] NULL is fine
 

@@ -8,7 +8,7 @@ from mqttc.base.types cimport (
 from mqttc.proto.topic cimport level_next
 
 cdef enum:
-    VERSION = 1                        # of the bytes that acl_build reads
+    VERSION = 2                        # of the bytes that acl_build reads
 
 cdef struct Reader:
     const uint8_t *p
@@ -169,6 +169,14 @@ cdef bint glob_matches(Span pattern, Span text, Span user) noexcept nogil:
     return True
 
 
+cdef int span_order(Span a, Span b) noexcept nogil:
+    cdef uint32_t n = a.n if a.n < b.n else b.n
+    cdef int order = memcmp(a.p, b.p, n) if n else 0
+    if order:
+        return order
+    return (a.n > b.n) - (a.n < b.n)
+
+
 # ---- tables ------------------------------------------------------------------------------------------------------------------------
 
 cdef uint32_t read_number(Reader *reader, uint32_t size) noexcept nogil:
@@ -220,6 +228,7 @@ cdef void who_read(Reader *reader, AclWho *who, Span **room, const Span *room_en
     who.users = read_texts(reader, room, room_end, &who.user_count)
     who.user_patterns = read_texts(reader, room, room_end, &who.user_pattern_count)
     who.clients = read_texts(reader, room, room_end, &who.client_count)
+    who.groups = read_texts(reader, room, room_end, &who.group_count)
     count = read_number(reader, 4)
     i = 0
     while i < count and not reader.bad:
@@ -357,6 +366,31 @@ cdef Grant *grant_build(Acl *rules, int64_t ttl_ms, bint superuser, bint has_use
     return grant
 
 
+cdef bint grant_join(Grant *grant, Span bytes) noexcept nogil:
+    cdef Reader reader
+    cdef Span *room
+    cdef uint32_t count
+    if bytes.n == 0:
+        return True
+    grant.group_bytes = <uint8_t *> mem_alloc(bytes.n)
+    if grant.group_bytes == NULL:
+        return False
+    memcpy(grant.group_bytes, bytes.p, bytes.n)
+    reader.p = grant.group_bytes
+    reader.end = grant.group_bytes + bytes.n
+    reader.bad = False
+    count = read_number(&reader, 4)
+    if reader.bad or count > <size_t> (reader.end - reader.p):
+        return False
+    grant.groups = <Span *> mem_alloc_zeroed(count + 1, sizeof(Span))
+    if grant.groups == NULL:
+        return False
+    room = grant.groups
+    reader.p = grant.group_bytes
+    read_texts(&reader, &room, grant.groups + count, &grant.group_count)
+    return not reader.bad and reader.p == reader.end
+
+
 cdef Grant *grant_share(Grant *grant) noexcept nogil:
     if grant != NULL:
         atomic_add_u32_relaxed(&grant.refs, 1)
@@ -367,4 +401,6 @@ cdef void grant_drop(Grant *grant) noexcept nogil:
     if grant == NULL or atomic_sub_u32_acq_rel(&grant.refs, 1) != 1:
         return
     acl_drop(grant.rules)
+    mem_free(grant.groups)
+    mem_free(grant.group_bytes)
     mem_free(grant)

@@ -5,7 +5,7 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.types cimport Span, span_make
 from mqttc.broker.acl cimport (
     ACL_ALLOW, ACL_DENY, ACL_PUBLISH, ACL_RECEIVE, ACL_RETAIN, ACL_SUBSCRIBE, ACL_UNDECIDED, ACL_WILL, USES_CLIENT_ID, USES_USER, Acl, AclOwner, AclRule,
-    AclWho, Grant, Names, acl_drop, acl_share, filter_covers, filters_meet, glob_matches, grant_drop, grant_share, name_unsafe,
+    AclWho, Grant, Names, acl_drop, acl_share, filter_covers, filters_meet, glob_matches, grant_drop, grant_share, name_unsafe, span_order,
 )
 
 cdef enum:
@@ -19,40 +19,54 @@ cdef Span user_of(const Rights *rights) noexcept nogil:
     return span_make(&rights.user[0], rights.user_bytes) if rights.has_user else span_make(NULL, 0)
 
 
-cdef int span_order(Span a, Span b) noexcept nogil:
-    cdef uint32_t n = a.n if a.n < b.n else b.n
-    cdef int order = memcmp(a.p, b.p, n) if n else 0
-    if order:
-        return order
-    return (a.n > b.n) - (a.n < b.n)
-
-
-cdef bint user_listed(const AclWho *who, Span user) noexcept nogil:
+cdef bint span_listed(const Span *names, uint32_t count, Span name) noexcept nogil:
+    """In a sorted list."""
     cdef uint32_t low = 0
-    cdef uint32_t high = who.user_count
-    cdef uint32_t middle, i
+    cdef uint32_t high = count
+    cdef uint32_t middle
     cdef int order
     while low < high:
         middle = (low + high) // 2
-        order = span_order(who.users[middle], user)
+        order = span_order(names[middle], name)
         if order == 0:
             return True
         if order < 0:
             low = middle + 1
         else:
             high = middle
+    return False
+
+
+cdef bint user_listed(const AclWho *who, Span user) noexcept nogil:
+    cdef uint32_t i
+    if span_listed(who.users, who.user_count, user):
+        return True
     for i in range(who.user_pattern_count):
         if glob_matches(who.user_patterns[i], user, user):
             return True
     return False
 
 
+cdef bint in_group(const AclWho *who, const Grant *grant) noexcept nogil:
+    cdef uint32_t i
+    if grant == NULL or grant.group_count == 0:
+        return False
+    for i in range(who.group_count):
+        if span_listed(grant.groups, grant.group_count, who.groups[i]):
+            return True
+    return False
+
+
+cdef bint is_subject(const AclWho *who, const Rights *rights, Span user) noexcept nogil:
+    if user.p == NULL and who.anonymous:
+        return True
+    return (user.p != NULL and user_listed(who, user)) or in_group(who, rights.grant)
+
+
 cdef bint who_is(const AclWho *who, const Rights *rights, Span client_id) noexcept nogil:
     cdef uint32_t i
     cdef Span user = user_of(rights)
-    if who.has_subject and user.p == NULL and not who.anonymous:
-        return False
-    if who.has_subject and user.p != NULL and not user_listed(who, user):
+    if who.has_subject and not is_subject(who, rights, user):
         return False
     if who.has_listeners and not (rights.listener < 256 and who.listeners[rights.listener >> 3] >> (rights.listener & 7) & 1):
         return False

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mqttc.auth.grant import Action
+from mqttc.auth.grant import MAXIMUM_GROUPS, Action
 from mqttc.auth.rules import RulesInForce
 from mqttc.channel.protocol import ControlError
 from mqttc.codec import ReasonCode
@@ -42,6 +42,7 @@ class _Explain(_Page):
     client_id: Text
     username: Text | None = None
     listener: Text | None = None
+    groups: Annotated[list[Text], Field(max_length=MAXIMUM_GROUPS)] = []
 
 
 class Verbs:

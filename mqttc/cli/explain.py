@@ -44,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         "--user", metavar="NAME", help="user name that was checked; without it a connected client's own, else the client is anonymous"
     )
     parser.add_argument("--listener", metavar="NAME", help="name or URL of the listener; without it one that no rule names")
+    parser.add_argument(
+        "--group", metavar="NAME", action="append", default=[], help="a group that an authenticator finds it in; may be repeated"
+    )
     parser.add_argument("--limit", metavar="NUMBER", type=int, default=100, help="most receivers to list (100)")
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("topic", help="a topic, or for subscribe a filter")
@@ -85,6 +88,7 @@ def _by_files(config: Config, options: argparse.Namespace, why: str) -> int:
             username=options.user,
             listener=options.listener,
             listeners=listener_ids(config),
+            groups=options.group,
         )
     print(printable(str(explanation)))
     print(printable(f"by the files, no running broker was asked ({why}): grants and receivers are not known"))
@@ -103,6 +107,7 @@ def _ask(client: ControlClient, path: str, options: argparse.Namespace) -> int:
             client_id=options.client,
             username=options.user,
             listener=options.listener,
+            groups=options.group,
             limit=min(_PAGE, wanted - len(receivers)),
             after=after,
         )

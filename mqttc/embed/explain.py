@@ -83,6 +83,7 @@ async def explain(
     client_id: str,
     username: str | None,
     listener: str | None,
+    groups: Sequence[str],
     limit: int,
     after: str | None,
 ) -> LiveExplanation:
@@ -90,10 +91,10 @@ async def explain(
     page_limit(limit)
     questions = questions_of(action, topic)  # before anybody is asked: it may be no topic
     if rules is not None:
-        by_rules = rules.explain(action, topic, client_id=client_id, username=username, listener=listener)
+        by_rules = rules.explain(action, topic, client_id=client_id, username=username, listener=listener, groups=groups)
     else:
         by_rules = Explanation(True, "nothing")
-    own = await _of_client(hub, rules, questions, client_id, username, listener)
+    own = None if groups else await _of_client(hub, rules, questions, client_id, username, listener)
     found = by_rules if own is None else own
     receivers = None
     if found.allowed and action in _PUBLICATIONS:

@@ -36,6 +36,7 @@ class Client:
     client_id: str
     username: str | None = None
     listener: str = "main"
+    groups: Sequence[str] = ()
 
 
 def glob(pattern: str, text: str, username: str | None) -> bool:
@@ -62,7 +63,8 @@ def user_is(patterns: Sequence[str], username: str) -> bool:
 
 
 def concerns(line: Line, file: File, client: Client) -> bool:
-    if line.users is not None or line.groups is not None or line.anonymous:
+    given = set(line.groups or ()) & set(client.groups)
+    if not given and (line.users is not None or line.groups is not None or line.anonymous):
         if client.username is None:
             if not line.anonymous:
                 return False

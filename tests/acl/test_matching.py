@@ -68,7 +68,8 @@ files = st.builds(
     st.just({"g": ["a", "dev"], "h": ["u*"]}),
     st.lists(st.sampled_from(["root", "u?"]), max_size=1),
 )
-clients = st.builds(Client, name_st, st.none() | name_st, st.sampled_from(["main", "other"]))
+given_groups = st.lists(st.sampled_from(["g", "h", "elsewhere", "g/2"]), max_size=3)
+clients = st.builds(Client, name_st, st.none() | name_st, st.sampled_from(["main", "other"]), given_groups)
 
 
 def model_of(file: File) -> AclFile:
@@ -93,6 +94,8 @@ def model_of(file: File) -> AclFile:
 
 def native(table: bytes, client: Client, action: str, text: str, **more: Any) -> bool:
     place = LISTENERS[client.listener][-1]
+    if client.groups:
+        more["grant"] = compile_grant(Grant(groups=client.groups))
     return acl_decide(table, action, text, client_id=client.client_id, username=client.username, listener=place, **more)[0]
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from mqttc import certs
 from mqttc.auth.directory import LdapSource
-from mqttc.auth.source import Answer
+from mqttc.auth.source import Answer, Outcome
 from mqttc.config import ConfigError
 from mqttc.config_auth import Ldap
 from tests.auth.conftest import Make, ask, attempt
@@ -72,6 +72,10 @@ objectClass: inetOrgPerson
 uid: alice
 cn: Alice
 sn: A
+seeAlso: cn=operators,ou=groups,dc=example,dc=org
+seeAlso: cn=night\\2C shift \\C3\\A9,ou=groups,dc=example,dc=org
+employeeType: interns
+employeeType: night, shift
 mail: alice@example.org
 userPassword: wonderland
 
@@ -95,6 +99,27 @@ uid: twice
 cn: Two
 sn: T
 userPassword: twice
+
+dn: ou=groups,dc=example,dc=org
+objectClass: organizationalUnit
+ou: groups
+
+dn: cn=operators,ou=groups,dc=example,dc=org
+objectClass: groupOfNames
+cn: operators
+cn: others
+member: uid=alice,ou=people,dc=example,dc=org
+member: uid=a\\2Cb,ou=people,dc=example,dc=org
+
+dn: cn=everybody,ou=groups,dc=example,dc=org
+objectClass: groupOfNames
+cn: everybody
+member: uid=alice,ou=people,dc=example,dc=org
+
+dn: cn=nobody,ou=groups,dc=example,dc=org
+objectClass: groupOfNames
+cn: nobody
+member: cn=broker,dc=example,dc=org
 
 dn: uid=locked,ou=people,dc=example,dc=org
 objectClass: inetOrgPerson
@@ -191,6 +216,48 @@ def test_search_and_bind(directory: Directory) -> None:
     assert got == [Answer.ALLOW, Answer.DENY, Answer.IGNORE, Answer.ALLOW, *[Answer.IGNORE] * 5]
     by_mail = directory.section(**SEARCH, filter="(&(objectClass=inetOrgPerson)(mail=%u))")
     assert decide(by_mail, ("alice@example.org", b"wonderland"), ("alice", b"wonderland")) == [Answer.ALLOW, Answer.IGNORE]
+
+
+def outcomes(section: Ldap, *asked: tuple[str, bytes]) -> list[Outcome]:
+    async def run() -> list[Outcome]:
+        source = LdapSource(section)
+        await source.start()
+        try:
+            return [await source.decide(ask(username, password), {}) for username, password in asked]
+        finally:
+            await source.close()
+
+    return asyncio.run(run())
+
+
+def groups(section: Ldap, *asked: tuple[str, bytes]) -> list[set[str] | Answer]:
+    """Of each that is admitted."""
+    found = outcomes(section, *asked)
+    return [set(one.grant.groups) if one.grant else set() if one.answer is Answer.ALLOW else one.answer for one in found]
+
+
+@pytest.mark.parametrize("keys", [{"user_dn": DN}, SEARCH], ids=["bind", "search"])
+def test_groups_of_the_users_entry(directory: Directory, keys: dict[str, Any]) -> None:
+    """Of a name the first value counts, unescaped; what is no name stands for itself; attributes' names have no case."""
+    asked = (("alice", b"wonderland"), ("a,b", b"comma"), ("alice", b"wrong"))
+    named = groups(directory.section(**keys, groups_attribute="SEEALSO"), *asked)
+    assert named == [{"operators", "night, shift é"}, set(), Answer.DENY]
+    plain = groups(directory.section(**keys, groups_attribute="employeeType"), asked[0])
+    assert plain == [{"interns", "night, shift"}]
+
+
+def test_groups_that_list_the_user(directory: Directory) -> None:
+    keys = {**SEARCH, "groups_base": "ou=groups,dc=example,dc=org"}
+    asked = (("alice", b"wonderland"), ("a,b", b"comma"), ("carol", b"x"))
+    assert groups(directory.section(**keys), *asked) == [{"operators", "everybody"}, {"operators"}, Answer.IGNORE]
+    by_name = directory.section(**keys, groups_filter="(member=uid=%u,ou=people,dc=example,dc=org)", groups_name="objectClass")
+    assert groups(by_name, asked[0]) == [{"groupOfNames"}]
+
+
+def test_groups_that_cannot_be_read_admit_nobody(directory: Directory) -> None:
+    """The user may not see them: it might be in one that is denied something."""
+    section = directory.section(user_dn=DN, groups_base="ou=groups,dc=example,dc=org")
+    assert groups(section, ("alice", b"wonderland"), ("alice", b"wrong")) == [Answer.UNAVAILABLE, Answer.DENY]
 
 
 @pytest.mark.parametrize("keys", [{"user_dn": DN}, SEARCH], ids=["bind", "search"])

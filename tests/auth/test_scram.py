@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import hmac
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import scramp
 
 from mqttc.auth.hashing import Hash, make_hash, make_scram, parse_hash
-from mqttc.auth.scram import METHOD, ScramSource
+from mqttc.auth.scram import METHOD, Find, ScramSource
 from mqttc.auth.source import Answer, Outcome
 from mqttc.config_auth import Scram
 from tests.auth.conftest import ALICE, BOB, Make, ask, attempt
@@ -31,8 +30,8 @@ def auth_packet(reason: int, data: str, method: str = METHOD) -> bytes:
 class Exchange:
     """One, without a network: `first(data)`, then `last(data)`."""
 
-    def __init__(self, find: Callable[[str], Hash | None] | None = None) -> None:
-        self.source = ScramSource(Scram(), find or (lambda user: parse_hash(USERS[user]) if user in USERS else None))
+    def __init__(self, find: Find | None = None) -> None:
+        self.source = ScramSource(Scram(), find or (lambda user: (parse_hash(USERS[user]), ()) if user in USERS else None))
         self.state: dict[str, Any] = {}
 
     def __call__(self, data: str | None, *, is_auth: bool = False, username: str | None = None) -> Outcome:
