@@ -305,7 +305,8 @@ class Control:
             if verdict.username is not None and (request.is_auth or verdict.username != request.username):
                 given = given or Grant()
                 given = given if given.username is not None else replace(given, username=verdict.username)
-            grant = None if given is None else compile_grant(given)
+            renewable = hooks is not None and hooks.authorizes(question.client_id)
+            grant = None if given is None else compile_grant(given, self._auth_timeout_s if renewable else None)
         except Exception as error:
             if deadline.expired():
                 return  # the engine keeps the same deadline, and has refused by itself

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mqttc import logs, native
 from mqttc.auth import NOT_AUTHORIZED, SERVER_UNAVAILABLE, SUCCESS, Authenticator, Request, Verdict
+from mqttc.auth.acl import compile_grant, read_groups
 from mqttc.auth.grant import Grant, with_groups
 from mqttc.codec import EncodeError
 from mqttc.embed.events import Disconnected, Event, Listening
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 QUESTION_PUBLISH: Final = 3
 QUESTION_SUBSCRIBE: Final = 4
 QUESTION_INSIDE: Final = 5
+QUESTION_GRANT: Final = 6
 _PASS, _CHANGE, _REFUSE = 0, 1, 2
 _FAILED: Final = 0x83
 """Implementation specific error: a hook was asked and has not answered."""
@@ -82,6 +84,7 @@ class HookRunner:
         self._hooks = hooks
         self._engine = engine
         self._hub = hub
+        self._renew_before_s = config.limits.auth_timeout
         self._max_packet_size = config.limits.max_packet_size
         self._loop = hooks.loop or loop
         self._asks_at_connect = hooks.asks_at_connect
@@ -308,7 +311,7 @@ class HookRunner:
                 answer = await self._call(hook, client, action, topic)
                 if answer is None:
                     continue
-                if answer is True or (isinstance(answer, Grant) and action == "connect"):
+                if answer is True or isinstance(answer, Grant):
                     return SUCCESS, answer if isinstance(answer, Grant) else None
                 if answer is not False and not isinstance(answer, Refuse):
                     raise self._no_answer(hook, answer)
@@ -362,7 +365,29 @@ class HookRunner:
             "inside" if inside else transport,
             question.protocol,
         )
-        self._spawn(self._subscribe(question, client) if question.kind == QUESTION_SUBSCRIBE else self._publish(question, client))
+        kinds = {QUESTION_SUBSCRIBE: self._subscribe, QUESTION_GRANT: self._renew}
+        self._spawn(kinds.get(question.kind, self._publish)(question, client))
+
+    def authorizes(self, client_id: str) -> bool:
+        """Whether a hook may say what this client may do, and so again when a grant ends."""
+        return bool(self._of("authorize", client_id))
+
+    async def _renew(self, question: native.Question, client: HookClient) -> None:
+        """The client's grant ends soon. Without another one it does."""
+        reason, granted = await self._authorized(client, "connect", "")
+        if reason == SUCCESS and granted is not None:
+            self._regrant(question, client, granted)
+
+    def _regrant(self, question: native.Question, client: HookClient, grant: Grant) -> bool:
+        """Whether it can be given. The client's groups are its own, whatever it is granted."""
+        try:
+            grant = with_groups(grant, read_groups(question.properties)) or grant
+            compiled = compile_grant(grant, self._renew_before_s)
+        except ValueError as error:
+            logs.emit(_logger, logging.ERROR, "hooks_failed", {"client_id": client.client_id, "error": repr(error)})
+            return False
+        self._engine.regrant(question.id, compiled, whatever=question.kind == QUESTION_SUBSCRIBE)
+        return True
 
     async def _publish(self, question: native.Question, client: HookClient) -> None:
         inside = question.kind == QUESTION_INSIDE
@@ -425,7 +450,9 @@ class HookRunner:
         answers: list[bytes] = []
         passed = True
         for wanted in _requests(question.payload, client):
-            reason, _ = await self._authorized(client, "subscribe", plain_filter(wanted.topic_filter))
+            reason, granted = await self._authorized(client, "subscribe", plain_filter(wanted.topic_filter))
+            if granted is not None and not self._regrant(question, client, granted):
+                reason = _FAILED
             found = wanted
             if reason == SUCCESS:
                 reason, found = await self._one_filter(wanted)

@@ -214,8 +214,9 @@ class Hooks:
     def authorize(self, /, *, clients: str = ..., deadline: float | None = ...) -> Callable[[F], F]: ...
     def authorize(self, function: F | None = None, /, *, clients: str = "*", deadline: float | None = None) -> Any:
         """``(client: HookClient, action: "connect" | "subscribe", topic: str) -> bool | Refuse | Grant | None``: may it? None: the next
-        one, and at last the configuration. The topic is empty, or the filter without ``$share/group/``. A grant is an answer to
-        ``connect`` only; by its rules the broker decides about messages, and nobody is asked about one."""
+        one, and at last the configuration. The topic is empty, or the filter without ``$share/group/``. A grant is in
+        force from then on, in place of the one before; by its rules the broker decides about messages, and nobody is asked about one.
+        Before its ``ttl`` ends it is asked for ``connect`` again: another grant goes on, without one the client is disconnected."""
         return self._declare("authorize", function, deadline, clients=clients)
 
     @overload

@@ -104,6 +104,10 @@ class Tls:
     def stats(self) -> dict[str, int]:
         """Handshakes: finished, of these resumed, failed; and loads."""
 
+CompiledGrant = tuple[bytes | None, int, bool, str | None, bytes, int]
+"""What `mqttc.auth.acl.compile_grant` makes: a table of rules or None, the time to live in milliseconds or -1, whether the client may do
+everything, the user for the rules or None for CONNECT's, groups, and the milliseconds after which another is asked for or -1."""
+
 class Engine:
     """The data plane: worker threads, sessions, retained messages, routing."""
 
@@ -210,17 +214,21 @@ class Engine:
         username: str | None = None,
         lasts_ms: int = 0,
         keep_ms: int = 0,
-        grant: tuple[bytes | None, int, bool, str | None, bytes] | None = None,
+        grant: CompiledGrant | None = None,
     ) -> None:
         """Decide a question: 0 admits, 0x18 goes on with an AUTH, 0x80 and above refuses.
 
         ``username``: whom the client was found to be; questions about its AUTH packets tell it again. ``lasts_ms``: its
         connection ends after as long (5.0: 0xA0), 0: never. ``keep_ms``: a worker may give the same verdict about the
-        same CONNECT by itself for as long, 0: it must ask; not with a ``grant``. That is a table of rules or None, the time to
-        live in milliseconds or -1, whether the client may do everything, and the user for the rules or None for CONNECT's.
+        same CONNECT by itself for as long, 0: it must ask; not with a ``grant``. See
+        `CompiledGrant`.
 
         A question whose deadline passed or whose connection is gone is ignored.
         """
+
+    def regrant(self, question: int, grant: CompiledGrant, *, whatever: bool = False) -> None:
+        """Another grant for the connected client that a question of a SUBSCRIBE or about a grant's end is about. ``whatever``: in place of
+        any that it has; else only of the one whose end was asked about."""
 
     def hooks(self, *, publish: Iterable[str] = (), subscribe: bool = False, allow: bool = False) -> None:
         """From now on ask about messages whose topic one of these filters matches, and about every SUBSCRIBE, in place of what was
@@ -273,7 +281,7 @@ def acl_decide(
     client_id: str,
     username: str | None = None,
     listener: int = 0,
-    grant: tuple[bytes | None, int, bool, str | None, bytes] | None = None,
+    grant: CompiledGrant | None = None,
     whole: bool = False,
 ) -> tuple[bool, str, bool, int]:
     """What workers would decide: whether it is allowed, what decided (``rule``, ``default``, ``superuser``, ``name``, ``nothing``),

@@ -23,7 +23,7 @@ from mqttc.broker.recover cimport engine_recover
 from mqttc.broker.rights cimport AclDecision, Rights, rights_allow, rights_build, rights_free, rights_own
 from mqttc.broker.routes cimport HOOKS_WORKER, DurableFilter, routes_live, subscription_ids_live
 from mqttc.broker.state cimport (
-    HEAD_RESPOND, HEAD_SPLICE, HEAD_UPGRADE, HOOKS_ALLOW, HOOKS_PUBLISH, HOOKS_SUBSCRIBE, QUESTION_PUBLISH, Engine as NativeEngine, Listener, Question as NativeQuestion,
+    GRANT_ANY, GRANT_NUMBER, HEAD_RESPOND, HEAD_SPLICE, HEAD_UPGRADE, HOOKS_ALLOW, HOOKS_PUBLISH, HOOKS_SUBSCRIBE, QUESTION_PUBLISH, Engine as NativeEngine, Listener, Question as NativeQuestion,
     Settings, Worker,
 )
 from mqttc.broker.stats cimport C_COUNT
@@ -69,6 +69,7 @@ cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_N
     "dropped_group_end", "dropped_no_memory", "dropped_retained_limit", "dropped_overload", "rejected_by_client", "publishers_braked", "mail_sent", "journal_notes_lost", "journal_refused",
     "websockets_upgraded", "http_requests_refused", "http_connections_spliced", "events_lost",
     "denied_publish", "denied_retain", "denied_will", "denied_subscribe", "denied_receive", "denied_client_id", "unsafe_name_denials", "grants_expired",
+    "grants_renewed",
     "hook_questions", "hooks_unasked", "hooks_abandoned",
 )
 assert len(COUNTER_NAMES) == C_COUNT
@@ -245,7 +246,7 @@ cdef void upgrade_drop(void *context) noexcept nogil:
 
 
 cdef Grant *grant_of(tuple grant) except NULL:
-    """From (table of rules or None, time to live in milliseconds or -1, superuser, user name or None, groups)."""
+    """From (table of rules or None, time to live in milliseconds or -1, superuser, user name or None, groups, milliseconds after which another is asked for or -1)."""
     cdef Acl *rules = NULL
     cdef Grant *made
     cdef bytes table, groups, name = b"" if grant[3] is None else grant[3].encode()
@@ -259,6 +260,7 @@ cdef Grant *grant_of(tuple grant) except NULL:
     made = grant_build(rules, ttl_ms, superuser, grant[3] is not None, span_of(name))
     if made == NULL:
         raise MemoryError()
+    made.renew_ms = grant[5]
     groups = grant[4]
     if not grant_join(made, span_of(groups)):
         grant_drop(made)
@@ -801,6 +803,22 @@ cdef class Engine:
         if gate_answer(
             engine, worker, <uint32_t> ((question >> 64) & 0xFFFFFFFF), <uint32_t> ((question >> 32) & 0xFFFFFFFF), <uint32_t> (question & 0xFFFFFFFF),
             <uint8_t> reason_code, span, user, lasts_ms, 0 if grant is not None else keep_ms, given,
+        ) != 0:
+            raise MemoryError()
+
+    def regrant(self, question, grant, *, bint whatever=False):
+        cdef NativeEngine *engine = self.alive()
+        cdef Span nothing = span_make(NULL, 0)
+        cdef uint16_t worker = <uint16_t> ((question >> 120) & 0xFF)
+        cdef uint32_t number = <uint32_t> (question & 0xFFFFFFFF)
+        if self.stopped or worker >= engine.settings.workers:
+            return
+        if whatever:
+            number = <uint32_t> GRANT_ANY
+        elif not number & <uint32_t> GRANT_NUMBER:
+            raise ValueError("that question was not about a grant")
+        if gate_answer(
+            engine, worker, <uint32_t> ((question >> 64) & 0xFFFFFFFF), <uint32_t> ((question >> 32) & 0xFFFFFFFF), number, 0, nothing, nothing, 0, 0, grant_of(grant),
         ) != 0:
             raise MemoryError()
 

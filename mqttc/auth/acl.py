@@ -10,12 +10,15 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mqttc.auth.grant import ACTIONS, Action, Grant, Rule
 from mqttc.config import Config, ConfigError, KeyPath, Problem, TopicFilter, read_toml
+
+if TYPE_CHECKING:
+    from mqttc.native import CompiledGrant
 
 MAXIMUM_RULES: Final = 100_000
 MAXIMUM_USERS: Final = 1_000_000
@@ -295,8 +298,9 @@ def listener_ids(config: Config) -> dict[str, list[int]]:
     return ids
 
 
-def compile_grant(grant: Grant) -> tuple[bytes | None, int, bool, str | None, bytes]:
-    """What ``Engine.answer`` takes. ``ValueError``: a rule has an action or filter that is none."""
+def compile_grant(grant: Grant, renew_before: float | None = None) -> CompiledGrant:
+    """What ``Engine.answer`` takes. ``renew_before``: seconds before its end at which another is asked for, or half its time if that is
+    less; None: never. ``ValueError``: a rule has an action or filter that is none."""
     writer = _Writer({})
     for number, rule in enumerate(grant.rules):
         _check_rule(rule)
@@ -305,7 +309,8 @@ def compile_grant(grant: Grant) -> tuple[bytes | None, int, bool, str | None, by
     ttl_ms = -1 if grant.ttl is None else round(grant.ttl * 1000)
     if grant.username is not None and len(grant.username.encode()) > 65_535:
         raise ValueError("a user name has at most 65535 bytes")
-    return table, ttl_ms, grant.superuser, grant.username, _group_list(grant.groups)
+    renew_ms = -1 if renew_before is None or ttl_ms < 0 else ttl_ms - min(round(renew_before * 1000), ttl_ms // 2)
+    return table, ttl_ms, grant.superuser, grant.username, _group_list(grant.groups), renew_ms
 
 
 def _group_list(groups: Sequence[str]) -> bytes:
@@ -313,6 +318,17 @@ def _group_list(groups: Sequence[str]) -> bytes:
     if not groups:
         return b""
     return struct.pack("<I", len(groups)) + b"".join(map(_text, sorted(name.encode() for name in groups)))
+
+
+def read_groups(data: bytes) -> list[str]:
+    """What `compile_grant` has made of them."""
+    names: list[str] = []
+    at = 4
+    while at < len(data):
+        (size,) = struct.unpack_from("<I", data, at)
+        names.append(data[at + 4 : at + 4 + size].decode())
+        at += 4 + size
+    return names
 
 
 class _RuleModel(_Section):

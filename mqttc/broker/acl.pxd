@@ -75,8 +75,10 @@ cdef struct Grant:                     # of an authenticator for one client; imm
     uint32_t username_bytes
     Acl *rules                         # one reference; NULL: none
     int64_t ttl_ms                     # -1: no end
+    int64_t renew_ms                   # after which another one is asked for; -1: never
     Span *groups                       # owned: names, sorted; they lie in group_bytes
-    uint8_t *group_bytes               # owned
+    uint8_t *group_bytes               # owned; group_total of them
+    uint32_t group_total
     uint32_t group_count
     uint8_t superuser
     uint8_t has_username

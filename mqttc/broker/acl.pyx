@@ -358,6 +358,7 @@ cdef Grant *grant_build(Acl *rules, int64_t ttl_ms, bint superuser, bint has_use
     grant.refs = 1
     grant.rules = rules
     grant.ttl_ms = ttl_ms
+    grant.renew_ms = -1
     grant.superuser = superuser
     grant.has_username = has_username
     grant.username_bytes = username.n
@@ -376,6 +377,7 @@ cdef bint grant_join(Grant *grant, Span bytes) noexcept nogil:
     if grant.group_bytes == NULL:
         return False
     memcpy(grant.group_bytes, bytes.p, bytes.n)
+    grant.group_total = bytes.n
     reader.p = grant.group_bytes
     reader.end = grant.group_bytes + bytes.n
     reader.bad = False

@@ -1,16 +1,17 @@
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from mqttc.base.timer cimport wheel_add
-from mqttc.base.types cimport Span, span_make
+from mqttc.base.types cimport ST_OK, Span, span_make
 from mqttc.broker.acl cimport ACL_RETAIN, ACL_WILL, USES_CLIENT_ID, USES_USER, Grant
+from mqttc.broker.gate cimport gate_ask_grant
 from mqttc.broker.on_subscribe cimport rights_recheck
 from mqttc.broker.permit cimport rights_take
 from mqttc.broker.pump cimport session_pump
 from mqttc.broker.reply cimport refuse_connect
 from mqttc.broker.report cimport EV_UNSAFE_NAME, LOG_WARNING, report, text
 from mqttc.broker.rights cimport BY_NAME, AclDecision, Rights, rights_allow, rights_build, rights_free, rights_own
-from mqttc.broker.state cimport Admission, Conn, Session, Worker
-from mqttc.broker.stats cimport C_DENIED_CLIENT_ID, C_DENIED_UNSAFE_NAME, C_DENIED_WILL, stat
+from mqttc.broker.state cimport CONN_UP, GRANT_ANY, GRANT_NUMBER, Admission, AnswerMail, Conn, Session, Worker
+from mqttc.broker.stats cimport C_DENIED_CLIENT_ID, C_DENIED_UNSAFE_NAME, C_DENIED_WILL, C_GRANTS_RENEWED, C_HOOKS_UNASKED, stat
 from mqttc.net.reactor cimport END_NO_MEMORY, link_close
 from mqttc.proto.packet cimport RC_CLIENT_IDENTIFIER_NOT_VALID, RC_NOT_AUTHORIZED, RC_SUCCESS, Packet
 
@@ -60,12 +61,16 @@ cdef bint admit_rights(Worker *worker, Conn *conn, const Packet *packet, Span cl
 
 cdef void admit_begin(Worker *worker, Conn *conn, Rights *rights) noexcept nogil:
     """They are the session's, and their end is waited for."""
+    cdef int64_t due_ms
     rights_take(worker, conn.session, rights)
     rights_recheck(worker, conn.session)
-    if rights == NULL or rights.expires_at_ms == 0 or (conn.ends_ms and conn.ends_ms <= rights.expires_at_ms):
+    if rights == NULL or rights.expires_at_ms == 0:
+        return
+    due_ms = rights.renew_at_ms if rights.renew_at_ms else rights.expires_at_ms
+    if conn.ends_ms and conn.ends_ms <= due_ms:
         return                          # the connection's own end comes first, and is waited for
-    if conn.keep_alive_ms == 0 or rights.expires_at_ms < worker.reactor.now_ms + conn.keep_alive_ms:
-        wheel_add(worker.reactor.wheel, &conn.link.timer, rights.expires_at_ms)
+    if conn.keep_alive_ms == 0 or due_ms < worker.reactor.now_ms + conn.keep_alive_ms:
+        wheel_add(worker.reactor.wheel, &conn.link.timer, due_ms)
 
 
 cdef void admit_again(Worker *worker, Conn *conn, Grant *grant) noexcept nogil:
@@ -76,11 +81,37 @@ cdef void admit_again(Worker *worker, Conn *conn, Grant *grant) noexcept nogil:
     cdef Span user = span_make(NULL, 0)
     if old == NULL and grant == NULL:
         return
-    if old != NULL and old.has_user:
-        user = span_make(old.user, old.user_bytes)
+    if old != NULL:
+        user = span_make(old.user, old.user_bytes) if old.has_user else user
+    elif conn.user != NULL:
+        user = span_make(conn.user, conn.user_bytes)
+    else:
+        user = span_make(conn.username, conn.username_bytes)
     rights = rights_build(worker.acl, grant, span_make(session.client_id, session.client_id_bytes), user, conn.link.listener, worker.reactor.now_ms)
     if rights == NULL:
         link_close(worker.reactor, &conn.link, END_NO_MEMORY)
         return
     admit_begin(worker, conn, rights)
     session_pump(worker, session)
+
+
+cdef uint32_t grant_number(const Rights *rights) noexcept nogil:
+    """Of its end; never GRANT_ANY."""
+    return <uint32_t> GRANT_NUMBER | (<uint32_t> rights.expires_at_ms & (<uint32_t> GRANT_NUMBER - 2))
+
+
+cdef void admit_renew(Worker *worker, Conn *conn) noexcept nogil:
+    conn.session.rights.renew_at_ms = 0
+    if gate_ask_grant(worker, conn, grant_number(conn.session.rights)) != ST_OK:
+        stat(&worker.stats, C_HOOKS_UNASKED)    # it ends as any other
+
+
+cdef void on_grant(Worker *worker, Conn *conn, const AnswerMail *mail) noexcept nogil:
+    cdef Session *session = conn.session
+    if conn.phase != CONN_UP or session == NULL or mail.grant == NULL:
+        return
+    if mail.question != <uint32_t> GRANT_ANY and (session.rights == NULL or grant_number(session.rights) != mail.question):
+        return                          # a re-authentication was quicker
+    stat(&worker.stats, C_GRANTS_RENEWED)
+    wheel_add(worker.reactor.wheel, &conn.link.timer, worker.reactor.now_ms + 1)     # its deadline is worked out anew
+    admit_again(worker, conn, mail.grant)

@@ -4,6 +4,7 @@ from libc.string cimport memcmp
 from mqttc.base.alloc cimport mem_free
 from mqttc.base.timer cimport wheel_add
 from mqttc.base.types cimport ST_NEED_MORE, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_i64_relaxed, likely, span_make, unlikely
+from mqttc.broker.admit cimport admit_renew
 from mqttc.broker.guard cimport guard_early, guard_leave, rates_exhausted, rates_received
 from mqttc.broker.on_connect cimport on_auth, on_connect
 from mqttc.broker.on_head cimport head_data, tunnel_ended
@@ -200,6 +201,8 @@ cdef int64_t conn_deadline(Worker *worker, Conn *conn) noexcept nogil:
         deadline = conn.question_due_ms
     if conn.session != NULL and conn.session.rights != NULL and conn.session.rights.expires_at_ms and (deadline == 0 or conn.session.rights.expires_at_ms < deadline):
         deadline = conn.session.rights.expires_at_ms
+    if conn.session != NULL and conn.session.rights != NULL and conn.session.rights.renew_at_ms and (deadline == 0 or conn.session.rights.renew_at_ms < deadline):
+        deadline = conn.session.rights.renew_at_ms
     if conn.ends_ms and (deadline == 0 or conn.ends_ms < deadline):
         deadline = conn.ends_ms
     return deadline
@@ -217,6 +220,8 @@ cdef void conn_timer(Worker *worker, Conn *conn) noexcept nogil:
             rights_expire(worker, conn.session)
             conn_disconnect(worker, conn, RC_NOT_AUTHORIZED)
             return
+        if conn.session != NULL and conn.session.rights != NULL and conn.session.rights.renew_at_ms and worker.reactor.now_ms >= conn.session.rights.renew_at_ms:
+            admit_renew(worker, conn)
         if conn.ends_ms and worker.reactor.now_ms >= conn.ends_ms:
             stat(&worker.stats, C_AUTH_EXPIRED)
             report(worker, LOG_INFO, EV_AUTH_EXPIRED, RC_MAXIMUM_CONNECT_TIME, conn, conn.session, span_make(NULL, 0))

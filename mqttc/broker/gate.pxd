@@ -16,6 +16,8 @@ cdef int gate_ask(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, con
 cdef int gate_ask_head(Worker *worker, Conn *conn, uint32_t number, Span head) noexcept nogil   # the same of an HTTP request
 # [worker] The same of a PUBLISH, resolved (type, topic, payload, properties), or of a SUBSCRIBE that hooks are asked about.
 cdef int gate_ask_hook(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, const Packet *packet, uint8_t flags) noexcept nogil
+# [worker] The same about the connection's client, whose grant ends soon; what comes back is a grant under that number, or nothing.
+cdef int gate_ask_grant(Worker *worker, Conn *conn, uint32_t number) noexcept nogil
 cdef Question *gate_take(Gate *gate) noexcept nogil                            # [control plane] all open ones, in order; free() each
 # [any thread] What becomes of an HTTP connection (HeadVerdict). fd: taken over, -1: none; peer.family 0: unchanged. ST_NO_MEMORY: fd is still the caller's.
 cdef int gate_answer_head(

@@ -7,8 +7,9 @@ from mqttc.base.logring cimport logring_wake
 from mqttc.base.types cimport ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, span_make
 from mqttc.broker.acl cimport Grant, grant_drop
 from mqttc.broker.handle cimport handle_make
+from mqttc.broker.rights cimport Rights
 from mqttc.broker.state cimport (
-    CONN_REMOTE, MAIL_ANSWER, MAIL_HEAD, MAIL_HOOK, QUESTION_AUTH, QUESTION_HEAD, QUESTION_INSIDE, QUESTION_PUBLISH, QUESTION_SUBSCRIBE, AnswerMail, Conn, Engine, Gate,
+    CONN_REMOTE, MAIL_ANSWER, MAIL_HEAD, MAIL_HOOK, QUESTION_AUTH, QUESTION_GRANT, QUESTION_HEAD, QUESTION_INSIDE, QUESTION_PUBLISH, QUESTION_SUBSCRIBE, AnswerMail, Conn, Engine, Gate,
     HeadMail, HookMail, Question, Session, Worker,
 )
 from mqttc.broker.stats cimport C_GATE_QUESTIONS, C_HOOK_QUESTIONS, stat
@@ -173,13 +174,40 @@ cdef int gate_ask_head(Worker *worker, Conn *conn, uint32_t number, Span head) n
     return question_put(worker, question)
 
 
+cdef Span groups_of(const Session *session) noexcept nogil:
+    """As they came with the grant."""
+    if session.rights == NULL or session.rights.grant == NULL:
+        return span_make(NULL, 0)
+    return span_make(session.rights.grant.group_bytes, session.rights.grant.group_total)
+
+
+cdef int gate_ask_grant(Worker *worker, Conn *conn, uint32_t number) noexcept nogil:
+    cdef Session *session = conn.session
+    cdef Rights *rights = session.rights
+    cdef Span client_id = span_make(session.client_id, session.client_id_bytes)
+    cdef Span user = span_make(&rights.user[0], rights.user_bytes)
+    cdef Span groups = groups_of(session)
+    cdef Question *question = question_build(worker, conn, QUESTION_GRANT, number, <uint64_t> client_id.n + user.n + groups.n)
+    cdef uint8_t *room
+    if question == NULL:
+        return ST_NO_MEMORY
+    room = question.room
+    question.level = conn.dialect.level
+    question.client_id = keep(&room, client_id)
+    question.has_username = rights.has_user
+    question.username = keep(&room, user)
+    question.properties = keep(&room, groups)
+    return question_put(worker, question)
+
+
 cdef int gate_ask_hook(Worker *worker, Conn *conn, uint8_t kind, uint32_t number, const Packet *packet, uint8_t flags) noexcept nogil:
     cdef Session *session = conn.session
     cdef Span client_id = span_make(session.client_id, session.client_id_bytes)
     cdef Span username = span_make(conn.user, conn.user_bytes) if conn.user != NULL else span_make(conn.username, conn.username_bytes)
     cdef Span payload = packet.list if kind == QUESTION_SUBSCRIBE else packet.payload
     cdef Span topic = span_make(NULL, 0) if kind == QUESTION_SUBSCRIBE else packet.topic
-    cdef uint32_t forward = 0 if kind == QUESTION_SUBSCRIBE else packet.forward_bytes
+    cdef Span groups = groups_of(session) if kind == QUESTION_SUBSCRIBE else span_make(NULL, 0)
+    cdef uint32_t forward = groups.n if kind == QUESTION_SUBSCRIBE else packet.forward_bytes
     cdef Question *question = question_build(worker, conn, kind, number, <uint64_t> client_id.n + username.n + topic.n + payload.n + forward)
     cdef uint8_t *room
     if question == NULL:
@@ -193,7 +221,9 @@ cdef int gate_ask_hook(Worker *worker, Conn *conn, uint8_t kind, uint32_t number
     question.has_username = username.p != NULL
     question.username = keep(&room, username)
     question.payload = keep(&room, payload)
-    if kind != QUESTION_SUBSCRIBE:
+    if kind == QUESTION_SUBSCRIBE:
+        question.properties = keep(&room, groups)
+    else:
         question.flags = flags
         question.topic = keep(&room, topic)
         question.properties = span_make(room, forward)

@@ -7,7 +7,7 @@ from mqttc.base.msg cimport msg_alloc, msg_data
 from mqttc.base.timer cimport wheel_add, wheel_cancel
 from mqttc.base.types cimport ST_LIMIT, ST_OK, Span, atomic_add_u32_relaxed, atomic_load_u32_acquire, atomic_load_u64_relaxed, span_equal, span_make
 from mqttc.broker.acl cimport grant_drop, grant_share
-from mqttc.broker.admit cimport admit_again, admit_begin, admit_rights
+from mqttc.broker.admit cimport admit_again, admit_begin, admit_rights, on_grant
 from mqttc.broker.gate cimport gate_ask
 from mqttc.broker.guard cimport guard_early, guard_free_of, guard_settle, guard_user, guard_verdict, rates_start
 from mqttc.broker.mail cimport post
@@ -20,7 +20,7 @@ from mqttc.broker.report cimport EV_CONNECTED, EV_TAKEN_OVER, LOG_INFO, report, 
 from mqttc.broker.rights cimport Rights, rights_free
 from mqttc.broker.session cimport client_hash, session_build, session_find, session_handle, will_count
 from mqttc.broker.state cimport (
-    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_INSIDE, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN,
+    CONN_ASKED, CONN_ASKED_AGAIN, CONN_AUTHENTICATING, CONN_COMMITTING, CONN_COUNTED, CONN_INSIDE, CONN_NEW, CONN_QUESTION_OPEN, CONN_QUIET, CONN_REMOTE, CONN_UP, GRANT_NUMBER, MAIL_ADOPT, QUESTION_AUTH, QUESTION_CONNECT, TIMER_CONN,
     Admission, AdoptMail, AliasesOut, AliasOut, AnswerMail, Conn, Listener, PendingConnect, Session, Settings, VerdictEntry, Will, Worker,
 )
 from mqttc.broker.stats cimport C_CONNECTS_ACCEPTED, C_REFUSED_OVERLOAD, C_REFUSED_PENDING, C_SESSIONS_RESUMED, C_TAKEOVERS, C_VERDICTS_REUSED, C_WILLS, stat
@@ -256,8 +256,13 @@ cdef void on_answer(Worker *worker, AnswerMail *mail) noexcept nogil:
     cdef Packet packet
     cdef Frame frame
     cdef bint moved
-    if conn == NULL or conn.question != mail.question:
-        return                          # it is gone, or answered by its deadline
+    if conn == NULL:
+        return                          # it is gone
+    if mail.question & <uint32_t> GRANT_NUMBER:
+        on_grant(worker, conn, mail)
+        return
+    if conn.question != mail.question:
+        return                          # answered by its deadline
     conn.flags &= ~CONN_QUESTION_OPEN
     if mail.reason < 0x80 and mail.reason != RC_SUCCESS and mail.reason != RC_CONTINUE_AUTHENTICATION:
         mail.reason = RC_NOT_AUTHORIZED # not a verdict

@@ -30,6 +30,7 @@ cdef struct Rights:
     AclFit *given                      # of the grant's rules; NULL: none
     Grant *grant                       # one reference; NULL: none
     int64_t expires_at_ms              # monotonic; 0: never
+    int64_t renew_at_ms                # when the control plane is asked for another grant; 0: it is not, or was
     uint16_t listener
     uint8_t has_user
     uint8_t unsafe                     # AclUse: must not stand in a filter

@@ -205,6 +205,8 @@ cdef Rights *rights_build(Acl *acl, Grant *grant, Span client_id, Span user, uin
     if grant != NULL:
         if grant.ttl_ms >= 0:
             rights.expires_at_ms = now_ms + grant.ttl_ms if now_ms + grant.ttl_ms > 0 else 1
+            if 0 <= grant.renew_ms < grant.ttl_ms and now_ms + grant.renew_ms > 0:
+                rights.renew_at_ms = now_ms + grant.renew_ms
         if grant.rules != NULL:
             rights.given = fit_build(grant.rules, rights, client_id)
     if acl != NULL:

@@ -700,6 +700,11 @@ cdef enum QuestionKind:
     QUESTION_PUBLISH = 3
     QUESTION_SUBSCRIBE = 4
     QUESTION_INSIDE = 5                # PUBLISH of an in-process client: slot and generation are its session's
+    QUESTION_GRANT = 6                 # a grant ends soon: hooks may give another
+
+cdef enum:                             # numbers of answers that bring a grant and are no verdict
+    GRANT_NUMBER = 1 << 30             # a bit that no other question's number has
+    GRANT_ANY = 0x7FFFFFFF             # in place of whatever the client has now; else of the one whose end the number tells
 
 cdef struct Question:                  # owned by whoever holds the pointer: worker, ring, reader
     Question *next
@@ -730,7 +735,7 @@ cdef struct Question:                  # owned by whoever holds the pointer: wor
     Span head                          # of the HTTP request, up to its empty line
     Span topic                         # of PUBLISH
     Span payload                       # of PUBLISH; of SUBSCRIBE: its filters, in the layout of its version
-    Span properties                    # of PUBLISH, what is forwarded
+    Span properties                    # of PUBLISH, what is forwarded; of SUBSCRIBE and a grant: the groups of the client's grant
     uint32_t message_expiry            # of PUBLISH, where has_expiry
     uint8_t has_expiry
     uint8_t flags                      # of PUBLISH: the low bits of its first byte

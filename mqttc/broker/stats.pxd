@@ -73,6 +73,7 @@ cdef enum Counter:
     C_DENIED_CLIENT_ID                 # CONNECT
     C_DENIED_UNSAFE_NAME               # of these: a client id or user name that must not stand in a filter
     C_GRANTS_EXPIRED
+    C_GRANTS_RENEWED                   # that hooks have given to clients that are here
     C_HOOK_QUESTIONS                   # PUBLISH and SUBSCRIBE that hooks were asked about
     C_HOOKS_UNASKED                    # the same, but too many questions were open
     C_HOOKS_ABANDONED                  # the same, but their connection ended before the answer

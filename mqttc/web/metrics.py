@@ -75,6 +75,7 @@ HELP: Final[Mapping[str, str]] = {
     "gate_questions": "Decisions about clients that were asked for.",
     "gate_timeouts": "Decisions about clients that did not come in time.",
     "grants_expired": "Clients whose grant came to its end.",
+    "grants_renewed": "Grants that hooks have given to clients that were connected.",
     "group_backlog": "Messages that wait for shared subscriptions without a ready member.",
     "hook_questions": "Messages and SUBSCRIBE packets that hooks were asked about.",
     "hooks_abandoned": "Messages and SUBSCRIBE packets whose connection ended before hooks had answered.",
