@@ -48,6 +48,7 @@ class Channel:
         self._server: asyncio.Server | None = None
         self._serving: dict[asyncio.Task[None], int] = {}
         self._listening = -1
+        self._opened = False
         self._counts = dict.fromkeys(("control_accepted", "control_refused", "control_requests", "control_errors"), 0)
 
     async def open(self) -> None:
@@ -65,6 +66,7 @@ class Channel:
             return
         sock = self._bound.sockets.pop()
         self._listening = sock.fileno()
+        self._opened = True
         _channels.add(self)
         self._server = await asyncio.start_unix_server(self._accepted, sock=sock, limit=MAXIMUM_REQUEST_BYTES)
 
@@ -84,8 +86,8 @@ class Channel:
         await asyncio.gather(*serving, return_exceptions=True)
 
     def stats(self) -> dict[str, int]:
-        """Counters and gauges; any thread."""
-        return self._counts | {"control_connections": len(self._serving)}
+        """Counters and gauges, none where there is no socket; any thread."""
+        return self._counts | {"control_connections": len(self._serving)} if self._opened else {}
 
     def let_go(self) -> None:
         """In a forked child: the descriptors go on to lead nowhere, so that the socket is the parent's alone."""

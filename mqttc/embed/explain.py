@@ -90,12 +90,13 @@ async def explain(
     """See ``Broker.explain``."""
     page_limit(limit)
     questions = questions_of(action, topic)  # before anybody is asked: it may be no topic
-    if rules is not None:
-        by_rules = rules.explain(action, topic, client_id=client_id, username=username, listener=listener, groups=groups)
-    else:
-        by_rules = Explanation(True, "nothing")
     own = None if groups else await _of_client(hub, rules, questions, client_id, username, listener)
-    found = by_rules if own is None else own
+    if own is not None:
+        found = own
+    elif rules is not None:
+        found = rules.explain(action, topic, client_id=client_id, username=username, listener=listener, groups=groups)
+    else:
+        found = Explanation(True, "nothing")
     receivers = None
     if found.allowed and action in _PUBLICATIONS:
         receivers = await list_receivers(hub, rules, topic, limit, after, client_id)

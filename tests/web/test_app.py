@@ -228,7 +228,7 @@ def counted(tmp_path: Path) -> set[str]:
 
 
 def test_what_goes_down_too_is_a_gauge(counted: set[str]) -> None:
-    names = {*counted, "http_connections", "quic_connections", "quic_half_open", "quic_streams", "quic_tickets"}
+    names = {*counted, "control_connections", "http_connections", "quic_connections", "quic_half_open", "quic_streams", "quic_tickets"}
     assert names >= metrics.GAUGES
     _, types = parse(metrics.exposition(dict.fromkeys(sorted(names), 1)))
     assert {metric.removeprefix("mqttc_") for metric, kind in types.items() if kind == "gauge"} == metrics.GAUGES
