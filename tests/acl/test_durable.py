@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def test_what_comes_back_is_looked_at_when_it_is_sent(place: Place, tmp_path: Pa
     eventually(lambda: place.stat("messages_queued") == 2)
     (tmp_path / "acl.toml").write_text(RULES.replace("secret/#", "later/#"))
     place.restart()
+    told = asyncio.run(place.running.explain("publish", "later/2", client_id="w")).receivers
+    assert told is not None
+    assert [(one.client_id, one.outcome, one.decision.by, one.queued) for one in told] == [("r1", "queued", "unknown", 2)]
     writer = place(5, "w")
     for topic in ("later/2", "open/2"):
         writer.publish(topic, b"x", 1)
