@@ -52,6 +52,7 @@ class QuicFiles(ListenerFiles):
             early_data=listener.early_data,
             stateless_retry=listener.stateless_retry,
             max_connections=config.limits.max_quic_connections,
+            max_handshakes=config.limits.max_quic_handshakes,
             max_streams=config.limits.max_quic_streams,
             handshake_timeout_s=config.limits.connect_timeout,
         )
