@@ -577,8 +577,8 @@ class Limits(_Section):
     max_quic_connections: PositiveCount = 10_000
     """QUIC connections at the same time, all listeners together."""
     max_quic_handshakes: PositiveCount = 1024
-    """Of one listener's, those whose handshake is not finished; a further one is dropped, and the client tries again. From a quarter
-    of them on ``stateless_retry = "auto"`` asks for a validated address."""
+    """Those of them whose handshake is not finished; a further one is dropped, and the client tries again. From a quarter of that on
+    ``stateless_retry = "auto"`` asks for a validated address."""
     max_quic_streams: Annotated[int, Field(ge=1, le=10_000)] = 100
     """MQTT connections, each a bidirectional stream, at the same time on one QUIC connection."""
     max_connections_per_address: Count = 0

@@ -102,7 +102,7 @@ class Roads:
         for identifier, files in quic.items():
             one = served[identifier]
             sockets = [one.bound.sockets.pop(0) for _ in list(one.bound.sockets)]
-            files.listening = QuicListener(loop, sockets, self._adopted, identifier, _logger, files.settings, one.name)
+            files.listening = QuicListener(loop, sockets, self._adopted, identifier, _logger, files.settings, one.name, self._quic)
             files.loop = loop
             self._quic.append(files.listening)
 

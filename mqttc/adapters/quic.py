@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
@@ -74,7 +74,8 @@ class _Allowance:
 class QuicListener:
     """Serves QUIC on UDP sockets, which it owns from now on: bound, non-blocking. Raises ``ValueError`` for settings that cannot be used.
 
-    ``listener``: the id that ``Engine.add_listener`` of the broker returned. Call on the loop's thread.
+    ``listener``: the id that ``Engine.add_listener`` of the broker returned. ``beside``: all listeners of the broker, in time, for whose
+    connections the limits are together. Call on the loop's thread.
     """
 
     def __init__(
@@ -86,7 +87,9 @@ class QuicListener:
         logger: logging.Logger,
         settings: QuicSettings,
         name: str = "",
+        beside: Sequence[QuicListener] = (),
     ) -> None:
+        self._beside = beside
         self.credentials = Credentials.load(settings)
         self.settings = settings
         self.tickets = Tickets()
@@ -240,7 +243,7 @@ class QuicListener:
         if header.packet_type != QuicPacketType.INITIAL or version is None or short:
             return self._drop()
         answer_to = version, own_id, header.source_cid
-        if len(self._all) >= self.settings.max_connections:
+        if len(self._all) + sum(len(one._all) for one in self._others()) >= self.settings.max_connections:
             self._counts["quic_connections_refused"] += 1
             return self._refuse(answer_to, address, now, QuicErrorCode.CONNECTION_REFUSED, "too many connections")
         original_id, retry_id = own_id, None
@@ -254,13 +257,20 @@ class QuicListener:
             retry_id = own_id
         elif self._retry_needed():
             return self._send_retry(answer_to, address, now)
-        if self._half_open >= self.settings.max_handshakes:
+        if self._unfinished() >= self.settings.max_handshakes:
             self._counts["quic_handshakes_refused"] += 1
             return self._drop()  # the client tries again
         connection = Connection(self, address, now, original_id, retry_id)
         self.add_id(own_id, connection)
         self.add_id(connection.engine.host_cid, connection)
         return self._admit(connection, data, now)
+
+    def _others(self) -> Iterator[QuicListener]:
+        return (one for one in self._beside if one is not self)
+
+    def _unfinished(self) -> int:
+        """Handshakes, of all listeners."""
+        return self._half_open + sum(one._half_open for one in self._others())
 
     def _admit(self, connection: Connection, data: bytes, now: float) -> None:
         """The connection counts from here on, if its first datagram is genuine."""
@@ -282,7 +292,7 @@ class QuicListener:
 
     def _retry_needed(self) -> bool:
         wanted = self.settings.stateless_retry
-        return self._half_open >= max(1, self.settings.max_handshakes // 4) if wanted == "auto" else wanted
+        return self._unfinished() >= max(1, self.settings.max_handshakes // 4) if wanted == "auto" else wanted
 
     def _send_retry(self, answer_to: tuple[int, bytes, bytes], address: Address, now: float) -> None:
         """Retry [RFC 9000 section 17.2.5]: nothing is kept until the client shows the token that came with it."""

@@ -20,6 +20,7 @@ from mqttc.server import Broker
 from tests import transports
 from tests.adapters.quic_peer import client_configuration
 from tests.broker.conftest import eventually
+from tests.conftest import tcp_address
 from tests.rawclient import TIMEOUT, Peer, PeerClosed, PeerTimeout, connect_packet
 from tests.roads.conftest import CONNECT_TIMEOUT_S, Onlookers, Site, StartSite, name
 from tests.streams import Http2Link, QuicLink, driver
@@ -434,6 +435,20 @@ def test_quic_connections_are_bounded(start: StartSite) -> None:
         site.raw("quic")
     assert site.stat("quic_connections_refused") >= 1
     first.ping()
+
+
+def test_limits_of_quic_hold_for_all_listeners_together(start: StartSite) -> None:
+    site = start("quic", "quic", limits={"max_quic_connections": 1})
+    first = site("quic")
+    with pytest.raises(TransportError):
+        Peer(tcp_address(site.broker.urls[1]), road=site.road("quic"))
+    first.ping()
+    first.disconnect()
+    first.close()
+    eventually(lambda: site.stat("quic_connections") == 0)
+    second = Peer(tcp_address(site.broker.urls[1]), road=site.road("quic"))
+    assert second.connect(name()).reason == 0
+    second.close()
 
 
 def test_max_quic_handshakes(start: StartSite, folder: Path) -> None:
