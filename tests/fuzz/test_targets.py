@@ -13,7 +13,7 @@ from tools import fuzz
 
 from . import auth_targets, corpora, mutation, targets
 
-FACES = {"fuzz_net": fuzz_net, "fuzz_proto": fuzz_proto, "fuzz_tree": fuzz_tree}
+FACES = {"fuzz_net": fuzz_net.TARGETS, "fuzz_proto": fuzz_proto.TARGETS, "fuzz_tree": fuzz_tree.TARGETS}
 NATIVE_RUNS = 20_000
 PYTHON_RUNS = {
     "codec": 4000,
@@ -48,9 +48,9 @@ def play(name: str, target: Callable[[bytes], None], runs: int) -> None:
 
 @pytest.mark.parametrize("name", fuzz.NATIVE)
 def test_native_target(name: str) -> None:
-    face = FACES[fuzz.NATIVE[name]]
+    target = FACES[fuzz.NATIVE[name]]
     for data in inputs(name, SLOW.get(name, NATIVE_RUNS)):
-        broken = face.run(name, data)
+        broken = target.run(name, data)
         assert broken is None, f"{broken}: {data.hex()}"
 
 
@@ -71,7 +71,7 @@ def test_some_tokens_are_good(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_native_target_is_known() -> None:
     """Those of the faces are those of the command, at addresses of their own."""
-    assert {(name, module) for module, face in FACES.items() for name in face.TARGETS} == set(fuzz.NATIVE.items())
+    assert {(name, module) for module, face in FACES.items() for name in face} == set(fuzz.NATIVE.items())
     assert len({FACES[module].address(name) for name, module in fuzz.NATIVE.items()}) == len(fuzz.NATIVE)
     for face in FACES.values():
         with pytest.raises(KeyError):
