@@ -7,7 +7,7 @@ import hmac
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from mqttc.config_auth import Jwt
 
-KeyFor = Callable[[Mapping[str, Any]], Any]
-"""The key that a header (RFC 7515 section 4) asks for: bytes of a secret or a public key; None: there is none."""
+KeysFor = Callable[[Mapping[str, Any]], Sequence[Any]]
+"""The keys that a header (RFC 7515 section 4) may mean: bytes of a secret, or public keys."""
 _HASHES: Final[Mapping[str, tuple[Any, str]]] = {
     "256": (hashes.SHA256(), "sha256"), "384": (hashes.SHA384(), "sha384"), "512": (hashes.SHA512(), "sha512"),
 }  # fmt: skip
@@ -77,16 +77,16 @@ def members(document: bytes) -> list[Any]:
 
 
 def key_of(jwk: Mapping[str, Any]) -> Any:
-    """The public key of a JSON web key (RFC 7518 section 6, RFC 8037 section 2); None: it has none that is good for signatures."""
+    """The public key of a JSON web key (RFC 7518 section 6, RFC 8037 section 2); None: it has none that is good for signatures, or a private one."""
     number = {name: unpacked(jwk.get(name)) or b"" for name in ("n", "e", "x", "y")}
     n, e, x, y = (int.from_bytes(number[name], "big") for name in ("n", "e", "x", "y"))
     operations = jwk.get("key_ops", ["verify"])
-    if jwk.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
+    if jwk.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations or "d" in jwk:
         return None
     try:
         match jwk.get("kty"), jwk.get("crv"):
             case "RSA", _:
-                return rsa.RSAPublicNumbers(e, n).public_key()
+                return rsa.RSAPublicNumbers(e, n).public_key() if n.bit_length() >= 2048 else None
             case "EC", "P-256" | "P-384" | "P-521" as name:
                 curve = {"P-256": ec.SECP256R1, "P-384": ec.SECP384R1, "P-521": ec.SECP521R1}[name]
                 return ec.EllipticCurvePublicNumbers(x, y, curve()).public_key()
@@ -112,7 +112,7 @@ def _claim(claims: Any, path: str) -> Any:
     return claims
 
 
-def user_of(token: bytes, section: Jwt, key_for: KeyFor, *, client_id: str, username: str | None, now: float) -> str | None:
+def user_of(token: bytes, section: Jwt, keys_for: KeysFor, *, client_id: str, username: str | None, now: float) -> str | None:
     """The user whom the token may admit; None: it must not be accepted."""
     parts = token.decode("latin-1").split(".")
     if len(parts) != 3:
@@ -121,8 +121,7 @@ def user_of(token: bytes, section: Jwt, key_for: KeyFor, *, client_id: str, user
     # No extension is understood here, so none may be critical (RFC 7515 section 4.1.11).
     if header is None or claims is None or signature is None or "crit" in header or header.get("alg") not in section.algorithms:
         return None
-    key = key_for(header)
-    if key is None or not signed(header["alg"], key, token.rpartition(b".")[0], signature):
+    if not any(signed(header["alg"], key, token.rpartition(b".")[0], signature) for key in keys_for(header)):
         return None
     dates = {name: claims[name] for name in ("exp", "nbf", "iat") if name in claims}
     audience = claims.get("aud", [])

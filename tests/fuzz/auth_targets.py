@@ -233,13 +233,13 @@ def _sources() -> tuple[tuple[TokenSource, Jwt, Any], ...]:
     return tuple(made)
 
 
-def _check_token(source: TokenSource, section: Jwt, key_for: token_reference.KeyFor, token: bytes) -> None:
+def _check_token(source: TokenSource, section: Jwt, keys_for: token_reference.KeysFor, token: bytes) -> None:
     request = Request("c", _PEER, False, 5, username="user", password=token)
     outcome = _at_once(source.decide(request, {}))
     assert outcome.answer in (Answer.ALLOW, Answer.DENY, Answer.IGNORE), outcome
     if outcome.answer is not Answer.ALLOW:
         return
-    user = token_reference.user_of(token, section, key_for, client_id="c", username="user", now=time.time())
+    user = token_reference.user_of(token, section, keys_for, client_id="c", username="user", now=time.time())
     assert user is not None and outcome.username == user, f"{token!r} was accepted for {outcome.username!r}, not {user!r}"
     compile_grant(replace(outcome.grant or Grant(), username=user))  # what the data plane is told
     assert outcome.expires is None or outcome.expires > time.time() - 60
@@ -250,7 +250,7 @@ def fuzz_jwt(data: bytes) -> None:
     if len(data) < 2:
         return
     source, section, key = _sources()[data[0] % 4]
-    _check_token(source, section, lambda header: key, _token(data[1] % 16, data[2:]))
+    _check_token(source, section, lambda header: [key], _token(data[1] % 16, data[2:]))
 
 
 class _Keys:
@@ -281,14 +281,14 @@ def fuzz_key_set(data: bytes) -> None:
     assert keys
     listed = [item for item in token_reference.members(document) if isinstance(item, dict)]
 
-    def key_for(header: Mapping[str, Any]) -> Any:
-        good = [item for item in listed if item.get("kid") == header.get("kid") or "kid" not in header]
-        found = [token_reference.key_of(item) for item in good if item.get("alg", header["alg"]) == header["alg"]]
-        return next((key for key in reversed(found) if key is not None), None)
+    def keys_for(header: Mapping[str, Any]) -> list[Any]:
+        meant = [item for item in listed if "kid" not in header or item.get("kid") == header["kid"]]
+        keys = [token_reference.key_of(item) for item in meant if item.get("alg", header["alg"]) == header["alg"]]
+        return [key for key in keys if key is not None]
 
     source = TokenSource(_SET)
     source._set = _Keys(keys)  # type: ignore[assignment]
-    _check_token(source, _SET, key_for, _token(data[0] % 16, rest))
+    _check_token(source, _SET, keys_for, _token(data[0] % 16, rest))
 
 
 @functools.cache
