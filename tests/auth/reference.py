@@ -77,7 +77,7 @@ def members(document: bytes) -> list[Any]:
 
 
 def key_of(jwk: Mapping[str, Any]) -> Any:
-    """The public key of a JSON web key (RFC 7518 section 6, RFC 8037 section 2); None: it has none that is good for signatures, or a private one."""
+    """The public key of a JSON web key (RFC 7518 section 6, RFC 8037 section 2); None: it is no key for signatures, or private."""
     number = {name: unpacked(jwk.get(name)) or b"" for name in ("n", "e", "x", "y")}
     n, e, x, y = (int.from_bytes(number[name], "big") for name in ("n", "e", "x", "y"))
     operations = jwk.get("key_ops", ["verify"])
