@@ -40,7 +40,7 @@ from ..rawclient import (
 from .conftest import name, settled, watching
 
 MB = 1 << 20
-TOPICS = 800 if os.environ.get("MQTTC_SANITIZER") else 8000
+TOPICS = 200 if os.environ.get("MQTTC_SANITIZER") else 8000
 
 
 def drained(peer: Peer) -> list[Any]:
