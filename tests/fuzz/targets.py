@@ -173,9 +173,9 @@ class Stage:
         self.line = Line(self.loop)
         clock = itertools.count()
         logger = logging.Logger("fuzz", logging.CRITICAL + 1)
-        self.shared = Shared(
-            self.loop, self.app, self.adopt, HttpLimits(), logger, dict.fromkeys(COUNTERS, 0), set(), lambda: next(clock) * tick_s
-        )
+        counters = dict.fromkeys(COUNTERS, 0)
+        limits = HttpLimits(http_timeout=86_400)  # the machine may be slow, or the process stopped for a while
+        self.shared = Shared(self.loop, self.app, self.adopt, limits, logger, counters, set(), lambda: next(clock) * tick_s)
         asyncio.set_event_loop(self.loop)
         self.speaker = speaker(self.line, self.shared, Origin(1, _PEER), _RULES)
 
