@@ -150,6 +150,7 @@ HELP: Final[Mapping[str, str]] = {
     "takeovers": "Connections ended because their client connected again.",
     "tls_handshakes": "TLS handshakes finished.",
     "tls_handshakes_failed": "TLS handshakes failed.",
+    "tls_handshakes_open": "TLS handshakes under way.",
     "tls_handshakes_resumed": "TLS handshakes that resumed a session.",
     "tls_loads": "Times that certificates were loaded.",
     "tree_lock_waits": "Times that a thread waited for the subscription tree.",
