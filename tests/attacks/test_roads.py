@@ -212,9 +212,10 @@ def test_quic_floods_of_initial_packets(roads: StartRoads, folder: Path, retry: 
     site = roads("quic", limits={"max_quic_handshakes": 64}, stateless_retry=retry)
     sent = first_datagrams(folder, 100 if SLOW else 400)
     with watching(site.bench, 16 * MB, [site()]), datagrams(site.address) as send:
-        for data in sent:
+        for count, data in enumerate(sent, 1):
             send(data)
-        eventually(lambda: site.stat("quic_retries") >= len(sent) - 16)
+            if count % 100 == 0:  # what a full socket drops costs nobody anything
+                eventually(lambda count=count: site.stat("quic_retries") >= count - 16)  # type: ignore[misc]
         assert site.stat("quic_half_open") <= (0 if retry is True else 16)
     site().ping()
 
