@@ -582,6 +582,9 @@ class Limits(_Section):
     """Concurrent streams of one HTTP/2 connection."""
     max_quic_connections: PositiveCount = 10_000
     """QUIC connections at the same time, all listeners together."""
+    max_quic_handshakes: PositiveCount = 1024
+    """Those of them whose handshake is not finished; a further one is dropped, and the client tries again. From a quarter of that on
+    ``stateless_retry = "auto"`` asks for a validated address."""
     max_quic_streams: Annotated[int, Field(ge=1, le=10_000)] = 100
     """MQTT connections, each a bidirectional stream, at the same time on one QUIC connection."""
     max_connections_per_address: Count = 0
@@ -595,6 +598,8 @@ class Limits(_Section):
     """Connections a second of one address; 0: no limit."""
     max_pending_connections: Count = 0
     """Connections at the same time whose CONNECT is not accepted yet; 0: no limit of its own."""
+    max_tls_handshakes: Count = 0
+    """TLS handshakes under way at the same time, all listeners together; QUIC has its own limit. 0: no limit of its own."""
     max_connect_packet: Annotated[int, Field(ge=64, le=16_777_216)] = 131_072
     """Bytes of a whole packet until then; ``max_packet_size`` if that is less."""
     max_unauthenticated_bytes: Annotated[int, Field(ge=65_536, le=2**40)] = 268_435_456
@@ -859,7 +864,14 @@ _ENGINE_NAMES = {
     "subscription_identifier_available": "subscription_ids_available",
 }
 
-_CONTROL_LIMITS = ("max_http_connections", "max_http_streams", "max_quic_connections", "max_quic_streams", "http_timeout")
+_CONTROL_LIMITS = (
+    "max_http_connections",
+    "max_http_streams",
+    "max_quic_connections",
+    "max_quic_handshakes",
+    "max_quic_streams",
+    "http_timeout",
+)
 """Limits that the control plane alone keeps."""
 
 

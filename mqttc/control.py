@@ -32,7 +32,13 @@ _WATCH_S: Final = 2.0
 _QUESTION_AUTH: Final = 1
 _QUESTION_HEAD: Final = 2
 _REAUTHENTICATE: Final = 0x19
+_MOST_S: Final = 100 * 365 * 86_400
+"""Seconds that an answer may last or be remembered, which the engine counts: as good as for ever."""
 _logger = logging.getLogger(logs.LOGGER_NAME)
+
+
+def _milliseconds(seconds: float) -> int:
+    return math.ceil(min(seconds, _MOST_S) * 1000)
 
 
 class Control:
@@ -307,20 +313,19 @@ class Control:
                 given = given if given.username is not None else replace(given, username=verdict.username)
             renewable = hooks is not None and hooks.authorizes(question.client_id)
             grant = None if given is None else compile_grant(given, self._auth_timeout_s if renewable else None)
+            self._engine.answer(
+                question.id,
+                verdict.reason_code,
+                auth_data=verdict.auth_data,
+                username=verdict.username,
+                lasts_ms=0 if verdict.lasts is None else max(1, _milliseconds(verdict.lasts)),
+                # What a client may do depends on who it is: a grant is brought by an answer only.
+                keep_ms=0 if grant is not None else _milliseconds(verdict.keep),
+                grant=grant,
+            )
         except Exception as error:
             if deadline.expired():
                 return  # the engine keeps the same deadline, and has refused by itself
             fields: dict[str, logs.Field] = {"client_id": question.client_id, "error": repr(error)}
             logs.emit(_logger, logging.ERROR, "authenticator_failed", fields)
             self._engine.answer(question.id, SERVER_UNAVAILABLE)
-            return
-        self._engine.answer(
-            question.id,
-            verdict.reason_code,
-            auth_data=verdict.auth_data,
-            username=verdict.username,
-            lasts_ms=0 if verdict.lasts is None else max(1, math.ceil(verdict.lasts * 1000)),
-            # What a client may do depends on who it is: a grant is brought by an answer only.
-            keep_ms=0 if grant is not None else round(verdict.keep * 1000),
-            grant=grant,
-        )

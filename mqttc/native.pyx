@@ -36,7 +36,7 @@ from mqttc.net.proxy cimport Network, ProxyRules, proxy_live
 from mqttc.net.reactor cimport TURN_CLASSES, NetStats, turn_class_us
 from mqttc.net.tcp cimport PeerAddress
 from mqttc.net.tls cimport (
-    Tls as NativeTls, TlsKey, TlsSettings, tls_accept, tls_build, tls_drop, tls_live, tls_load, tls_rotate, tls_share, tls_stats,
+    Tls as NativeTls, TlsKey, TlsSettings, tls_accept, tls_bind, tls_build, tls_drop, tls_live, tls_load, tls_rotate, tls_share, tls_stats,
 )
 from mqttc.net.tls_context cimport TlsCertificate, TlsFailure, TlsStats
 from mqttc.net.transport cimport PROOF_CERTIFICATE, PROOF_KEY_NAME
@@ -82,7 +82,7 @@ NAMES.update(dict.fromkeys((
     "connect_timeout_ms", "auth_timeout_ms", "shutdown_timeout_ms", "max_group_backlog", "group_strategy", "route_cache_entries", "turn_bytes",
     "max_request_head", "max_frame_size", "verdict_cache_entries", "queue_qos0_offline",
     "durability", "spill_after", "log_level",
-    "max_connections_per_address", "max_connections_per_user", "connect_rate", "connect_rate_per_address", "max_pending_connections", "max_connect_packet",
+    "max_connections_per_address", "max_connections_per_user", "connect_rate", "connect_rate_per_address", "max_pending_connections", "max_tls_handshakes", "max_connect_packet",
     "max_message_rate", "max_byte_rate", "max_message_rate_out", "max_byte_rate_out", "rate_patience_ms", "max_filter_wildcards", "max_unreleased", "max_wills",
     "max_will_bytes", "turn_time_ms", "busy_turn_time_ms",
 ), 0xFFFFFFFF))
@@ -377,6 +377,7 @@ cdef void guard_settings(Settings *native, dict settings):
     native.connect_rate = settings["connect_rate"]
     native.connect_rate_per_address = settings["connect_rate_per_address"]
     native.max_pending_connections = settings["max_pending_connections"]
+    native.max_tls_handshakes = settings["max_tls_handshakes"]
     native.max_connect_packet = settings["max_connect_packet"]
     native.max_unauthenticated_bytes = settings["max_unauthenticated_bytes"]
     native.max_message_rate = settings["max_message_rate"]
@@ -562,6 +563,8 @@ cdef class Engine:
             listener.upgrade = tls_accept
             listener.upgrade_context = tls_share(tls.tls)
             listener.upgrade_drop = upgrade_drop
+            engine.guard.handshakes.most = engine.settings.max_tls_handshakes
+            tls_bind(tls.tls, &engine.guard.handshakes)
         if listener.proxy != NULL:
             listener.proxy.upgrade = listener.upgrade
             listener.proxy.upgrade_context = listener.upgrade_context
@@ -685,6 +688,8 @@ cdef class Engine:
             stats["route_misses"] += atomic_load_u64_relaxed(&worker.routes.misses)
         stats.update(turn_stats(engine))
         stats["connections_pending"] = atomic_load_u32_relaxed(&engine.guard.pending)
+        stats["tls_handshakes_open"] = atomic_load_u32_relaxed(&engine.guard.handshakes.open)
+        stats["connections_refused_handshakes"] = atomic_load_u64_relaxed(&engine.guard.handshakes.refused)
         stats["unauthenticated_bytes"] = atomic_load_u64_relaxed(&engine.guard.early_bytes)
         stats["memory_bytes"] = engine_memory(engine)
         stats["overload_stage"] = atomic_load_u64_relaxed(&engine.guard.overload)

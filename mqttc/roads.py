@@ -52,6 +52,7 @@ class QuicFiles(ListenerFiles):
             early_data=listener.early_data,
             stateless_retry=listener.stateless_retry,
             max_connections=config.limits.max_quic_connections,
+            max_handshakes=config.limits.max_quic_handshakes,
             max_streams=config.limits.max_quic_streams,
             handshake_timeout_s=config.limits.connect_timeout,
         )
@@ -101,7 +102,7 @@ class Roads:
         for identifier, files in quic.items():
             one = served[identifier]
             sockets = [one.bound.sockets.pop(0) for _ in list(one.bound.sockets)]
-            files.listening = QuicListener(loop, sockets, self._adopted, identifier, _logger, files.settings, one.name)
+            files.listening = QuicListener(loop, sockets, self._adopted, identifier, _logger, files.settings, one.name, self._quic)
             files.loop = loop
             self._quic.append(files.listening)
 

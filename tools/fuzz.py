@@ -40,7 +40,7 @@ from tools import dev  # noqa: E402
 TREE = ROOT / "build" / "fuzz"
 FOUND = TREE / "found"
 FACES = ("fuzz_proto", "fuzz_net", "fuzz_tree")
-BUILT = ["mqttc.base", "mqttc.proto", "mqttc.net", "mqttc.broker.trie", *(f"tests.face.{name}" for name in FACES)]
+BUILT = ["mqttc.base", "mqttc.proto", "mqttc.net", "mqttc.broker.trie", "tests.face.fuzz_target", *(f"tests.face.{name}" for name in FACES)]
 NATIVE = {
     "decode": "fuzz_proto",
     "recode": "fuzz_proto",
@@ -116,7 +116,7 @@ def child(name: str, arguments: Sequence[str]) -> int:
     words = [os.environ["MQTTC_FUZZ_AGAIN"].encode(), *(argument.encode() for argument in arguments)]
     argv = (ctypes.c_char_p * (len(words) + 1))(*words, None)
     driver.fuzz.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
-    return int(driver.fuzz(face.address(name), len(words), ctypes.cast(argv, ctypes.c_void_p)))
+    return int(driver.fuzz(face.TARGETS.address(name), len(words), ctypes.cast(argv, ctypes.c_void_p)))
 
 
 def fuzzer(name: str, environment: dict[str, str], arguments: Sequence[str | Path], log: Path) -> int:

@@ -17,7 +17,7 @@ from mqttc.adapters import Adopt, Origin
 from mqttc.adapters.exchange import COUNTERS, App, HttpLimits, Shared
 from mqttc.adapters.http1 import Http1
 from mqttc.adapters.http2 import Http2
-from mqttc.adapters.line import Line, Speaker
+from mqttc.adapters.line import Line, Speaker, Turns
 from mqttc.adapters.upgrade import HTTP2_HEAD, Refusal, Rules, error_response
 from mqttc.logs import LOGGER_NAME
 
@@ -52,6 +52,7 @@ class HttpSide:
             clock=clock or loop.time,
         )
         self._buffer = bytearray(_READ_BYTES)
+        self._turns = Turns(loop)
         self._lines: set[Line] = set()
         self._starting: set[asyncio.Task[None]] = set()
         self._none_left = asyncio.Event()
@@ -75,7 +76,7 @@ class HttpSide:
             shared.log(logging.WARNING, "http_connection_limit", origin, limit=shared.limits.max_http_connections)
             _turn_away(sock)
         else:
-            line = Line(shared.loop, self._buffer, self._line_closed)
+            line = Line(shared.loop, self._buffer, self._turns, self._line_closed)
             line.failed = lambda error: shared.log(logging.ERROR, "http_failed", origin, error=repr(error))
             line.speaker = _Door(line, shared, origin, rules)
             self._lines.add(line)

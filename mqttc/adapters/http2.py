@@ -30,7 +30,7 @@ from hyperframe.frame import GoAwayFrame
 from mqttc.adapters import Origin
 from mqttc.adapters.duct import Duct
 from mqttc.adapters.exchange import Exchange, Shared, make_scope
-from mqttc.adapters.line import LINGER_S, Line
+from mqttc.adapters.line import LINGER_S, TURN_S, Line
 from mqttc.adapters.upgrade import (
     HTTP2_PREFACE,
     Headers,
@@ -103,7 +103,7 @@ class FrameTooLargeError(Exception):
 
 
 class Frames:
-    """Cuts a stream of bytes into frames (RFC 9113 section 4.1); holds at most one, incomplete."""
+    """Cuts a stream of bytes into frames (RFC 9113 section 4.1); holds what was not iterated over, and one that is incomplete."""
 
     def __init__(self) -> None:
         self._input = bytearray()
@@ -354,11 +354,19 @@ class Http2:
             if len(self._preface) < len(HTTP2_PREFACE):
                 return
             self._h2.receive_data(HTTP2_PREFACE)
+        self._work(data)
+
+    def _work(self, data: bytes = b"") -> None:
+        """Frames for as long as a turn may last; the others wait, and so does what the peer has sent behind them."""
+        until = self.shared.clock() + TURN_S
         try:
             for frame in self._frames.cut(data):
                 if self._over:
                     return
                 self._frame(frame)
+                if self.shared.clock() > until:
+                    self._line.postpone(self._work)
+                    break
         except FrameTooLargeError:
             self._fail(ErrorCodes.FRAME_SIZE_ERROR, f"a frame has more than {_FRAME_BYTES} bytes")
         except h2.exceptions.ProtocolError as error:

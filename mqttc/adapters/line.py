@@ -6,10 +6,13 @@ A line belongs to the loop's thread. It holds no input; what it has not sent yet
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 _HIGH_BYTES: Final = 65536
+TURN_S: Final = 0.005
+"""Seconds that the input of one peer may take before others have their turn."""
 LINGER_S: Final = 2.0
 """Seconds that the peer has, after our end, to read what was sent and close."""
 
@@ -33,11 +36,32 @@ class Speaker(Protocol):
         """The server stops: finish what runs, begin nothing, then end the line."""
 
 
+class Turns:
+    """What lines have postponed. One of them goes on in each turn of the loop, so that however many there are, others do not wait long."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def add(self, call: Callable[[], None]) -> None:
+        self._waiting.append(call)
+        if len(self._waiting) == 1:
+            self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        call = self._waiting.popleft()
+        if self._waiting:
+            self._loop.call_soon(self._next)
+        call()
+
+
 class Line(asyncio.BufferedProtocol):
     """``buffer``: shared by all lines of a loop, for nothing stays in it. ``closed``: called once, at the very end."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: bytearray, closed: Callable[[Line], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: bytearray, turns: Turns, closed: Callable[[Line], None]) -> None:
         self._loop = loop
+        self._turns = turns
+        self._postponed = False
         self._buffer = memoryview(buffer)
         self._closed = closed
         self._transport: asyncio.Transport | None = None
@@ -75,14 +99,30 @@ class Line(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if self._transport is not None and self._paused and not self._transport.is_closing():
+        if self._transport is not None and self._paused and not self._postponed and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
+
+    def postpone(self, work: Callable[[], None]) -> None:
+        """The speaker goes on with ``work`` in a later turn, unless the line has ended until then; nothing is read meanwhile."""
+        if self._postponed or not self.open:
+            return
+
+        def go_on() -> None:
+            self._postponed = False
+            if self.open:
+                self.resume()
+                self._call(lambda _: work())
+
+        self.pause()
+        self._postponed = True
+        self._turns.add(go_on)
 
     def finish(self) -> None:
         """End after what was written. Input is thrown away until the peer ends too, so that its reading is not cut short by a reset."""
         if self._transport is None or self._finishing:
             return
+        self._postponed = False
         self.resume()
         self._finishing = True
         self._linger = self._loop.call_later(LINGER_S, self.abort)

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
@@ -30,14 +30,11 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from mqttc import logs
 from mqttc.adapters import Adopt, Origin
 from mqttc.adapters.duct import Duct
+from mqttc.adapters.line import TURN_S
 from mqttc.adapters.quic_connection import ID_BYTES, VERSIONS, Address, Connection, Stream, peer_text
 from mqttc.adapters.quic_engine import encode_refusal
 from mqttc.adapters.quic_tls import Credentials, QuicSettings, Tickets
 
-RETRY_THRESHOLD: Final = 256
-"""Unfinished handshakes from which on ``stateless_retry = "auto"`` asks for a validated address."""
-MAX_HALF_OPEN: Final = 1024
-"""Unfinished handshakes; a further one is dropped, and the client tries again."""
 MAX_UNSENT_DATAGRAMS: Final = 4096
 """Datagrams that wait for a socket to take them; further ones are dropped, and QUIC sends their content again."""
 REFUSALS_PER_SECOND: Final = 100.0
@@ -77,7 +74,8 @@ class _Allowance:
 class QuicListener:
     """Serves QUIC on UDP sockets, which it owns from now on: bound, non-blocking. Raises ``ValueError`` for settings that cannot be used.
 
-    ``listener``: the id that ``Engine.add_listener`` of the broker returned. Call on the loop's thread.
+    ``listener``: the id that ``Engine.add_listener`` of the broker returned. ``beside``: all listeners of the broker, in time, for whose
+    connections the limits are together. Call on the loop's thread.
     """
 
     def __init__(
@@ -89,7 +87,9 @@ class QuicListener:
         logger: logging.Logger,
         settings: QuicSettings,
         name: str = "",
+        beside: Sequence[QuicListener] = (),
     ) -> None:
+        self._beside = beside
         self.credentials = Credentials.load(settings)
         self.settings = settings
         self.tickets = Tickets()
@@ -132,7 +132,8 @@ class QuicListener:
     def stats(self) -> dict[str, int]:
         """Gauges (connections, half open, streams, tickets) and counters since the start."""
         names = (
-            *("handshakes", "handshakes_resumed", "handshakes_failed", "early_data_accepted", "retries", "tokens_refused"),
+            *("handshakes", "handshakes_resumed", "handshakes_failed", "handshakes_refused", "early_data_accepted"),
+            *("retries", "tokens_refused"),
             *("version_negotiations", "connections_refused", "connections_idle", "connections_failed", "migrations"),
             *("streams_opened", "streams_refused", "streams_reset", "datagrams_received", "datagrams_sent", "datagrams_dropped"),
             *("datagrams_unsent", "loads", "lines_suppressed"),
@@ -187,6 +188,8 @@ class QuicListener:
         now = self.now()
         touched: set[Connection] = set()
         for _ in range(_BURST):
+            if self.now() - now > TURN_S:
+                break  # a first datagram costs a millisecond or more: what else has come is as good in the next turn
             try:
                 data, address = one.recvfrom(_DATAGRAM_BYTES)
             except (BlockingIOError, InterruptedError):
@@ -240,7 +243,7 @@ class QuicListener:
         if header.packet_type != QuicPacketType.INITIAL or version is None or short:
             return self._drop()
         answer_to = version, own_id, header.source_cid
-        if len(self._all) >= self.settings.max_connections:
+        if len(self._all) + sum(len(one._all) for one in self._others()) >= self.settings.max_connections:
             self._counts["quic_connections_refused"] += 1
             return self._refuse(answer_to, address, now, QuicErrorCode.CONNECTION_REFUSED, "too many connections")
         original_id, retry_id = own_id, None
@@ -254,12 +257,20 @@ class QuicListener:
             retry_id = own_id
         elif self._retry_needed():
             return self._send_retry(answer_to, address, now)
-        if self._half_open >= MAX_HALF_OPEN:
-            return self._drop()
+        if self._unfinished() >= self.settings.max_handshakes:
+            self._counts["quic_handshakes_refused"] += 1
+            return self._drop()  # the client tries again
         connection = Connection(self, address, now, original_id, retry_id)
         self.add_id(own_id, connection)
         self.add_id(connection.engine.host_cid, connection)
         return self._admit(connection, data, now)
+
+    def _others(self) -> Iterator[QuicListener]:
+        return (one for one in self._beside if one is not self)
+
+    def _unfinished(self) -> int:
+        """Handshakes, of all listeners."""
+        return self._half_open + sum(one._half_open for one in self._others())
 
     def _admit(self, connection: Connection, data: bytes, now: float) -> None:
         """The connection counts from here on, if its first datagram is genuine."""
@@ -281,7 +292,7 @@ class QuicListener:
 
     def _retry_needed(self) -> bool:
         wanted = self.settings.stateless_retry
-        return self._half_open >= RETRY_THRESHOLD if wanted == "auto" else wanted
+        return self._unfinished() >= max(1, self.settings.max_handshakes // 4) if wanted == "auto" else wanted
 
     def _send_retry(self, answer_to: tuple[int, bytes, bytes], address: Address, now: float) -> None:
         """Retry [RFC 9000 section 17.2.5]: nothing is kept until the client shows the token that came with it."""

@@ -62,6 +62,8 @@ class QuicSettings:
     stateless_retry: bool | Literal["auto"] = "auto"
     """Whether an address is validated before any state is kept for it [RFC 9000 section 8.1.2]; auto: under load."""
     max_connections: int = 10_000
+    max_handshakes: int = 1024
+    """Unfinished ones; from a quarter of them on ``auto`` is "under load"."""
     max_streams: int = 100
     """Open at once in one connection; each is one MQTT connection."""
 

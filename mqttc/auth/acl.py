@@ -303,7 +303,7 @@ def compile_grant(grant: Grant, renew_before: float | None = None) -> CompiledGr
     less; None: never. ``ValueError``: a rule has an action or filter that is none."""
     writer = _Writer({})
     for number, rule in enumerate(grant.rules):
-        _check_rule(rule)
+        check_rule(rule)
         writer.rule(rule.allow, rule.actions, rule.topics, number, Who(), None)
     table = writer.table(grant.otherwise, False, None) if grant.rules or grant.otherwise != "file" else None
     ttl_ms = -1 if grant.ttl is None else round(grant.ttl * 1000)
@@ -336,7 +336,8 @@ class _RuleModel(_Section):
     actions: Annotated[list[Action], Field(min_length=1)]
 
 
-def _check_rule(rule: Rule) -> None:
+def check_rule(rule: Rule) -> None:
+    """``ValueError``: it has an action or filter that is none."""
     _RuleModel(topics=list(rule.topics), actions=list(rule.actions))  # pydantic's ValidationError is a ValueError
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from mqttc.auth.acl import check_rule
 from mqttc.auth.grant import ACTIONS, MAXIMUM_GRANT_RULES, Action, Grant, Rule
 
 _USUAL: Final[tuple[Action, ...]] = ("publish", "subscribe")
@@ -20,10 +21,16 @@ def grant_of(value: object) -> Grant:
         unknown = value.keys() - set(ACTIONS)
         if unknown:
             raise ValueError(f"there is no action {sorted(map(str, unknown))[0]!r}")
-        return Grant([Rule(True, (action,), _topics(value[action])) for action in ACTIONS if action in value], "deny")
+        return _checked([Rule(True, (action,), _topics(value[action])) for action in ACTIONS if action in value])
     if not isinstance(value, list) or len(value) > MAXIMUM_GRANT_RULES:
         raise ValueError(f"rules are a list of at most {MAXIMUM_GRANT_RULES}, or an object")
-    return Grant([_rule(rule) for rule in value], "deny")
+    return _checked([_rule(rule) for rule in value])
+
+
+def _checked(rules: list[Rule]) -> Grant:
+    for rule in rules:
+        check_rule(rule)
+    return Grant(rules, "deny")
 
 
 def _rule(value: object) -> Rule:

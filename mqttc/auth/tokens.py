@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
+import re
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttc import logs
@@ -34,14 +37,19 @@ from mqttc.config_auth import Jwt
 
 if TYPE_CHECKING:
     import httpx
-    import jwt
 
 MAXIMUM_TOKEN_BYTES: Final = 16_384
 MAXIMUM_KEY_SET_BYTES: Final = 1024 * 1024
 MAXIMUM_KEYS: Final = 256
 SOONEST_REFRESH_S: Final = 30.0
 """Between two requests for the key set, however many tokens name keys that are not in it."""
+MINIMUM_RSA_BITS: Final = 2048
+"""RFC 7518 sections 3.3 and 3.5."""
 _MAXIMUM_KEY_FILE_BYTES: Final = 1024 * 1024
+_COMPACT: Final = re.compile(rb"[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]*={0,2}")
+"""Base64url with dots between (RFC 7515 section 7.1); padding, which some issuers send, is let through."""
+_NUMBERS: Final = re.compile("[A-Za-z0-9_-]*={0,2}")
+_DATES: Final = ("exp", "nbf", "iat")
 _WHERE: Final = "auth.jwt"
 _logger: Final = logging.getLogger(logs.LOGGER_NAME)
 
@@ -52,7 +60,7 @@ class KeySet:
     def __init__(self, section: Jwt) -> None:
         self._section = section
         self._client: httpx.AsyncClient = web_client(_WHERE, "auth-jwt", section.jwks_timeout, section.jwks_ca, limit=2)
-        self._keys: Mapping[str | None, jwt.PyJWK] | None = None
+        self._keys: Mapping[str | None, Key] | None = None
         self._wanted = asyncio.Event()
         self._fetched = asyncio.Event()
         self._last = float("-inf")
@@ -69,7 +77,7 @@ class KeySet:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._client.aclose()
 
-    async def find(self, name: str | None) -> jwt.PyJWK | None:
+    async def find(self, name: str | None) -> Key | None:
         """The key of that ``kid``; None: there is none such. ``LookupError``: no key set has come yet."""
         if self._keys is None or name not in self._keys:
             self._fetched.clear()
@@ -100,28 +108,66 @@ class KeySet:
             soonest = SOONEST_REFRESH_S if self._keys is not None else SOONEST_REFRESH_S / 15
             await asyncio.sleep(max(0.0, self._last + soonest - time.monotonic()))
 
-    async def _fetch(self) -> Mapping[str | None, jwt.PyJWK]:
-        import jwt
-
+    async def _fetch(self) -> Mapping[str | None, Key]:
         async with self._client.stream("GET", self._section.jwks_url, headers={"accept": "application/json"}) as response:
             if response.status_code != 200:
                 raise ValueError(f"status {response.status_code}")
-            data = json.loads(await read_bounded(response, MAXIMUM_KEY_SET_BYTES))
-        items = data.get("keys") if isinstance(data, dict) else None
-        if not isinstance(items, list) or len(items) > MAXIMUM_KEYS:
-            raise ValueError(f"a key set is an object with at most {MAXIMUM_KEYS} keys")
-        keys: dict[str | None, jwt.PyJWK] = {}
-        for item in items:
-            # A shared secret has no place in a public key set; keys of other uses and unknown kinds are not for us (RFC 7517 section 5).
-            if not isinstance(item, dict) or item.get("kty") == "oct" or item.get("use", "sig") != "sig":
-                continue
-            with contextlib.suppress(jwt.PyJWTError, ValueError):
-                keys[item.get("kid")] = jwt.PyJWK.from_dict(item)
-        if not keys:
-            raise ValueError("the key set has no usable key")
-        if len(keys) == 1:
-            keys.setdefault(None, next(iter(keys.values())))  # a token need not name the only key
-        return keys
+            return parse_key_set(await read_bounded(response, MAXIMUM_KEY_SET_BYTES))
+
+
+class KeySetError(ValueError):
+    """A document that is no key set, or one without a key that can be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A public key of a set."""
+
+    public: Any
+    algorithm: str | None
+    """The only one that it is for (RFC 7517 section 4.4); None: any that its kind allows."""
+
+
+def parse_key_set(document: bytes) -> Mapping[str | None, Key]:
+    """The public keys by their ``kid``; the only one also under None. Raises ``KeySetError``."""
+    try:
+        data = json.loads(document)
+    except (ValueError, RecursionError):
+        raise KeySetError("it is not JSON") from None
+    items = data.get("keys") if isinstance(data, dict) else None
+    if not isinstance(items, list) or len(items) > MAXIMUM_KEYS:
+        raise KeySetError(f"a key set is an object with at most {MAXIMUM_KEYS} keys")
+    keys: dict[str | None, Key] = {}
+    for item in items:
+        if isinstance(item, dict) and (key := _usable(item)) is not None:
+            keys[item.get("kid")] = key
+    if not keys:
+        raise KeySetError("the key set has no usable key")
+    if len(keys) == 1:
+        keys.setdefault(None, next(iter(keys.values())))  # a token need not name the only key
+    return keys
+
+
+def _usable(item: Mapping[str, Any]) -> Key | None:
+    """One key, if it is one that verifies: those of other uses and of unknown kinds are not for us (RFC 7517 section 5)."""
+    import jwt
+
+    operations = item.get("key_ops", ["verify"])
+    if item.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
+        return None
+    # Neither a secret nor a private key has a place in a public key set: whoever reads it could sign.
+    if item.get("kty") == "oct" or "d" in item or not isinstance(item.get("kid"), str | None):
+        return None
+    # The library would pass over what is no base64url (RFC 7518 section 6).
+    if any(not isinstance(item.get(name, ""), str) or not _NUMBERS.fullmatch(item.get(name, "")) for name in ("n", "e", "x", "y")):
+        return None
+    try:
+        key = jwt.PyJWK.from_dict(dict(item)).key
+    except Exception:  # whatever a library says of one key, the others are none the worse
+        return None
+    if getattr(key, "key_size", MINIMUM_RSA_BITS) < MINIMUM_RSA_BITS and item.get("kty") == "RSA":
+        return None
+    return Key(key, item.get("alg"))
 
 
 class TokenSource(Source):
@@ -161,7 +207,9 @@ class TokenSource(Source):
                 raise problem(_WHERE, f"the secret has {len(material)} bytes, RFC 7518 section 3.2 asks for {needed}")
         for name in section.algorithms:
             try:
-                jwt.get_algorithm_by_name(name).prepare_key(material)
+                key = jwt.get_algorithm_by_name(name).prepare_key(material)
+                if name.startswith(("RS", "PS")) and key.key_size < MINIMUM_RSA_BITS:
+                    raise ValueError(f"it has {key.key_size} bits, RFC 7518 section 3.3 asks for {MINIMUM_RSA_BITS}")
             except (jwt.PyJWTError, ValueError, TypeError) as error:
                 raise problem(_WHERE, f"{section.key_file or 'the secret'} is no key for {name}: {error}") from None
         self._key, self._identity = material, identity
@@ -193,7 +241,7 @@ class TokenSource(Source):
             token = request.auth_data
         else:
             token = request.password
-        if token is None or token.count(b".") != 2 or len(token) > MAXIMUM_TOKEN_BYTES:
+        if token is None or len(token) > MAXIMUM_TOKEN_BYTES or not _COMPACT.fullmatch(token):
             return IGNORE if request.auth_method is None else DENY
         import jwt
 
@@ -209,15 +257,16 @@ class TokenSource(Source):
         import jwt
 
         section = self._section
+        header = jwt.get_unverified_header(token)
+        # No extension is understood here, so none may be critical (RFC 7515 section 4.1.11).
+        if header.get("alg") not in section.algorithms or "crit" in header:
+            raise jwt.InvalidAlgorithmError
         key = self._key
         if self._set is not None:
-            header = jwt.get_unverified_header(token)
-            if header.get("alg") not in section.algorithms:
-                raise jwt.InvalidAlgorithmError
             found = await self._set.find(header.get("kid"))
-            if found is None:
+            if found is None or found.algorithm not in (None, header["alg"]):
                 raise jwt.InvalidKeyError
-            key = found.key
+            key = found.public
         claims: Mapping[str, Any] = jwt.decode(
             token,
             key,
@@ -233,12 +282,14 @@ class TokenSource(Source):
                 ]
             },
         )
+        if not all(_is_date(claims[name]) for name in _DATES if name in claims):
+            raise jwt.DecodeError
         return claims
 
     def _outcome(self, request: Request, claims: Mapping[str, Any]) -> Outcome:
         section = self._section
         user = _claim(claims, section.user_claim)
-        if not isinstance(user, str) or not user or "\0" in user or len(user.encode("utf-8", "replace")) > 65535:
+        if not isinstance(user, str) or not _is_user_name(user):
             return DENY
         if section.match_username and request.username not in (None, user) and not request.is_reauthentication:
             return Outcome(Answer.DENY, username=user)
@@ -266,6 +317,19 @@ class TokenSource(Source):
         if self._set is None:
             return {}
         return {"auth_jwks_loads": self._set.loads, "auth_jwks_failures": self._set.failures}
+
+
+def _is_date(value: object) -> bool:
+    """A NumericDate (RFC 7519 section 2); the library takes a text that spells one too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_user_name(text: str) -> bool:
+    """As CONNECT could have it. [MQTT-1.5.4-1, MQTT-1.5.4-2]"""
+    try:
+        return 0 < len(text.encode("utf-8")) <= 65535 and "\0" not in text
+    except UnicodeEncodeError:  # a surrogate, which JSON can spell
+        return False
 
 
 def _claim(claims: Mapping[str, Any], path: str) -> Any:

@@ -104,3 +104,4 @@ cdef bint glob_matches(Span pattern, Span text, Span user) noexcept nogil      #
 # names: for %c, %u and %%; NULL: the filter stands for itself
 cdef bint filter_covers(Span filter, Span text, const Names *names) noexcept nogil     # all topics of text, a topic or a filter, are topics of filter
 cdef bint filters_meet(Span filter, Span text, const Names *names) noexcept nogil      # some topic is one of both
+cdef bint filter_may_begin(Span filter, Span beginning) noexcept nogil                 # some topic of filter begins with these bytes

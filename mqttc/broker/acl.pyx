@@ -119,6 +119,25 @@ cdef bint filters_meet(Span filter, Span text, const Names *names) noexcept nogi
         first = False
 
 
+cdef bint filter_may_begin(Span filter, Span beginning) noexcept nogil:
+    """Whether a topic of `filter` begins with these bytes."""
+    cdef Span level, wanted, after
+    cdef bint first = True
+    cdef bint more = level_next(&beginning, &wanted)
+    while more:
+        if not level_next(&filter, &level) or (first and hides(level, wanted)):
+            return False
+        if is_alone(level, c'#'):
+            return True
+        more = level_next(&beginning, &after)
+        if not is_alone(level, c'+'):
+            if level.n < wanted.n or (more and level.n != wanted.n) or (wanted.n and memcmp(level.p, wanted.p, wanted.n) != 0):
+                return False
+        wanted = after
+        first = False
+    return True
+
+
 cdef uint32_t character_bytes(Span text, uint32_t at) noexcept nogil:
     cdef uint32_t n = 1
     while at + n < text.n and text.p[at + n] & 0xC0 == 0x80:

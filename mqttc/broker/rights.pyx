@@ -5,7 +5,7 @@ from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.types cimport Span, span_make
 from mqttc.broker.acl cimport (
     ACL_ALLOW, ACL_DENY, ACL_PUBLISH, ACL_RECEIVE, ACL_RETAIN, ACL_SUBSCRIBE, ACL_UNDECIDED, ACL_WILL, USES_CLIENT_ID, USES_USER, Acl, AclOwner, AclRule,
-    AclWho, Grant, Names, acl_drop, acl_share, filter_covers, filters_meet, glob_matches, grant_drop, grant_share, name_unsafe, span_order,
+    AclWho, Grant, Names, acl_drop, acl_share, filter_covers, filter_may_begin, filters_meet, glob_matches, grant_drop, grant_share, name_unsafe, span_order,
 )
 
 cdef enum:
@@ -132,11 +132,15 @@ cdef inline uint64_t first_bytes(Span text) noexcept nogil:
 
 cdef uint8_t rule_says(const AclRule *rule, const Rights *rights, const Names *names, Span text, bint whole, uint8_t *source) noexcept nogil:
     """ACL_ALLOW or ACL_DENY where it matches."""
+    cdef Span beginning
     source[0] = BY_RULE
     if rule.uses & rights.unsafe:
         # What it would mean is not known, so that what may belong to it is denied.
         source[0] = BY_NAME
-        if text.n >= rule.literal_bytes and memcmp(text.p, rule.filter.p, rule.literal_bytes) == 0:
+        beginning = span_make(rule.filter.p, rule.literal_bytes)
+        if text.n >= beginning.n and memcmp(text.p, beginning.p, beginning.n) == 0:
+            return ACL_DENY
+        if whole and filter_may_begin(text, beginning):
             return ACL_DENY
         return ACL_UNDECIDED
     if filter_covers(rule.filter, text, names if rule.uses else NULL):

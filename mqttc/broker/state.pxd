@@ -27,6 +27,7 @@ from mqttc.net.outq cimport Chunk
 from mqttc.net.proxy cimport ProxyRules
 from mqttc.net.reactor cimport Clock, Link, LinkParcel, Reactor
 from mqttc.net.tcp cimport PeerAddress
+from mqttc.net.tls cimport TlsGauge
 from mqttc.net.transport cimport Transport
 from mqttc.proto.dialect cimport Dialect
 
@@ -99,6 +100,7 @@ cdef struct Settings:                  # read only once workers run; units in na
     uint32_t connect_rate              # connections a second
     uint32_t connect_rate_per_address
     uint32_t max_pending_connections   # whose CONNECT is not accepted yet
+    uint32_t max_tls_handshakes        # under way
     uint32_t max_connect_packet        # bytes, until then
     uint64_t max_unauthenticated_bytes
     uint32_t max_message_rate          # of a client, a second
@@ -160,6 +162,7 @@ cdef struct Guard:
     GuardTable users
     int64_t tokens                     # of connect_rate; under addresses.lock
     int64_t stamp_ms
+    TlsGauge handshakes
     uint32_t pending                   # atomic gauges
     uint64_t early_bytes
     uint64_t overload                  # atomic: OverloadStage [worker 0]

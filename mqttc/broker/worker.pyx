@@ -140,7 +140,10 @@ cdef int on_open(void *context, Link *link) noexcept nogil:
     if status != ST_OK:
         conn_uncount(worker, conn)
         guard_leave(worker, conn)
-        report(worker, LOG_WARNING, EV_NO_MEMORY, 0, conn, NULL, text("no memory for the connection's transport"))
+        if status == ST_LIMIT:
+            report(worker, LOG_WARNING, EV_CONNECTION_LIMIT, RC_QUOTA_EXCEEDED, conn, NULL, text("too many TLS handshakes at once"))
+        else:
+            report(worker, LOG_WARNING, EV_NO_MEMORY, 0, conn, NULL, text("no memory for the connection's transport"))
         return status
     if listener.http:
         conn.phase = CONN_HEAD

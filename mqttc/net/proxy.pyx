@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
-from mqttc.base.types cimport ST_ERROR, ST_NEED_MORE, ST_NO_MEMORY, ST_OK, atomic_add_u64_relaxed, atomic_load_u64_relaxed, span_make
+from mqttc.base.types cimport ST_ERROR, ST_LIMIT, ST_NEED_MORE, ST_NO_MEMORY, ST_OK, atomic_add_u64_relaxed, atomic_load_u64_relaxed, span_make
 from mqttc.net.tcp cimport PeerAddress, tcp_ops
 from mqttc.net.transport cimport IO_AGAIN, IO_FAILED, PROOF_CERTIFICATE, PROOF_COMMON_NAME, Transport, TransportOps, iovec
 from mqttc.net.vouched cimport Proofs, vouched_wrap
@@ -361,12 +361,15 @@ cdef bint binary_read(const uint8_t *header, uint32_t total, PeerAddress *peer, 
 cdef int64_t make_way(Transport *transport, ProxyLink *link, const Proofs *proofs) noexcept nogil:
     """What follows takes this transport's place. 1, or IO_FAILED."""
     cdef Transport below
+    cdef int status
     below.ops = tcp_ops()
     below.state = NULL
     below.fd = transport.fd
     below.wants = 0
-    if link.rules.upgrade != NULL and link.rules.upgrade(link.rules.upgrade_context, &below) != ST_OK:
-        return fail(link, "no memory for the connection's transport")
+    if link.rules.upgrade != NULL:
+        status = link.rules.upgrade(link.rules.upgrade_context, &below)
+        if status != ST_OK:
+            return fail(link, "too many TLS handshakes at once" if status == ST_LIMIT else "no memory for the connection's transport")
     if vouched_wrap(&below, proofs) != ST_OK:
         below.fd = -1               # it stays ours
         below.ops.close(&below)

@@ -36,6 +36,11 @@ cdef struct TlsSettings:       # all borrowed for the call
     uint8_t minimum_version    # 2: TLS 1.2, 3: TLS 1.3
     uint8_t peer_certificate   # PeerCertificate
 
+cdef struct TlsGauge:          # handshakes of accepted connections that are under way, of all listeners that share it
+    uint32_t open              # atomic
+    uint32_t most              # 0: no limit
+    uint64_t refused           # atomic: connections that were one too many
+
 cdef struct Tls                # private layout: see tls.pyx
 
 cdef Tls *tls_build() noexcept nogil                                   # one reference; NULL: no memory or no randomness. It admits nobody before tls_load
@@ -43,8 +48,9 @@ cdef Tls *tls_share(Tls *tls) noexcept nogil                           # [any th
 cdef void tls_drop(Tls *tls) noexcept nogil                            # [any thread] the last one frees; connections must have ended
 cdef int tls_load(Tls *tls, const TlsSettings *settings, TlsFailure *failure) noexcept nogil      # [any thread] ST_OK, or ST_ERROR and why; then nothing changes
 cdef int tls_rotate(Tls *tls) noexcept nogil                           # [any thread] new ticket keys; those before still open tickets, until the next time
+cdef void tls_bind(Tls *tls, TlsGauge *gauge) noexcept nogil           # before its connections, which the gauge outlives
 cdef void tls_stats(Tls *tls, TlsStats *stats) noexcept nogil
-cdef int tls_accept(void *tls, Transport *transport) noexcept nogil    # [worker] an accepted plain socket becomes TLS; its reads make the handshake. ST_NO_MEMORY: unchanged
+cdef int tls_accept(void *tls, Transport *transport) noexcept nogil    # [worker] an accepted plain socket becomes TLS; its reads make the handshake. ST_NO_MEMORY, ST_LIMIT (of the gauge): unchanged
 # [worker] a plain socket of our own, which may still be connecting, becomes TLS; `client` is a TlsClient, shared. Its writes begin the handshake and its
 # reads go on with it; what is to be sent waits meanwhile (WANTS_IN). ST_NO_MEMORY: unchanged.
 cdef int tls_dial(void *client, Transport *transport) noexcept nogil

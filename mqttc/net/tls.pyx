@@ -10,7 +10,8 @@ from libc.string cimport memcmp, memcpy, memset, strlen
 
 from mqttc.base.alloc cimport mem_alloc, mem_alloc_zeroed, mem_free
 from mqttc.base.types cimport (
-    ST_AGAIN, ST_CLOSED, ST_ERROR, ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, atomic_add_u64_relaxed, atomic_load_u64_relaxed, atomic_sub_u32_acq_rel, span_make,
+    ST_AGAIN, ST_CLOSED, ST_ERROR, ST_LIMIT, ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, atomic_add_u64_relaxed, atomic_load_u64_relaxed,
+    atomic_sub_u32_acq_rel, span_make,
 )
 from mqttc.net.openssl cimport (
     BIO, BIO_free, BIO_new_mem_buf, ERR_GET_REASON, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, EVP_CIPHER_CTX, EVP_DecryptInit_ex,
@@ -94,12 +95,14 @@ cdef struct Tls:
     Context *context           # under lock; NULL: nothing was loaded yet
     TicketKey tickets[2]       # under lock: of now, and before
     TlsStats stats             # atomic
+    TlsGauge *gauge            # NULL: handshakes are not counted
 
 cdef struct TlsLink:           # transport.state; its worker's alone
     SSL *ssl
     Context *context           # one reference; NULL: we are the client
     TlsClient *client          # one reference; NULL: we are the server
     TlsStats *stats            # of either
+    TlsGauge *gauge            # that counts this handshake; NULL: none, or it is over
     char *key_name             # owned: pre-shared key that the client named in this handshake; NULL: none
     char *why                  # owned: what failed; NULL: nothing
     TlsSocket end              # what OpenSSL takes for the socket
@@ -496,6 +499,10 @@ cdef int tls_rotate(Tls *tls) noexcept nogil:
     return ST_OK
 
 
+cdef void tls_bind(Tls *tls, TlsGauge *gauge) noexcept nogil:
+    tls.gauge = gauge
+
+
 cdef void tls_stats(Tls *tls, TlsStats *stats) noexcept nogil:
     tls_stats_read(&tls.stats, stats)
 
@@ -506,11 +513,33 @@ cdef uint64_t tls_live() noexcept nogil:
 
 # ---------------------------------------------------------------------------------------------- a connection
 
+cdef bint gauge_take(TlsGauge *gauge) noexcept nogil:
+    """One handshake more, unless that is too many; however many workers count at once."""
+    if gauge == NULL or atomic_add_u32_relaxed(&gauge.open, 1) < gauge.most or gauge.most == 0:
+        return True
+    atomic_add_u32_relaxed(&gauge.open, <uint32_t> -1)
+    atomic_add_u64_relaxed(&gauge.refused, 1)
+    return False
+
+
+cdef void gauge_leave(TlsLink *link) noexcept nogil:
+    """Its handshake is over; harmless when called again."""
+    if link.gauge != NULL:
+        atomic_add_u32_relaxed(&link.gauge.open, <uint32_t> -1)
+        link.gauge = NULL
+
+
 cdef int tls_accept(void *owner, Transport *transport) noexcept nogil:
     cdef Tls *tls = <Tls *> owner
-    cdef TlsLink *link = <TlsLink *> mem_alloc_zeroed(1, sizeof(TlsLink))
+    cdef TlsLink *link
+    if not gauge_take(tls.gauge):
+        return ST_LIMIT
+    link = <TlsLink *> mem_alloc_zeroed(1, sizeof(TlsLink))
     if link == NULL:
+        if tls.gauge != NULL:
+            atomic_add_u32_relaxed(&tls.gauge.open, <uint32_t> -1)
         return ST_NO_MEMORY
+    link.gauge = tls.gauge
     atomic_add_u64_relaxed(&live, 1)
     pthread_mutex_lock(&tls.lock)
     link.context = tls.context
@@ -556,6 +585,7 @@ cdef int link_attach(TlsLink *link, Transport *transport) noexcept nogil:
 
 
 cdef void link_free(TlsLink *link) noexcept nogil:
+    gauge_leave(link)
     SSL_free(link.ssl)
     socket_free(&link.end)
     if link.context != NULL:
@@ -610,6 +640,7 @@ cdef int64_t link_handshake(Transport *transport, TlsLink *link, uint32_t wants_
     result = SSL_do_handshake(link.ssl)
     if result == 1:
         link.up = True
+        gauge_leave(link)
         atomic_add_u64_relaxed(&link.stats.handshakes, 1)
         if SSL_session_reused(link.ssl):
             atomic_add_u64_relaxed(&link.stats.resumed, 1)

@@ -14,7 +14,7 @@ GAUGES: Final = frozenset(
         *("journal_last_commit_us", "journal_longest_commit_us", "journal_backlog_bytes", "journal_failing"),
         *("auth_failures_entries", "auth_hashing_most_kib", "auth_hashing_waiting", "auth_remembered_entries"),
         *("hooks_waiting", "quic_connections", "quic_half_open", "quic_streams", "quic_tickets"),
-        *("wills", "will_bytes", "connections_pending", "unauthenticated_bytes", "memory_bytes", "overload_stage"),
+        *("wills", "will_bytes", "connections_pending", "tls_handshakes_open", "unauthenticated_bytes", "memory_bytes", "overload_stage"),
         *("turn_last_us", "turn_longest_us", "turn_p50_us", "turn_p99_us"),
     )
 )
@@ -63,6 +63,7 @@ HELP: Final[Mapping[str, str]] = {
     "connections_open": "Connections that are open.",
     "connections_pending": "Connections whose CONNECT is not accepted yet.",
     "connections_refused_address": "Connections beyond the number of their address.",
+    "connections_refused_handshakes": "Connections refused because too many TLS handshakes were under way.",
     "connections_refused_limit": "Connections beyond max_connections.",
     "connections_refused_overload": "Connections refused because the broker is overloaded.",
     "connections_refused_pending": "Connections refused because too many were not accepted yet.",
@@ -155,6 +156,7 @@ HELP: Final[Mapping[str, str]] = {
     "takeovers": "Connections ended because their client connected again.",
     "tls_handshakes": "TLS handshakes finished.",
     "tls_handshakes_failed": "TLS handshakes failed.",
+    "tls_handshakes_open": "TLS handshakes under way.",
     "tls_handshakes_resumed": "TLS handshakes that resumed a session.",
     "tls_loads": "Times that certificates were loaded.",
     "tree_lock_waits": "Times that a thread waited for the subscription tree.",

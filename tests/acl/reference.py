@@ -29,6 +29,8 @@ class File:
     rules: Sequence[Line] = ()
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     superusers: Sequence[str] = ()
+    owners: Sequence[tuple[Sequence[str], Line]] = ()
+    """Patterns of client ids, and whom they are for."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,36 @@ def topics_of(topic_filter: list[str], text: list[str]) -> bool:
     return not text
 
 
+def meets(topic_filter: list[str], text: list[str]) -> bool:
+    """Whether some topic is one of both, by the only candidate of each length: what either says of a level, or a name that none has."""
+    for n in range(1, max(len(topic_filter), len(text)) + 1):
+        levels = [[part[i] for part in (topic_filter, text) if i < len(part) and part[i] not in ("+", "#")] for i in range(n)]
+        topic = [level[0] if level else "\1" for level in levels]
+        if topics_of(topic_filter, topic) and topics_of(text, topic):
+            return True
+    return False
+
+
+def may_begin(text: list[str], beginning: str) -> bool:
+    """Whether some topic of the filter begins like that."""
+    *levels, last = beginning.split("/")
+    for i, level in enumerate([*levels, last]):
+        if i >= len(text):
+            return False
+        if text[i] in ("+", "#") and i == 0 and level.startswith("$"):
+            return False
+        if text[i] == "#":
+            return True
+        if text[i] != "+" and not (text[i] == level or (i == len(levels) and text[i].startswith(level))):
+            return False
+    return True
+
+
 def unsafe(name: str) -> bool:
     return not name or name[0] == "$" or any(c in name for c in "/+#\0")
 
 
-def decide_on(file: File, client: Client, action: str, text: str) -> bool | None:
+def decide_on(file: File, client: Client, action: str, text: str, whole: bool) -> bool | None:
     for line in file.rules:
         if action not in line.actions or not concerns(line, file, client):
             continue
@@ -108,20 +135,37 @@ def decide_on(file: File, client: Client, action: str, text: str) -> bool | None
                 beginning = re.split(r"[%+#]", topic)[0]
                 if topic[len(beginning) : len(beginning) + 1] == "#":
                     beginning = beginning[:-1]
-                if text.startswith(beginning):
+                if text.startswith(beginning) or (whole and may_begin(text.split("/"), beginning)):
                     return False
                 continue
             marked = topic.replace("%%", "\1").replace("%c", "\2").replace("%u", "\3")
             filled = marked.replace("\1", "%").replace("\2", client.client_id).replace("\3", client.username or "")
             if topics_of(filled.split("/"), text.split("/")):
                 return line.allow
+            if whole and not line.allow and meets(filled.split("/"), text.split("/")):
+                return False
     return None
 
 
-def decide(file: File, client: Client, action: str, text: str) -> bool:
-    if client.username is not None and user_is(file.superusers, client.username):
+def decide(file: File, client: Client, action: str, text: str, whole: bool = False) -> bool:
+    """`whole`: of a filter, nothing inside it may be denied."""
+    if is_superuser(file, client):
         return True
-    verdict = decide_on(file, client, action, text)
+    verdict = decide_on(file, client, action, text, whole)
     if verdict is None and action in SPEAKS_FOR:
-        verdict = decide_on(file, client, SPEAKS_FOR[action], text)
+        verdict = decide_on(file, client, SPEAKS_FOR[action], text, whole)
     return file.default if verdict is None else verdict
+
+
+def is_superuser(file: File, client: Client) -> bool:
+    return client.username is not None and user_is(file.superusers, client.username)
+
+
+def may_use(file: File, client: Client) -> bool:
+    """Whether this user may have this client id."""
+    if is_superuser(file, client):
+        return True
+    for patterns, who in file.owners:
+        if concerns(who, file, client):
+            return any(glob(pattern, client.client_id, client.username) for pattern in patterns)
+    return True

@@ -111,6 +111,18 @@ def test_as_the_reference_says(file: File, client: Client, action: str, text: st
     assert native(table, client, action, text) == decide(file, client, action, text)
 
 
+@settings(max_examples=400, deadline=None)
+@given(files, clients, st.sampled_from(["receive", "subscribe"]), filters(substitutions=False))
+@example(File(True, [Line(False, ["receive"], ["dev/%c/s"])]), Client("a+b"), "receive", "#")
+@example(File(True, [Line(False, ["receive"], ["dev/%c/s"])]), Client("a/b"), "receive", "+/x")
+@example(File(True, [Line(False, ["receive"], ["dev/x%u"])]), Client("c", "$SYS"), "receive", "dev/x+")
+@example(File(True, [Line(False, ["receive"], ["$SYS/%c"])]), Client("#"), "receive", "#")
+def test_whole_filters_as_the_reference_says(file: File, client: Client, action: str, text: str) -> None:
+    """Of shared subscriptions, whose members get every message: nothing inside may be denied, nor what a name that is unsafe may mean."""
+    table = AclTable(model_of(file)).compile(LISTENERS)
+    assert native(table, client, action, text, whole=True) == decide(file, client, action, text, whole=True)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(lines(), min_size=70, max_size=80), clients, topics())
 def test_many_rules_for_one_client(rules: list[Line], client: Client, text: str) -> None:
@@ -195,6 +207,20 @@ def test_names_do_not_widen(name: str) -> None:
         assert acl_decide(table, "publish", topic, client_id="c", username=name)[0] is False
         assert acl_decide(table, "publish", topic, client_id=name, username="u")[0] is False
     assert acl_decide(table, "publish", "dev/z", client_id="c", username=name)[1] == "name"
+
+
+@pytest.mark.parametrize("client_id", ["a+b", "a/b", "#"])
+def test_names_do_not_widen_shared_subscriptions(client_id: str) -> None:
+    """A client id that must not stand in a filter is no way round a rule that has `%c`."""
+    rules = [{"deny": ["receive"], "topics": ["dev/%c/secret"]}, {"allow": "all", "topics": ["#"]}]
+    table = AclTable(AclFile.model_validate({"rules": rules}))
+
+    def may(text: str) -> bool:
+        return table.explain("subscribe", f"$share/g/{text}", client_id=client_id, listeners={}).allowed
+
+    assert not any(may(text) for text in ("#", "+/#", "dev/#", "+/a/secret", "dev/+/secret", "dev/a/b/secret"))
+    assert may("other/#") and may("+") and may("developers/#")
+    assert table.explain("subscribe", "#", client_id=client_id, listeners={}).allowed  # each message is looked at
 
 
 def test_grant_before_file() -> None:

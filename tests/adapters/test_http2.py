@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 import random
 import re
 import shutil
@@ -853,6 +854,27 @@ def test_floods_are_cut_off(name: str) -> None:
     run(scenario, limits=HttpLimits(http_event_burst=50, max_http_streams=8), clock=lambda: clock)
 
 
+def test_much_input_of_one_peer_leaves_others_their_turn() -> None:
+    """Ninety requests in one piece: the single one of somebody else is answered between them, and none of them is lost."""
+    ticks = itertools.count()
+
+    async def scenario(bench: Bench) -> None:
+        greedy, other = Client(bench.connect()), Client(bench.connect())
+        for client in (greedy, other):
+            assert (await client.ask())[0] == 200
+        many: list[int] = []
+        for _ in range(90):
+            many.append(greedy.http.get_next_available_stream_id())
+            greedy.http.send_headers(many[-1], GET, end_stream=True)
+        await greedy.flush()
+        assert (await other.ask())[0] == 200
+        assert bench.side.stats()["http_requests"] < 60
+        await greedy.until(lambda: greedy.ended >= set(many))
+        assert bench.side.stats()["http_requests"] == 93 and bench.side.stats()["http_floods"] == 0
+
+    run(scenario, clock=lambda: next(ticks) / 1000)
+
+
 def test_what_is_spread_over_time_is_no_flood() -> None:
     now = [0.0]
 
@@ -1027,6 +1049,7 @@ def test_a_connection_byte_by_byte() -> None:
 
 def test_damaged_streams_of_frames() -> None:
     """Whatever bytes come, the connection ends or goes on in order, and nobody else notices."""
+
     async def scenario(bench: Bench) -> None:
         chance = random.Random(7)
         for _ in range(150):

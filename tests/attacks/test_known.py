@@ -40,7 +40,7 @@ from ..rawclient import (
 from .conftest import name, settled, watching
 
 MB = 1 << 20
-TOPICS = 800 if os.environ.get("MQTTC_SANITIZER") else 8000
+TOPICS = 200 if os.environ.get("MQTTC_SANITIZER") else 8000
 
 
 def drained(peer: Peer) -> list[Any]:
@@ -160,7 +160,9 @@ def test_ten_thousand_filters_that_all_match(make: Make) -> None:
             peer.subscribe_many([(one, 0) for one in filters[start : start + 1000]])
         assert bench.stat("subscriptions") == 10_000 + 4
         assert bench.stat("subscriptions_refused") == (1 << 14) - 10_000
-        publisher.send(*[publish_packet("/".join([*names[:-1], f"n{i}"]), b"x", 5) for i in range(TOPICS)])
+        for start in range(0, TOPICS, TOPICS // 8):
+            publisher.send(*[publish_packet("/".join([*names[:-1], f"n{i}"]), b"x", 5) for i in range(start, start + TOPICS // 8)])
+            publisher.ping()  # on a slow machine all of them take longer than a packet is waited for
         publisher.publish("/".join(names), b"all", 1)
         got = {peer.message().payload for _ in range(1)}
         assert got <= {b"x", b"all"}

@@ -113,7 +113,7 @@ def test_a_certificate_has_its_key(tmp_path: Path) -> None:
     ("section", "claims", "good"),
     [
         ({}, {"lasts": -1}, False), ({"leeway": 5.0}, {"lasts": -1}, True), ({}, {"lasts": None}, False),
-        ({"require_expiry": False}, {"lasts": None}, True), ({}, {"nbf": time.time() + 100}, False), ({}, {"exp": "soon"}, False),
+        ({"require_expiry": False}, {"lasts": None}, True), ({}, {"nbf": 4102444800}, False), ({}, {"exp": "soon"}, False),
         ({"issuer": ["me"]}, {"iss": "me"}, True), ({"issuer": ["me", "you"]}, {"iss": "you"}, True),
         ({"issuer": ["me"]}, {"iss": "you"}, False),
         ({"issuer": ["me"]}, {}, False), ({"audience": ["mqtt"]}, {"aud": "mqtt"}, True),
@@ -142,6 +142,21 @@ def test_broken_tokens(password: bytes) -> None:
     assert one({}, b".." + b"a" * 20_000).answer is Answer.IGNORE
 
 
+def test_what_the_library_would_let_through() -> None:
+    """Dates that are no numbers, extensions that must be understood, user names that CONNECT cannot have, rules on what is no filter."""
+    for claims in ({"exp": "4102444800"}, {"nbf": "1"}, {"iat": True}, {"sub": "\ud800"}, {"acl": {"publish": ["a/#/b"]}}):
+        assert one({"acl_claim": "acl"} if "acl" in claims else {}, token(**claims)).answer is Answer.DENY, claims
+    assert one({}, token(headers={"crit": ["x"], "x": 1})).answer is Answer.DENY
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_token_that_never_ends_in_practice(make: Make, version: int) -> None:
+    """The year 9999, or milliseconds where seconds are meant: as good as for ever."""
+    bench = make({"jwt": {"algorithms": ["HS256"], "secret": SECRET}})
+    for ends in (253_402_300_799, 4_102_444_800_000, 1e300):
+        bench(version, username="a", password=token(exp=ends)).ping()
+
+
 def test_ends_and_rules() -> None:
     now = time.time()
     outcome = one({"acl_claim": "mqtt.acl"}, token(lasts=50, mqtt={"acl": {"publish": ["a/#"]}}))
@@ -159,6 +174,8 @@ def test_ends_and_rules() -> None:
         ({"algorithms": ["HS256"], "secret": "short"}, "the secret has 5 bytes"),
         ({"algorithms": ["RS256"], "key_file": "missing.pem"}, "No such file"),
         ({"algorithms": ["RS256"], "key_file": "ec"}, "is no key for RS256"),
+        ({"algorithms": ["ES256", "PS256"], "key_file": "weak"}, "no key for ES256"),
+        ({"algorithms": ["PS256"], "key_file": "weak"}, "it has 1024 bits, RFC 7518 section 3.3 asks for 2048"),
         ({"algorithms": ["ES256"], "key_file": "private"}, "private key"),
         ({"algorithms": ["HS256"], "secret_file": "empty"}, "is empty"),
     ],
@@ -167,6 +184,8 @@ def test_keys_that_cannot_be_used(section: dict[str, Any], told: str, tmp_path: 
     monkeypatch.chdir(tmp_path)
     public("ES256", Path("ec"))
     Path("private").write_bytes(KEYS["ES256"].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    weak = rsa.generate_private_key(65537, 1024).public_key()
+    Path("weak").write_bytes(weak.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     Path("empty").touch()
     with pytest.raises(ConfigError, match=told):
         TokenSource(Jwt(**section))
@@ -263,6 +282,31 @@ def test_key_sets(section: Callable[..., Jwt]) -> None:
         token("HS256", SECRET, {"kid": "secret"}),
     )  # fmt: skip
     assert [outcome.answer is Answer.ALLOW for outcome in got] == [True, True, False, False, False, False]
+
+
+def test_keys_that_are_not_for_us(issuer: Issuer, section: Callable[..., Jwt]) -> None:
+    """Private ones, weak ones, those for other algorithms or uses, and what is no key: each is passed over, and the others are used."""
+
+    def jwk(key: Any, algorithm: str = "RS256") -> dict[str, Any]:
+        return dict(json.loads(jwt.get_algorithm_by_name(algorithm).to_jwk(key)))
+
+    weak = rsa.generate_private_key(65537, 1024)
+    public = jwk(KEYS["RS256"].public_key())
+    public.pop("key_ops", None)
+    bad: list[dict[str, Any]] = [
+        {**jwk(KEYS["RS256"]), "key_ops": ["verify"]}, jwk(weak.public_key()), {**public, "key_ops": ["sign"]}, {**public, "use": "enc"},
+        {**public, "alg": []}, {**public, "n": 5}, {**public, "n": public["n"] + "{}"}, {**public, "e": ""}, {"kty": "RSA"},
+    ]  # fmt: skip
+    issuer.keys = {"good": "ES256"}
+    issuer.extra = [{**item, "kid": f"bad-{number}"} for number, item in enumerate(bad)]
+    issuer.extra += [{**public, "kid": []}, {**public, "kid": {}}, {**public, "kid": "other", "alg": "RS384"}, None]
+    named = [of(f"bad-{number}", "RS256") for number in range(len(bad))]
+    named[1] = token("RS256", weak, {"kid": "bad-1"})
+    good, *others = decide(section(), of("good", "ES256"), *named, of("other", "RS256"))
+    assert good.answer is Answer.ALLOW and {other.answer for other in others} == {Answer.DENY}
+    issuer.extra = []
+    issuer.body = b'{"keys":' + b"[" * 100_000
+    assert decide(section(jwks_timeout=0.3), of("good", "ES256"))[0].answer is Answer.UNAVAILABLE
 
 
 def test_the_only_key_need_not_be_named(issuer: Issuer, section: Callable[..., Jwt]) -> None:

@@ -493,7 +493,9 @@ def test_loopback_never_holds_behind_a_proxy(listener: dict[str, Any], proxied: 
         ("max_http_connections", 1, 2**31 - 1),
         ("max_http_streams", 1, 10_000),
         ("max_quic_connections", 1, 2**31 - 1),
+        ("max_quic_handshakes", 1, 2**31 - 1),
         ("max_quic_streams", 1, 10_000),
+        ("max_tls_handshakes", 0, 2**31 - 1),
     ],
 )
 def test_bounds_of_limits(name: str, lowest: int, highest: int) -> None:

@@ -1,6 +1,6 @@
-"""Fuzz targets of mqttc.net: WebSocket and the PROXY header, whole and in pieces of any size. See fuzz_proto.pyx for what a target is."""
+"""Fuzz targets of mqttc.net: WebSocket and the PROXY header, whole and in pieces of any size. See fuzz_target.pxd for what a target is."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -10,6 +10,7 @@ from mqttc.net.tcp cimport PeerAddress, tcp_ops
 from mqttc.net.transport cimport IO_AGAIN, IO_END, IO_FAILED, IO_REFUSED, WANTS_OUT, WANTS_READ, Transport, TransportOps, iovec
 from mqttc.net.ws cimport ws_accept, ws_dial, ws_live
 from mqttc.proto.wsframe cimport WS_BINARY, WS_CLOSE, WS_PONG, WsHeader, ws_header_next, ws_mask
+from tests.face.fuzz_target cimport Targets
 
 cdef extern from "<sys/types.h>" nogil:
     ctypedef long ssize_t
@@ -32,8 +33,6 @@ cdef extern from "mqttc/net/sockets.h" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd)
-
-ctypedef const char *(*Target)(const uint8_t *data, size_t n) noexcept nogil
 
 cdef enum:
     MOST = 8192                    # bytes of one input
@@ -410,34 +409,8 @@ cdef const char *fuzz_proxy(const uint8_t *data, size_t n) noexcept nogil:
 
 # ---------------------------------------------------------------------------------------------- by name
 
-cdef Target target_of(str name) except NULL:
-    if name == "ws_server":
-        return fuzz_ws_server
-    if name == "ws_client":
-        return fuzz_ws_client
-    if name == "proxy":
-        return fuzz_proxy
-    raise KeyError(name)
-
-
-TARGETS = ("ws_server", "ws_client", "proxy")
-
-
-def address(str name) -> int:
-    """Of the function, for the fuzzer's driver."""
-    return <uintptr_t> target_of(name)
-
-
-def run(str name, bytes data):
-    """None, or which promise was broken. The data lies in a block of exactly its size."""
-    cdef Target target = target_of(name)
-    cdef size_t n = <size_t> len(data)
-    cdef uint8_t *p = <uint8_t *> malloc(n if n else 1)
-    cdef const char *why
-    if p == NULL:
-        raise MemoryError
-    memcpy(p, <const char *> data, n)
-    with nogil:
-        why = target(p, n)
-    free(p)
-    return None if why == NULL else why.decode()
+cdef Targets targets = Targets()
+targets.add("ws_server", fuzz_ws_server)
+targets.add("ws_client", fuzz_ws_client)
+targets.add("proxy", fuzz_proxy)
+TARGETS = targets

@@ -1,9 +1,6 @@
-"""Fuzz targets of mqttc.proto: what any bytes must lead to. Each is a nogil function, which libFuzzer calls directly and the suite by `run`.
+"""Fuzz targets of mqttc.proto: what any bytes must lead to. See fuzz_target.pxd for what a target is."""
 
-A target answers NULL, or says which promise was broken. Memory is left to AddressSanitizer: blocks have exactly the size that they need.
-"""
-
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -27,8 +24,7 @@ from mqttc.proto.wsframe cimport (
     WS_ANSWER_GOOD, WS_ANSWER_WRONG, WS_HEADER_MOST, WS_NOT_TEXT, WS_PROTOCOL_ERROR, WsHeader, ws_answer_check, ws_close_check, ws_header_check,
     ws_header_next, ws_header_put, ws_mask,
 )
-
-ctypedef const char *(*Target)(const uint8_t *data, size_t n) noexcept nogil
+from tests.face.fuzz_target cimport Targets
 
 cdef enum:
     PREFIXES = 40                  # cuts of a packet that are tried
@@ -721,42 +717,12 @@ cdef const char *fuzz_ws_answer(const uint8_t *data, size_t n) noexcept nogil:
 
 # ---------------------------------------------------------------------------------------------- by name
 
-cdef Target target_of(str name) except NULL:
-    if name == "decode":
-        return fuzz_decode
-    if name == "recode":
-        return fuzz_recode
-    if name == "properties":
-        return fuzz_properties
-    if name == "text":
-        return fuzz_text
-    if name == "topics":
-        return fuzz_topics
-    if name == "ws_frame":
-        return fuzz_ws_frame
-    if name == "ws_answer":
-        return fuzz_ws_answer
-    raise KeyError(name)
-
-
-TARGETS = ("decode", "recode", "properties", "text", "topics", "ws_frame", "ws_answer")
-
-
-def address(str name) -> int:
-    """Of the function, for the fuzzer's driver."""
-    return <uintptr_t> target_of(name)
-
-
-def run(str name, bytes data):
-    """None, or which promise was broken. The data lies in a block of exactly its size."""
-    cdef Target target = target_of(name)
-    cdef size_t n = <size_t> len(data)
-    cdef uint8_t *p = <uint8_t *> malloc(n if n else 1)
-    cdef const char *why
-    if p == NULL:
-        raise MemoryError
-    memcpy(p, <const char *> data, n)
-    with nogil:
-        why = target(p, n)
-    free(p)
-    return None if why == NULL else why.decode()
+cdef Targets targets = Targets()
+targets.add("decode", fuzz_decode)
+targets.add("recode", fuzz_recode)
+targets.add("properties", fuzz_properties)
+targets.add("text", fuzz_text)
+targets.add("topics", fuzz_topics)
+targets.add("ws_frame", fuzz_ws_frame)
+targets.add("ws_answer", fuzz_ws_answer)
+TARGETS = targets

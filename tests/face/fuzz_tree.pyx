@@ -1,6 +1,6 @@
-"""Fuzz target of the subscription tree: any history of subscriptions, next to a list of them. See fuzz_proto.pyx for what a target is."""
+"""Fuzz target of the subscription tree: any history of subscriptions, next to a list of them. See fuzz_target.pxd for what a target is."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -10,8 +10,7 @@ from mqttc.broker.trie cimport (
     Trie, TrieMatch, trie_build, trie_free, trie_group_join, trie_group_leave, trie_match, trie_stripe, trie_subscribe, trie_unsubscribe,
 )
 from mqttc.proto.topic cimport filter_check, topic_check, topic_matches
-
-ctypedef const char *(*Target)(const uint8_t *data, size_t n) noexcept nogil
+from tests.face.fuzz_target cimport Targets
 
 cdef enum:
     ENTRIES = 48                   # subscriptions and groups of one history
@@ -256,28 +255,6 @@ cdef const char *fuzz_tree(const uint8_t *data, size_t n) noexcept nogil:
 
 # ---------------------------------------------------------------------------------------------- by name
 
-TARGETS = ("tree",)
-
-
-def address(str name) -> int:
-    """Of the function, for the fuzzer's driver."""
-    if name != "tree":
-        raise KeyError(name)
-    return <uintptr_t> <Target> fuzz_tree
-
-
-def run(str name, bytes data):
-    """None, or which promise was broken. The data lies in a block of exactly its size."""
-    cdef size_t n = <size_t> len(data)
-    cdef uint8_t *p
-    cdef const char *why
-    if name != "tree":
-        raise KeyError(name)
-    p = <uint8_t *> malloc(n if n else 1)
-    if p == NULL:
-        raise MemoryError
-    memcpy(p, <const char *> data, n)
-    with nogil:
-        why = fuzz_tree(p, n)
-    free(p)
-    return None if why == NULL else why.decode()
+cdef Targets targets = Targets()
+targets.add("tree", fuzz_tree)
+TARGETS = targets

@@ -112,6 +112,26 @@ _TOML = (
     b'"synced"',
     b"path = ",
 )
+_ACL = (
+    b"[[rules]]\n", b"[[owners]]\n", b"[groups]\n", b"topics = ", b"allow = ", b"deny = ", b"users = ", b"groups = ", b"clients = ",
+    b"listeners = ", b"anonymous = ", b"client_ids = ", b"superusers = ", b"superuser_groups = ", b"default = ", b"denied_publish = ",
+    b'"all"', b'["all"]', b'["publish"]', b'["subscribe", "receive"]', b'["retain", "will"]', b'["a/%c/#", "%u/+"]', b'["*"]', b'["main"]',
+    b'"allow"', b'"deny"', b"true", b"[]", b"%c", b"%u", b"%%", b"+", b"#", b"/", b"*", b"?", b"$SYS", b"$share/g/", b"\0", b"\t", b"\n",
+    b"publish\t", b"subscribe\t", b"receive\t", b"retain\t", b"will\t", b"\t-\t", b"\tmain", b"\tother",
+)  # fmt: skip
+_CLAIMS = (
+    b'"alg":"HS256"', b'"alg":"HS512"', b'"alg":"RS256"', b'"alg":"PS256"', b'"alg":"ES256"', b'"alg":"EdDSA"', b'"alg":"none"',
+    b'"kid":"a"', b'"kid":[]', b'"crit":["exp"]', b'"b64":false', b'"typ":"JWT"', b'"zip":"DEF"', b'"jwk":{}', b'"sub":"a"', b'"exp":',
+    b'"nbf":', b'"iat":', b'"iss":"me"', b'"aud":"mqtt"', b'"aud":["mqtt"]', b'"cid":"c"', b'"user":{"name":"user"}', b'"user.name":"user"',
+    b'"acl":', b'"mqtt":{"acl":', b'{"publish":["a/#"]}', b'{"topics":["a"],"actions":["will"],"allow":false}', b"4102444800",
+    b'"4102444800"', b"1e400", b"-1", b"NaN", b"Infinity", b"true", b"null", b"[]", b"{}", b'"\\ud800"', b'"\\u0000"',
+    b"{", b"}", b"[", b"]", b",", b":", b"\0",
+)  # fmt: skip
+_KEY_SET = (
+    b'{"keys":[', b'"kty":"RSA"', b'"kty":"EC"', b'"kty":"OKP"', b'"kty":"oct"', b'"n":"RSA_N"', b'"e":"AQAB"', b'"d":"RSA_D"',
+    b'"crv":"P-256"', b'"crv":"P-384"', b'"crv":"Ed25519"', b'"crv":"Ed448"', b'"x":"EC_X"', b'"y":"EC_Y"', b'"x":"ED_X"', b'"d":"ED_D"',
+    b'"kid":[]', b'"kid":null', b'"use":"enc"', b'"key_ops":["sign"]', b'"key_ops":["verify"]', b'"alg":5', b'"k":"AAAA"', b'"x5c":[]',
+)  # fmt: skip
 
 
 def _frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
@@ -147,6 +167,9 @@ _WORDS: dict[str, tuple[bytes, ...]] = {
     "url": (*_TOML, b"?", b"&", b"=", b"[", b"]", b"%", b":", b"@", b"/"),
     "passwords": (b"\n", b":", b"#", b"$argon2id$v=19$m=19456,t=2,p=1$", b"$7$101$", b"$6$", b"SCRAM-SHA-256$4096:", b"$", b"==", b"AAAA"),
     "scram": (b"n,,", b"y,,", b"p=tls-unique,,", b"n=user", b",r=", b"c=biws", b",r=NONCE", b",p=", b"=2C", b"=3D", b",m=", b"\0", b"AAAA"),
+    "acl": _ACL,
+    "jwt": _CLAIMS,
+    "key_set": _KEY_SET + _CLAIMS,
     "http1": _HTTP,
     "http2": _H2,
 }

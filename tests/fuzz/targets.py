@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import ipaddress
 import itertools
@@ -11,7 +10,6 @@ import logging
 import re
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -25,16 +23,12 @@ from mqttc.adapters.exchange import COUNTERS, HttpLimits, Receive, Scope, Send, 
 from mqttc.adapters.http1 import Http1
 from mqttc.adapters.http2 import Http2
 from mqttc.adapters.upgrade import HTTP2_PREFACE, Decision, Rules, decide
-from mqttc.auth import Request
-from mqttc.auth.hashing import Hash, Scram
-from mqttc.auth.passwords import parse_users
-from mqttc.auth.scram import ScramSource
-from mqttc.auth.source import Answer
 from mqttc.client.url import parse_url as parse_broker_url
 from mqttc.config import Config, ConfigError
 from mqttc.config import parse_url as parse_listener_url
-from mqttc.config_auth import Scram as ScramSection
 from mqttc.store import StoreError, check, info, open_store, schema
+from tests.fuzz import auth_targets
+from tests.fuzz.workplace import folder
 from tests.store.stores import add_session, make_store, writing
 
 _DATE = re.compile(rb"date: [^\r]*\r\n")
@@ -90,17 +84,6 @@ def fuzz_codec(data: bytes) -> None:
 
 # ------------------------------------------------------------------------------------------- configuration
 
-_folder: Path | None = None
-
-
-def folder() -> Path:
-    """Of this process; goes with it."""
-    global _folder
-    if _folder is None:
-        _folder = Path(tempfile.mkdtemp(prefix="mqttc-fuzz-"))
-        atexit.register(shutil.rmtree, _folder, ignore_errors=True)
-    return _folder
-
 
 def fuzz_config(data: bytes) -> None:
     """A TOML file; behind a NUL settings of the command line, and URLs to listen on, one a line."""
@@ -141,54 +124,15 @@ def fuzz_url(data: bytes) -> None:
     assert target.password is None or len(target.password) < 8 or f":{target.password}@" not in repr(target)
 
 
-# ------------------------------------------------------------------------------------------- authentication
-
-
-def fuzz_passwords(data: bytes) -> None:
-    """A password file."""
-    try:
-        users = parse_users("users", data, 65536)
-    except ConfigError as error:
-        assert "\n" not in str(error), ascii(str(error))
-        return
-    for name, hashed in users.items():
-        assert ":" not in name and hashed.text.isascii(), f"{name}: {hashed.text!a}"
-        assert hashed.text not in repr(hashed), "the hash is shown"
-        if hashed.kind[0] == "sha512":  # the only one that costs nothing
-            assert not hashed.verify(b"wrong")
-
-
-_SALT = b"0123456789abcdef"
-
-
-def fuzz_scram(data: bytes) -> None:
-    """What a client says, in messages that NUL parts; it does not know the password."""
-    verifier = Hash(("scram", 1), "", scram=Scram(1, _SALT, bytes(32), bytes(32)))
-    source = ScramSource(ScramSection(), lambda name: verifier if name == "user" else None)
-    state: dict[str, Any] = {}
-    for number, message in enumerate(data.split(b"\0")[:4]):
-        exchange = state.get("scram")
-        if exchange is not None:  # our part of the nonce is not to be guessed
-            message = message.replace(b"NONCE", exchange.nonce.encode())
-        request = Request("c", _PEER, False, 5, is_auth=number > 0, auth_method="SCRAM-SHA-256", auth_data=message)
-        turn = source.decide(request, state)
-        try:
-            turn.send(None)
-        except StopIteration as end:
-            assert end.value.answer in (Answer.DENY, Answer.CONTINUE), end.value
-            if end.value.answer is Answer.DENY:
-                return
-        else:
-            raise AssertionError("it waits for something")
-
-
 # ---------------------------------------------------------------------------------------------------- HTTP
 
 
 class Line:
     """What a speaker has instead of a connection (`mqttc.adapters.line.Line`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._postponed = False
         self.out = bytearray()
         self.open = True
         self.full = False
@@ -202,6 +146,16 @@ class Line:
 
     def resume(self) -> None: ...
 
+    def postpone(self, work: Callable[[], None]) -> None:
+        if not self._postponed:
+            self._postponed = True
+            self._loop.call_soon(self._go_on, work)
+
+    def _go_on(self, work: Callable[[], None]) -> None:
+        self._postponed = False
+        if self.open:
+            work()
+
     def finish(self) -> None:
         self.open = False
 
@@ -211,14 +165,17 @@ class Line:
 class Stage:
     """A speaker over such a line, with an application that answers and workers that take streams."""
 
-    def __init__(self, speaker: Callable[[Any, Shared, Origin, Rules], Any]) -> None:
+    def __init__(self, speaker: Callable[[Any, Shared, Origin, Rules], Any], tick_s: float) -> None:
         self.loop = asyncio.new_event_loop()
         self.unhandled: list[Any] = []
         self.loop.set_exception_handler(lambda _, context: self.unhandled.append(context))
         self.sockets: list[socket.socket] = []
-        self.line = Line()
+        self.line = Line(self.loop)
+        clock = itertools.count()
         logger = logging.Logger("fuzz", logging.CRITICAL + 1)
-        self.shared = Shared(self.loop, self.app, self.adopt, HttpLimits(), logger, dict.fromkeys(COUNTERS, 0), set(), lambda: 0.0)
+        counters = dict.fromkeys(COUNTERS, 0)
+        limits = HttpLimits(http_timeout=86_400)  # the machine may be slow, or the process stopped for a while
+        self.shared = Shared(self.loop, self.app, self.adopt, limits, logger, counters, set(), lambda: next(clock) * tick_s)
         asyncio.set_event_loop(self.loop)
         self.speaker = speaker(self.line, self.shared, Origin(1, _PEER), _RULES)
 
@@ -266,8 +223,9 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(speaker: Callable[[Any, Shared, Origin, Rules], Any]) -> Iterator[Stage]:
-    made = Stage(speaker)
+def stage(speaker: Callable[[Any, Shared, Origin, Rules], Any], tick_s: float = 0.0) -> Iterator[Stage]:
+    """``tick_s``: by which the time moves on whenever it is looked at."""
+    made = Stage(speaker, tick_s)
     try:
         yield made
     finally:
@@ -291,8 +249,8 @@ def fuzz_http2(data: bytes) -> None:
     if not data:
         return
     stream = data[1:] if data[0] & 1 else HTTP2_PREFACE + data[1:]
-    for parts in ([stream], pieces(stream, data[0])):
-        with stage(Http2) as one:
+    for parts, tick_s in (([stream], 0.0), (pieces(stream, data[0]), 0.001)):  # in the latter turns end behind some frames
+        with stage(Http2, tick_s) as one:
             out = memoryview(one.feed(parts))
         while out:
             frame, length = hyperframe.frame.Frame.parse_frame_header(out[:9])
@@ -403,8 +361,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "codec": fuzz_codec,
     "config": fuzz_config,
     "url": fuzz_url,
-    "passwords": fuzz_passwords,
-    "scram": fuzz_scram,
+    **auth_targets.TARGETS,
     "http1": fuzz_http1,
     "http2": fuzz_http2,
     "store": fuzz_store,

@@ -7,16 +7,20 @@ import random
 import socket
 import ssl
 import struct
+from pathlib import Path
 from typing import Any
 
 import h2.connection
 import pytest
+from aioquic.quic.connection import QuicConnection
 from h2.settings import SettingCodes
 
 from mqttc.adapters import duct
 from mqttc.server import Broker
 from tests import transports
+from tests.adapters.quic_peer import client_configuration
 from tests.broker.conftest import eventually
+from tests.conftest import tcp_address
 from tests.rawclient import TIMEOUT, Peer, PeerClosed, PeerTimeout, connect_packet
 from tests.roads.conftest import CONNECT_TIMEOUT_S, Onlookers, Site, StartSite, name
 from tests.streams import Http2Link, QuicLink, driver
@@ -155,6 +159,36 @@ def test_a_tls_handshake_that_stops(site: Site, onlookers: Onlookers, scheme: st
         site.broker.advance_clock(CONNECT_TIMEOUT_S + 2)
         read_to_end(connection)
     assert site.events.wait("connect timeout", peer=peer)
+
+
+@pytest.mark.parametrize("proxied", [False, True])
+def test_max_tls_handshakes(start: StartSite, proxied: bool) -> None:
+    """Under way at once, over all listeners, behind a PROXY header too; one more is closed. Those that are over do not count."""
+    keys: dict[str, Any] = {"proxy_protocol": True, "trusted_proxies": ["127.0.0.1"]} if proxied else {}
+    head = b"PROXY TCP4 198.51.100.1 127.0.0.1 4242 1883\r\n" if proxied else b""
+    site = start("tcp", "tls", "wss", limits={"max_tls_handshakes": 3}, tls=keys)
+    done = [site("wss") for _ in range(4)]
+    assert site.stat("tls_handshakes_open") == 0
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(site.socket("tls")) for _ in range(2)]
+        for connection in slow:
+            connection.sendall(head + client_hello()[:50])
+        stack.enter_context(site.socket("wss"))  # says nothing at all
+        eventually(lambda: site.stat("tls_handshakes_open") == 3)
+        with site.socket("tls") as connection:
+            send(connection, head + client_hello())
+            assert read_to_end(connection) == b""
+        assert any("too many TLS handshakes" in fields.get("detail", "") for _, fields in seen(site))
+        assert (site.stat("connections_refused_handshakes"), site.stat("tls_handshakes_open")) == (1, 3)
+        site("tcp").ping()
+        slow[0].close()
+        eventually(lambda: site.stat("tls_handshakes_open") == 2)
+        site("wss").ping()
+        eventually(lambda: site.stat("tls_handshakes_open") == 2)
+    eventually(lambda: site.stat("tls_handshakes_open") == 0)
+    for peer in done:
+        peer.ping()
+    assert site.stat("connections_refused_handshakes") == 1
 
 
 # ------------------------------------------------------------------------------------------------ behind the handshake
@@ -401,6 +435,32 @@ def test_quic_connections_are_bounded(start: StartSite) -> None:
         site.raw("quic")
     assert site.stat("quic_connections_refused") >= 1
     first.ping()
+
+
+def test_limits_of_quic_hold_for_all_listeners_together(start: StartSite) -> None:
+    site = start("quic", "quic", limits={"max_quic_connections": 1})
+    first = site("quic")
+    with pytest.raises(TransportError):
+        Peer(tcp_address(site.broker.urls[1]), road=site.road("quic"))
+    first.ping()
+    first.disconnect()
+    first.close()
+    eventually(lambda: site.stat("quic_connections") == 0)
+    second = Peer(tcp_address(site.broker.urls[1]), road=site.road("quic"))
+    assert second.connect(name()).reason == 0
+    second.close()
+
+
+def test_max_quic_handshakes(start: StartSite, folder: Path) -> None:
+    """From a quarter of them on, here the first, an address is validated: a client that finishes comes in beside one that does not."""
+    site = start("quic", limits={"max_quic_handshakes": 2})
+    slow = QuicConnection(configuration=client_configuration(folder))
+    slow.connect(("127.0.0.1", 1), 0.0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(slow.datagrams_to_send(0.0)[0][0], site.address("quic"))
+        eventually(lambda: site.stat("quic_half_open") == 1)
+        site("quic").ping()
+    assert (site.stat("quic_retries"), site.stat("quic_handshakes_refused"), site.stat("quic_half_open")) == (1, 0, 1)
 
 
 # ------------------------------------------------------------------------------------------------ many on one connection
