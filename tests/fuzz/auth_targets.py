@@ -68,7 +68,7 @@ _SALT = b"0123456789abcdef"
 def fuzz_scram(data: bytes) -> None:
     """What a client says, in messages that NUL parts; it does not know the password."""
     verifier = Hash(("scram", 1), "", scram=Scram(1, _SALT, bytes(32), bytes(32)))
-    source = ScramSource(ScramSection(), lambda name: verifier if name == "user" else None)
+    source = ScramSource(ScramSection(), lambda name: (verifier, ()) if name == "user" else None)
     state: dict[str, Any] = {}
     for number, message in enumerate(data.split(b"\0")[:4]):
         exchange = state.get("scram")
@@ -229,7 +229,7 @@ def _sources() -> tuple[tuple[TokenSource, Jwt, Any], ...]:
     claims = {"acl_claim": "mqtt.acl", "client_id_claim": "cid", "leeway": 30.0}
     add(_rsa, algorithms=["RS256", "PS256"], issuer=["me", "you"], audience=["mqtt"], **claims)
     add(_ec, algorithms=["ES256"], user_claim="user.name", match_username=True)
-    add(_ed, algorithms=["EdDSA"], require_expiry=False, acl_claim="acl")
+    add(_ed, algorithms=["EdDSA"], require_expiry=False, acl_claim="acl", groups_claim="groups")
     return tuple(made)
 
 

@@ -123,7 +123,7 @@ _CLAIMS = (
     b'"alg":"HS256"', b'"alg":"HS512"', b'"alg":"RS256"', b'"alg":"PS256"', b'"alg":"ES256"', b'"alg":"EdDSA"', b'"alg":"none"',
     b'"kid":"a"', b'"kid":[]', b'"crit":["exp"]', b'"b64":false', b'"typ":"JWT"', b'"zip":"DEF"', b'"jwk":{}', b'"sub":"a"', b'"exp":',
     b'"nbf":', b'"iat":', b'"iss":"me"', b'"aud":"mqtt"', b'"aud":["mqtt"]', b'"cid":"c"', b'"user":{"name":"user"}', b'"user.name":"user"',
-    b'"acl":', b'"mqtt":{"acl":', b'{"publish":["a/#"]}', b'{"topics":["a"],"actions":["will"],"allow":false}', b"4102444800",
+    b'"acl":', b'"groups":', b'"mqtt":{"acl":', b'{"publish":["a/#"]}', b'{"topics":["a"],"actions":["will"],"allow":false}', b"4102444800",
     b'"4102444800"', b"1e400", b"-1", b"NaN", b"Infinity", b"true", b"null", b"[]", b"{}", b'"\\ud800"', b'"\\u0000"',
     b"{", b"}", b"[", b"]", b",", b":", b"\0",
 )  # fmt: skip
