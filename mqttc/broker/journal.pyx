@@ -363,13 +363,15 @@ cdef uint64_t company_judge(uint64_t ns, uint64_t commit_ns, uint32_t chains, bi
     """How long the first batch after idleness rests before it is taken.
 
     Publishers that speak at the same moment are heard one after the other: a batch that is taken at the first word lets the others wait for two commits instead
-    of one. The last such batch rested `ns` and got `chains`; `more` had come by the end of its commit: then the next rests longer, at most for half a commit.
-    One that rested in vain rests less, in the end not at all: a publisher alone, who sends when he is acknowledged, loses nothing."""
+    of one. The last such batch rested `ns` and got `chains`; `more` had come by the end of its commit: then the next rests longer, at most for half a commit,
+    otherwise a little less. After one that rested in vain it is much less, in the end none: a publisher alone, who sends when he is acknowledged, loses nothing."""
     cdef uint64_t most = commit_ns // 2 if commit_ns // 2 < COMPANY_MOST_US * 1000 else COMPANY_MOST_US * 1000
     if more:
         ns = ns * 2 if ns else commit_ns // 8
     elif chains == 1:
         ns = ns // 2 if ns > commit_ns // 8 else 0
+    else:
+        ns -= ns // 64
     return ns if ns < most else most
 
 
