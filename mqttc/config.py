@@ -154,7 +154,10 @@ def parse_url(url: str) -> tuple[Address, dict[str, str]]:
             raise ValueError(f"{url!r}: write asgi:// or asgi://name, of letters, digits and ._-")
         address = AsgiAddress(name)
     elif scheme in _INET_SCHEMES:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # from Python 3.14 on, of what stands in and behind brackets
+            raise ValueError(_unbracketed(url, scheme)) from None
         query = parts.query
         address = _inet_address(url, parts)
     else:
@@ -177,6 +180,11 @@ def _unix_address(path: str, url: str) -> UnixAddress:
     return UnixAddress(name, abstract)
 
 
+def _unbracketed(url: str, scheme: str) -> str:
+    name, port = _INET_SCHEMES[scheme]
+    return f"{url!r}: put the IPv6 address in brackets, {name}://[::1]:{port}"
+
+
 def _inet_address(url: str, parts: SplitResult) -> InetAddress:
     scheme, default_port = _INET_SCHEMES[parts.scheme]
     http = scheme in ("ws", "wss")
@@ -185,7 +193,7 @@ def _inet_address(url: str, parts: SplitResult) -> InetAddress:
     if "#" in url or (not http and parts.path not in ("", "/")):
         raise ValueError(f"{url!r}: nothing but {'a path and ' if http else ''}options may follow the port")
     if parts.netloc.count(":") > 1 and not re.match(r"\[[^\]]*\](:|$)", parts.netloc):
-        raise ValueError(f"{url!r}: put the IPv6 address in brackets, {scheme}://[::1]:{default_port}")
+        raise ValueError(_unbracketed(url, parts.scheme))
     try:
         port = parts.port
     except ValueError:

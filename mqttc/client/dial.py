@@ -33,7 +33,7 @@ async def race(
 ) -> T:
     """The first attempt that succeeds. The next one begins when the last one failed, or after the delay; what comes too late is dropped.
 
-    Raises the first attempt's ``OSError`` when all have failed.
+    Raises an ``OSError`` when all have failed: of the first one that somebody answered, or of the first one where nobody is there.
     """
     waiting = deque(infos)
     running: set[asyncio.Future[T]] = set()
@@ -52,13 +52,18 @@ async def race(
                     running |= done - {task}
                     raise error
                 errors.append(error)
-        raise errors[0] if errors else OSError("no address")
+        raise next(filter(_answered, errors), errors[0] if errors else OSError("no address"))
     finally:
         for task in running:
             task.cancel()
             task.add_done_callback(lambda late: _drop(late, drop))
         if running:
             await asyncio.wait(running)
+
+
+def _answered(error: BaseException) -> bool:
+    """Whether it is a peer's doing, a certificate for one: that says more than that another address leads nowhere."""
+    return isinstance(error, ConnectError) and error.__cause__ is None
 
 
 def _drop(task: asyncio.Future[T], drop: Callable[[T], None]) -> None:

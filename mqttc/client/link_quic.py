@@ -59,7 +59,7 @@ class QuicLink(QuicConnectionProtocol):
     def error_received(self, exc: Exception) -> None:
         """ICMP says that nobody is there. Later it may be anybody's word, and keep alive decides."""
         if not self.connected_or_lost.done():
-            self._lost(os_text(exc))
+            self._lost(os_text(exc), exc)
 
     def datagram_received(self, data: bytes | str, addr: Any) -> None:
         if not self._paused and not self._held:
@@ -133,9 +133,11 @@ class QuicLink(QuicConnectionProtocol):
     def abort(self) -> None:
         self._shut()
 
-    def _lost(self, text: str) -> None:
+    def _lost(self, text: str, cause: BaseException | None = None) -> None:
         if not self.connected_or_lost.done():
-            self.connected_or_lost.set_exception(ConnectError(f"QUIC: {text}"))
+            error = ConnectError(f"QUIC: {text}")
+            error.__cause__ = cause
+            self.connected_or_lost.set_exception(error)
             self.connected_or_lost.exception()  # whoever waits gets it; nobody need
         self._shut(ConnectError(f"QUIC: {text}") if text and not self._closing else None)
 

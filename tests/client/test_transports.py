@@ -365,6 +365,23 @@ def test_happy_eyeballs_does_not_wait_after_a_failure() -> None:
     run(work())
 
 
+def test_happy_eyeballs_tell_what_was_answered() -> None:
+    """An address that leads nowhere is no news where another one's peer has no good certificate."""
+
+    async def distrusted() -> str:
+        raise ConnectError("certificate")
+
+    async def nobody() -> str:
+        raise ConnectError("nobody") from ConnectionRefusedError()
+
+    async def work() -> None:
+        for silent in (refused, nobody):
+            with pytest.raises(ConnectError, match="certificate"):
+                await race(infos("a", "b"), scripted({"a": silent, "b": distrusted}), lambda _: None, delay_s=3600)
+
+    run(work())
+
+
 def test_happy_eyeballs_drops_who_comes_second() -> None:
     dropped: list[str] = []
 

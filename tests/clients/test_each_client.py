@@ -26,13 +26,15 @@ def test_each_qos_both_ways(variant: Variant, broker: Broker, client: ClientFact
     subscriber = client.open(variant, broker, subscriptions=[("at2/#", 2)])
     lower = client.open(variant, broker, subscriptions=[("at2/#", 1)])
     publisher = client.open(variant, broker)
-    sent = []
+    sent, came = [], []
     for qos in (0, 1, 2):
         for number in range(3):
             message = Message(f"at2/{qos}", b"%d.%d" % (qos, number), qos)
             publisher.publish(message)
             sent.append(message)
-    assert subscriber.receive_many(len(sent)) == sent
+            if qos == 0:  # mosquitto_pub is a connection for each message, and nothing is acknowledged: the next could overtake it
+                came.append(subscriber.receive())
+    assert came + subscriber.receive_many(len(sent) - len(came)) == sent
     assert [message.qos for message in lower.receive_many(len(sent))] == [min(message.qos, 1) for message in sent]
     assert subscriber.messages.empty() and lower.messages.empty()
 
