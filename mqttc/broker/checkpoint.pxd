@@ -16,7 +16,7 @@ cdef extern from "<pthread.h>" nogil:
         pass
 
 cdef enum:
-    CHECKPOINT_PAGES = 1000            # of the WAL, from which on it is carried over
+    CHECKPOINT_PAGES = 4000            # of the WAL, from which on it is carried over: the end of that holds up commits for some milliseconds
 
 cdef struct Checkpoint:
     sqlite3 *file                      # of the thread's own; NULL: there is none
