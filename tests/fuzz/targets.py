@@ -78,6 +78,8 @@ def fuzz_codec(data: bytes) -> None:
         assert spoken is not None
         wire = codec.encode(packet, spoken)
         (again,) = codec.Decoder(spoken).feed(wire)
+        if spoken == 3 and isinstance(packet, codec.Suback):  # 3.1 can only grant: 0x80 is read, and written as QoS 0
+            packet = codec.Suback(packet.packet_id, [0 if code >= 0x80 else code for code in packet.reason_codes])
         assert again == packet, f"{again} is not {packet}"
         assert codec.encode(again, spoken) == wire
 
