@@ -746,7 +746,8 @@ cdef int64_t records_write(TlsLink *link, const iovec *parts, int count, uint64_
     cdef uint64_t total = skip
     cdef int index = 0
     cdef int taken, error
-    if available - skip > RECORD_BYTES:
+    cdef bint several = available - skip > RECORD_BYTES
+    if several:
         SSL_clear_mode(link.ssl, SSL_MODE_RELEASE_BUFFERS)     # all records but the last leave OpenSSL its buffer
     ERR_clear_error()
     while total < available and out_room(&link.end):
@@ -762,7 +763,7 @@ cdef int64_t records_write(TlsLink *link, const iovec *parts, int count, uint64_
         else:
             p = room
             n = parts_gather(parts, count, index, offset, room, RECORD_BYTES)
-        if total + n == available:
+        if several and total + n == available:
             SSL_set_mode(link.ssl, SSL_MODE_RELEASE_BUFFERS)
         taken = SSL_write(link.ssl, p, <int> n)
         if taken <= 0:
@@ -772,7 +773,8 @@ cdef int64_t records_write(TlsLink *link, const iovec *parts, int count, uint64_
             return link_break(link, NULL)
         step = <uint64_t> taken
         total += step
-    SSL_set_mode(link.ssl, SSL_MODE_RELEASE_BUFFERS)
+    if several:
+        SSL_set_mode(link.ssl, SSL_MODE_RELEASE_BUFFERS)
     return <int64_t> (total - skip)
 
 

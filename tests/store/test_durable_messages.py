@@ -179,11 +179,17 @@ def test_batches_grow_where_deliveries_are_over_at_once(place: Place) -> None:
     assert place.stat("journal_gathers") > 0
 
 
-def test_a_batch_waits_for_publishers_that_speak_together(place: Place) -> None:
-    client_id, topic = name(), name()
-    peer = place.session(5, client_id)
+def queued_topic(place: Place) -> str:
+    """A topic whose only subscriber is away."""
+    topic = name()
+    peer = place.session(5, name())
     peer.subscribe(topic, 1)
     peer.disconnect()
+    return topic
+
+
+def test_a_batch_waits_for_publishers_that_speak_together(place: Place) -> None:
+    topic = queued_topic(place)
     publishers = [place(5) for _ in range(10)]
     for number in range(1, 500):
         for publisher in publishers:
@@ -196,10 +202,7 @@ def test_a_batch_waits_for_publishers_that_speak_together(place: Place) -> None:
 
 
 def test_no_batch_waits_for_a_publisher_alone(place: Place) -> None:
-    client_id, topic = name(), name()
-    peer = place.session(5, client_id)
-    peer.subscribe(topic, 1)
-    peer.disconnect()
+    topic = queued_topic(place)
     publisher = place(5)
     for number in range(1, 101):
         publisher.send(publish_packet(topic, b"alone", 5, qos=1, packet_id=number))
