@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
             raise OSError("the configuration has no control socket: set control.socket")
         with ControlClient(path) as client:
             if command == "clients":
-                return _list(client, options.limit)
+                return _list(client, max(1, options.limit))
             if command == "client":
                 return _show(client, options.client)
             if client.ask("disconnect", client_id=options.client):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -235,12 +235,3 @@ def _joined(first: Receiver, second: Receiver) -> Receiver:
         filters=first.filters + second.filters,
         filter_count=first.filter_count + second.filter_count,
     )
-
-
-def members_of(receivers: Sequence[Receiver]) -> Iterator[tuple[str, list[Receiver]]]:
-    """Shared filters and the sessions that are in the group; one of them gets a message."""
-    groups: dict[str, list[Receiver]] = {}
-    for receiver in receivers:
-        for name in receiver.groups:
-            groups.setdefault(name, []).append(receiver)
-    yield from sorted(groups.items())
