@@ -214,7 +214,7 @@ def test_quic_floods_of_initial_packets(roads: StartRoads, folder: Path, retry: 
     with watching(site.bench, 16 * MB, [site()]), datagrams(site.address) as send:
         for count, data in enumerate(sent, 1):
             send(data)
-            if count % 100 == 0:  # what a full socket drops costs nobody anything
+            if count % 50 == 0:  # no more than the socket holds: it would drop the bystander's as well
                 eventually(lambda count=count: site.stat("quic_retries") >= count - 16)  # type: ignore[misc]
         assert site.stat("quic_half_open") <= (0 if retry is True else 16)
     site().ping()
@@ -227,15 +227,17 @@ def test_quic_noise_and_tokens_of_others(roads: StartRoads, folder: Path) -> Non
     (initial,) = first_datagrams(folder, 1)
     count = 2000 if SLOW else 20_000
     with watching(site.bench, 16 * MB, [site()]), datagrams(site.address) as send:
-        before = site.stat("quic_datagrams_received")
+        before, lost = site.stat("quic_datagrams_received"), 0
         for i in range(count):
             send(initial if i % 4 == 0 else bytes([noise.choice((0x40, 0xC0, 0xC3, 0xFF))]) + noise.randbytes(noise.choice((20, 1250))))
-            if i % 100 == 0:  # as fast as they are taken: what a full socket drops costs nobody anything
-                seen = site.stat("quic_datagrams_received")
-                deadline = time.monotonic() + 0.05
-                while site.stat("quic_datagrams_received") == seen and time.monotonic() < deadline:
-                    pass
-        eventually(lambda: site.stat("quic_datagrams_received") - before >= count // 4)
+            # As fast as they are taken: a socket that is full drops the bystander's as well, and no broker could hold against that.
+            deadline = time.monotonic() + 0.1
+            while (behind := i - 32 - lost - (site.stat("quic_datagrams_received") - before)) > 0:
+                if time.monotonic() > deadline:
+                    lost += behind
+                time.sleep(0)
+        eventually(lambda: site.stat("quic_datagrams_received") - before >= count - lost)
+        assert lost < count // 4
     assert site.stat("quic_half_open") == 0
     site().ping()
 
