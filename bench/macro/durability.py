@@ -4,7 +4,8 @@ synced, beside mosquitto with its persistence; a broker anew for each run, on on
 speed      queued    QoS 1 into the queue of a session that is off line, which then comes back and drains it
            p2p       QoS 1 between pairs of clients on line, all with a session that outlives the connection
            retained  QoS 1 updates of retained messages
-latency    PUBLISH to PUBACK at a fixed rate into such a queue, counted from when a message was due; also in fsyncs of this disk
+latency    PUBLISH to PUBACK at a fixed rate into such a queue, counted from when a message was due; also in fsyncs of this disk. What takes
+           over five of them with `off`, which never writes, is the machine's. --slower 1: each sync takes a millisecond longer
 recovery   a broker with many queued and many retained messages is killed: time until it listens again, memory then; all must be there
 
 Processor time is that of all threads of the broker, the one that writes included; not that of the kernel's own for the disk. An fsync is
@@ -40,6 +41,7 @@ from mqttc.bench.profile import RunError, load_profile  # noqa: E402
 from mqttc.bench.result import percentiles  # noqa: E402
 from mqttc.bench.run import run  # noqa: E402
 from mqttc.load import Load  # noqa: E402
+from tests.store import power_image  # noqa: E402
 
 MODES = ("off", "written", "synced")
 AUTOSAVE_S = {"mosquitto": 1, "mosquitto-1800": 1800}
@@ -93,6 +95,8 @@ class Run:
     commit_ms: float | None = None
     p50: float | None = None
     p99: float | None = None
+    over: float | None = None
+    """Share of what took longer than LATENCY_FSYNCS."""
     start_s: float | None = None
     """From the program's start until it listens."""
     start_cpu_s: float | None = None
@@ -134,10 +138,17 @@ class Verdict:
 # ---- brokers
 
 
-def launch(name: str) -> Callable[[int, Path], Launch]:
-    """What it keeps lies in the folder that it is started with, and is found there again."""
+def launch(name: str, slower_ms: float = 0.0) -> Callable[[int, Path], Launch]:
+    """What it keeps lies in the folder that it is started with, and is found there again. Each sync takes `slower_ms` longer."""
     if name in MODES:
-        return lambda port, folder: counted.launch("workers=1", f"durability.mode={name}", f"data_dir={folder / 'store'}")(port, folder)
+
+        def ours(port: int, folder: Path) -> Launch:
+            (folder / "store").mkdir(mode=0o700, exist_ok=True)
+            found = counted.launch("workers=1", f"durability.mode={name}", f"data_dir={folder / 'store'}")(port, folder)
+            slower = power_image.environment(folder / "store", sync_us=round(slower_ms * 1000)) if slower_ms else {}
+            return Launch(found.command, {**found.environment, **slower})
+
+        return ours
 
     def made(port: int, folder: Path) -> Launch:
         config = folder / "mosquitto.conf"
@@ -323,7 +334,9 @@ def latency(made: Run, port: int, pid: int, folder: Path, options: argparse.Name
         time.sleep(options.seconds)
         seconds, spent = time.monotonic() - begun, cpu_ns(pid) - spent
         made.count = load.counters()["acknowledged"] - before
-        found = percentiles(load.acknowledgement_latency())
+        took = load.acknowledgement_latency()
+        found = percentiles(took)
+        made.over = sum(count for ns, count in took.items() if ns > LATENCY_FSYNCS * made.fsync_ms * 1e6) / max(sum(took.values()), 1)
         journal_figures(made, journal, Journal.of(made.broker, folder))
         load.stop_publishing()
         made.p50, made.p99 = found.get("p50"), found.get("p99")
@@ -346,7 +359,7 @@ def measure(load: str, name: str, number: int, fsync: float, options: argparse.N
     made = Run(load, name, number, fsync)
     folder = Path(tempfile.mkdtemp(prefix="durability-", dir=options.folder))
     try:
-        with brokers.running(launch(name), folder, options.broker_core) as (port, pid), brokers.on_core(options.load_core):
+        with brokers.running(launch(name, options.slower), folder, options.broker_core) as (port, pid), brokers.on_core(options.load_core):
             MEASURES[load](made, port, pid, folder, options)
     except (BrokerError, RunError, StalledError, OSError) as error:
         made.problems.append(str(error))
@@ -467,6 +480,11 @@ def judge(runs: Sequence[Run]) -> list[Verdict]:
     waits = list(figures(runs, "latency", "synced", "p99_fsyncs").values())
     if waits:
         verdicts.append(Verdict("latency, synced: p99 in fsyncs of this disk", interval(waits), LATENCY_FSYNCS, least=False))
+    off, synced = figures(runs, "latency", "off", "over"), figures(runs, "latency", "synced", "over")
+    more = [(synced[number] - off[number]) * 100 for number in sorted(off.keys() & synced.keys())]
+    if more:
+        what = f"latency, synced: messages over {LATENCY_FSYNCS:g} fsyncs, in a hundred, less those of off, which are the machine's"
+        verdicts.append(Verdict(what, interval(more), 1.0, least=False))
     return verdicts
 
 
@@ -489,6 +507,7 @@ COLUMNS: dict[str, list[tuple[str, str, str, float]]] = {
         ("p50, ms", "p50", "{:.2f}", 1),
         ("p99, ms", "p99", "{:.2f}", 1),
         ("p99, fsyncs", "p99_fsyncs", "{:.1f}", 1),
+        (f"over {LATENCY_FSYNCS:g} fsyncs, %", "over", "{:.2f}", 100),
         ("broker CPU, µs each", "broker_cpu_us", "{:.2f}", 1),
         ("messages a commit", "batch", "{:,.1f}", 1),
     ],
@@ -541,7 +560,13 @@ def facts(runs: Sequence[Run], command: str, options: argparse.Namespace) -> str
     counts = f"{options.seconds:g} s" if command == "latency" else f"{options.messages:,} messages"
     others = f" The machine was not its own: a load of {options.before:.1f} before the run." if options.before > QUIET else ""
     rounds = "One round" if options.rounds == 1 else f"Medians of {options.rounds} rounds"
-    return f"{rounds}; {counts}; an fsync of this disk (p50): {fsync:.3f} ms.{others}"
+    disk = f"this disk, made slower by {options.slower:g} ms" if options.slower else "this disk"
+    return f"{rounds}; {counts}; an fsync of {disk} (p50): {fsync:.3f} ms.{others}"
+
+
+def mark(options: argparse.Namespace) -> str:
+    """What a page calls the place of this table."""
+    return f"{options.command}-slower" if options.slower else str(options.command)
 
 
 def places(page: Path, command: str) -> tuple[int, int] | None:
@@ -586,6 +611,10 @@ def parser() -> argparse.ArgumentParser:
         if command == "latency":
             one.add_argument("--rate", type=float, default=5000.0, help="messages a second over all publishers (%(default)s)")
             one.add_argument("--warmup", type=float, default=1.0, help="seconds before measuring (%(default)s)")
+            slower = "lengthens each sync of mqttc's, as a slower disk would; needs a C compiler (%(default)s)"
+            one.add_argument("--slower", type=float, default=0.0, metavar="MS", help=slower)
+        else:
+            one.set_defaults(slower=0.0)
         one.add_argument("--broker-core", type=int, default=0)
         one.add_argument("--load-core", type=int, default=1)
         one.add_argument("--folder", type=Path, default=ROOT / "build" / "macro", help="on the disk that is measured")
@@ -598,7 +627,7 @@ def play(options: argparse.Namespace) -> list[Run]:
     runs: list[Run] = []
     take = recover if options.command == "recovery" else measure
     for number in range(options.rounds):
-        fsync = fsync_ms(options.folder)
+        fsync = fsync_ms(options.folder) + options.slower
         for load in options.loads:
             turn = number % len(options.brokers)
             for name in options.brokers[turn:] + options.brokers[:turn]:
@@ -615,8 +644,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     made = parser()
     options = made.parse_args(given)
-    if options.page and not places(options.page, options.command):
-        made.error(f"{options.page} has no place for {options.command}")
+    if options.page and not places(options.page, mark(options)):
+        made.error(f"{options.page} has no place for {mark(options)}")
     if options.rounds < 1 or not 0 <= getattr(options, "messages", PUBLISHERS) <= 1_000_000:
         made.error("--rounds is at least 1, --messages at most 1000000")
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -625,7 +654,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.broker_core = options.load_core = None
     descriptors()
     options.before = os.getloadavg()[0]
-    runs = play(options)
+    try:
+        runs = play(options)
+    finally:
+        power_image.forget_shim()
     head, rows = table(runs, options.command)
     verdicts = judge(runs)
     about = facts(runs, options.command, options)
@@ -636,7 +668,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write(options.out, {"runs": [asdict(one) for one in runs], "verdicts": [{**asdict(one), "state": one.state} for one in verdicts]})
     if options.page:
         text = f"`python bench/macro/durability.py {' '.join(given)}`. {about}\n\n{markdown(head, rows)}"
-        put(options.page, options.command, text + (f"\n{markdown(VERDICTS, verdict_rows(verdicts))}" if verdicts else ""))
+        put(options.page, mark(options), text + (f"\n{markdown(VERDICTS, verdict_rows(verdicts))}" if verdicts else ""))
     return int(any(one.problems for one in runs) or any(verdict.state == "missed" for verdict in verdicts))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from bench.macro import brokers, durability
 from bench.macro.durability import Run
+from tests.store import power_image
 
 
 def runs_of(tmp_path: Path, command: str, *options: str) -> list[dict[str, Any]]:
@@ -40,6 +41,16 @@ def test_latency(tmp_path: Path) -> None:
     assert 0 < off["p50"] <= off["p99"]
     assert 0 < synced["p50"] <= synced["p99"]
     assert synced["commits"] > 0
+    assert 0 <= off["over"] <= 1
+
+
+def test_a_disk_that_is_slower(tmp_path: Path) -> None:
+    if power_image.compiler() is None:
+        pytest.skip("no C compiler")
+    options = ["--seconds", "0.5", "--warmup", "0.2", "--rate", "1000", "--slower", "5"]
+    off, synced = runs_of(tmp_path, "latency", "--brokers", "off", "synced", *options)
+    assert off["fsync_ms"] == synced["fsync_ms"] > 5
+    assert synced["p50"] > 5
 
 
 def test_recovery_brings_everything_back(tmp_path: Path) -> None:
@@ -82,11 +93,12 @@ def test_targets() -> None:
         Run("p2p", "off", 0, 1.0, broker_cpu_us=1.0),
         Run("p2p", "synced", 0, 1.0, broker_cpu_us=1.7),
         Run("p2p", "written", 0, 1.0, broker_cpu_us=1.5),
-        Run("latency", "synced", 0, 0.2, p99=0.9),
+        Run("latency", "off", 0, 0.2, p99=0.2, over=0.004),
+        Run("latency", "synced", 0, 0.2, p99=0.9, over=0.009),
     ]
     found = durability.judge(runs)
-    assert [verdict.state for verdict in found] == ["open", "met", "missed", "met"]
-    assert [verdict.found.median for verdict in found] == pytest.approx([0.975, 1.5, 1.7, 4.5])
+    assert [verdict.state for verdict in found] == ["open", "met", "missed", "met", "met"]
+    assert [verdict.found.median for verdict in found] == pytest.approx([0.975, 1.5, 1.7, 4.5, 0.5])
     assert (found[0].found.low, found[0].found.high) == pytest.approx((0.75, 1.2))
     runs[-1].problems.append("3 duplicates")
     assert len(durability.judge(runs)) == 3
