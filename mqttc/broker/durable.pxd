@@ -10,7 +10,7 @@ from mqttc.base.msg cimport Msg
 from mqttc.base.types cimport Span, atomic_load_u32_relaxed
 from mqttc.broker.record cimport Record
 from mqttc.broker.routes cimport Route, SubscriptionIds
-from mqttc.broker.state cimport Conn, QueueEntry, Session, Wait, Will, Worker
+from mqttc.broker.state cimport QE_JOURNALED, Conn, QueueEntry, Session, Wait, Will, Worker
 
 cdef inline bint journaled(const Worker *worker) noexcept nogil:
     return worker.engine.journal != NULL
@@ -34,7 +34,7 @@ cdef void journal_forget(Worker *worker) noexcept nogil                 # all we
 cdef bint note_message(
     Worker *worker, Msg *msg, const Route *route, uint8_t durability, uint64_t publisher, uint16_t packet_id, uint64_t version,
 ) noexcept nogil
-cdef void note_done(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # this delivery is over
+cdef void note_over(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # by note_done
 cdef void note_group_done(Worker *worker, uint64_t group, const Msg *msg) noexcept nogil                  # a group's message that reaches nobody
 cdef void note_sent(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # it has a packet id; at QoS 2 also one that is not kept
 cdef void note_kept(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # a group's, sent: its member has left and completes it
@@ -60,3 +60,8 @@ cdef inline uint64_t until_now(const Worker *worker) noexcept nogil:
 
 cdef Wait *wait_add(Worker *worker, uint8_t kind) noexcept nogil        # for what was noted so far; NULL: nothing to wait for, or no memory
 cdef void wait_conn(Worker *worker, Conn *conn, uint64_t until) noexcept nogil                            # its held replies
+
+cdef inline void note_done(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil:
+    """This delivery is over: of one that is kept, and of a packet id that is kept without its message (QoS 2), the file hears."""
+    if entry.state & (QE_JOURNALED << 4) or (session.durable and entry.qos == 2 and entry.packet_id):
+        note_over(worker, session, entry)

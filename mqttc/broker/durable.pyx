@@ -204,13 +204,9 @@ cdef void note_reserved(Worker *worker, const Session *session, const QueueEntry
         event.packet_id = entry.packet_id
 
 
-cdef void note_done(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil:
-    cdef Event *event
+cdef void note_over(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil:
     cdef uint64_t group
-    cdef bint reserved = entry.qos == 2 and entry.packet_id and session.durable
-    if not entry.state & (QE_JOURNALED << 4) and not reserved:
-        return
-    event = note_event(worker, EVENT_DONE, False)
+    cdef Event *event = note_event(worker, EVENT_DONE, False)
     if event == NULL:
         return
     event.packet_id = entry.packet_id

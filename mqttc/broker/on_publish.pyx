@@ -94,15 +94,11 @@ cdef int alias_resolve(Worker *worker, Conn *conn, Packet *packet, AliasIn **fou
 
 # ---- the route: at hand for the same topic as before, else from the cache, else from the tree
 
-cdef Route *route_for(Worker *worker, Conn *conn, Span topic, AliasIn *alias) noexcept nogil:
+cdef Route *route_fetch(Worker *worker, Conn *conn, Span topic, AliasIn *alias, bint same) noexcept nogil:
     cdef Route **hand = &conn.last_route if alias == NULL else &alias.route
-    cdef Route *route = hand[0]
     cdef uint32_t *kept = &conn.permit_epoch if alias == NULL else &alias.permit_epoch
     cdef uint8_t *permit = &conn.permit if alias == NULL else &alias.permit
-    cdef bint same = route != NULL and span_equal(span_make(route.topic, route.topic_bytes), topic)
-    if likely(same and route_fresh(worker.engine.trie, route)):
-        return route
-    route = route_lookup(&worker.routes, topic)
+    cdef Route *route = route_lookup(&worker.routes, topic)
     if route == NULL:
         return NULL
     route_share(route, 1)
@@ -113,6 +109,14 @@ cdef Route *route_for(Worker *worker, Conn *conn, Span topic, AliasIn *alias) no
         kept[0] = route.permit_epoch if route.permit_session == session_handle(worker, conn.session) else 0
         permit[0] = route.permit
     return route
+
+
+cdef inline Route *route_for(Worker *worker, Conn *conn, Span topic, AliasIn *alias) noexcept nogil:
+    cdef Route *route = conn.last_route if alias == NULL else alias.route
+    cdef bint same = route != NULL and span_equal(span_make(route.topic, route.topic_bytes), topic)
+    if likely(same and route_fresh(worker.engine.trie, route)):
+        return route
+    return route_fetch(worker, conn, topic, alias, same)
 
 
 cdef uint8_t permit_for(Worker *worker, Conn *conn, const Packet *packet, AliasIn *alias, Route **found) noexcept nogil:
@@ -191,7 +195,7 @@ cdef uint32_t receive_used(Conn *conn) noexcept nogil:
     return used
 
 
-cdef int publish_check(Worker *worker, Conn *conn, Packet *packet, AliasIn **alias) noexcept nogil:
+cdef inline int publish_check(Worker *worker, Conn *conn, Packet *packet, AliasIn **alias) noexcept nogil:
     """ST_OK, or the negated reason for which the connection ends."""
     cdef Settings *settings = &worker.engine.settings
     cdef int status

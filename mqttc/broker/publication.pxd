@@ -5,7 +5,7 @@ Its bytes are the read buffer's (spans) until somebody must keep the message: th
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from mqttc.base.msg cimport Msg
+from mqttc.base.msg cimport Msg, msg_drop
 from mqttc.base.types cimport Span
 from mqttc.broker.state cimport Worker
 from mqttc.net.outq cimport Chunk
@@ -30,7 +30,27 @@ cdef struct Publication:
     uint32_t id_offset[2]
     uint8_t *encoded[2]
 
-cdef void publication_init(Publication *pub) noexcept nogil
+cdef inline void publication_init(Publication *pub) noexcept nogil:
+    """All but topic, payload and properties, and what the bytes of the encoded forms say."""
+    pub.msg = NULL
+    pub.expires_at_ms = 0
+    pub.publisher = 0
+    pub.message_expiry = 0
+    pub.has_expiry = False
+    pub.pressure = False
+    pub.qos = 0
+    pub.retain = 0
+    pub.run_bytes[0] = 0
+    pub.run_bytes[1] = 0
+    pub.run_bytes[2] = 0
+    pub.run_bytes[3] = 0
+    pub.encoded_bytes[0] = 0
+    pub.encoded_bytes[1] = 0
+
 cdef void publication_of(Worker *worker, Publication *pub, Msg *msg) noexcept nogil            # spans of msg; takes the caller's reference over
 cdef Msg *publication_msg(Worker *worker, Publication *pub) noexcept nogil                     # builds it once; borrowed. NULL: no memory
-cdef void publication_clear(Worker *worker, Publication *pub) noexcept nogil
+
+cdef inline void publication_clear(Worker *worker, Publication *pub) noexcept nogil:
+    if pub.msg != NULL:
+        msg_drop(&worker.msgs, pub.msg)
+        pub.msg = NULL

@@ -1,13 +1,9 @@
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uint8_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
-from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_drop, msg_expiry_left, msg_payload, msg_properties, msg_topic
+from mqttc.base.msg cimport Msg, msg_alloc, msg_data, msg_expiry_left, msg_payload, msg_properties, msg_topic
 from mqttc.broker.state cimport Worker
 from mqttc.broker.stats cimport C_DROPPED_NO_MEMORY, stat
-
-
-cdef void publication_init(Publication *pub) noexcept nogil:
-    memset(pub, 0, sizeof(Publication))
 
 
 cdef void publication_of(Worker *worker, Publication *pub, Msg *msg) noexcept nogil:
@@ -53,9 +49,3 @@ cdef Msg *publication_msg(Worker *worker, Publication *pub) noexcept nogil:
     msg.expires_at_ms = pub.expires_at_ms
     pub.msg = msg
     return msg
-
-
-cdef void publication_clear(Worker *worker, Publication *pub) noexcept nogil:
-    if pub.msg != NULL:
-        msg_drop(&worker.msgs, pub.msg)
-        pub.msg = NULL
