@@ -1,5 +1,7 @@
 """An application of the client's as type checkers see it: `test_typing.py` and `dev.py lint` check it strictly; nobody runs it."""
 
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
 from __future__ import annotations
 
 from typing import assert_type
