@@ -251,7 +251,7 @@ def test_unit_files_are_valid(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     units = sorted((ROOT / "examples" / "systemd").iterdir())
-    assert len(units) == 2
+    assert len(units) == 3
     for unit in units:
         text = re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={program}", unit.read_text("utf-8"))
         (tmp_path / unit.name).write_text(re.sub(r"(?m)^User=.*", "User=root", text))
