@@ -1,4 +1,4 @@
-"""MQTT over WebSocket around an application of FastAPI: uvicorn examples.asgi_fastapi:app --ws wsproto"""
+"""MQTT over WebSocket around an application of FastAPI: uvicorn --app-dir examples asgi_fastapi:app --ws wsproto"""
 
 from fastapi import FastAPI
 

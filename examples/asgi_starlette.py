@@ -1,4 +1,4 @@
-"""MQTT over WebSocket beside a web application: uvicorn examples.asgi_starlette:app --ws wsproto"""
+"""MQTT over WebSocket beside a web application: uvicorn --app-dir examples asgi_starlette:app --ws wsproto"""
 
 from starlette.applications import Starlette
 from starlette.requests import Request

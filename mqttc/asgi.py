@@ -20,7 +20,7 @@ from typing import Any, Final
 from mqttc.adapters.upgrade import PROXY_HEADERS, Rules, is_foreign_page
 from mqttc.server import Broker
 
-__all__ = ["MqttMiddleware", "MqttWebSocket", "lifespan"]
+__all__ = ["MqttLifespan", "MqttMiddleware", "MqttWebSocket", "lifespan"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -162,6 +162,26 @@ class MqttMiddleware:
             await send({"type": "lifespan.shutdown.complete"})
         finally:
             await stop()
+
+
+class MqttLifespan:
+    """An ASGI application for the scope ``lifespan`` alone: the broker lives as long as the application server. For applications that are
+    put together by scope, as those of Channels: ``ProtocolTypeRouter({"lifespan": MqttLifespan(broker), ...})``.
+
+    A broker that runs already is left to whoever has started it.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._around_nothing = MqttMiddleware(_knows_nothing_of_lifespan, broker)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            raise ValueError(f"MqttLifespan serves the ASGI scope lifespan, not {scope['type']}")
+        await self._around_nothing(scope, receive, send)
+
+
+async def _knows_nothing_of_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    raise NotImplementedError
 
 
 def lifespan(broker: Broker) -> Callable[[Any], contextlib.AbstractAsyncContextManager[None]]:

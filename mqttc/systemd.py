@@ -20,9 +20,15 @@ class NotifyError(OSError):
 
 
 class Notifier:
-    """``environment``: where ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID`` are taken out of, so that no child inherits them."""
+    """``environment``: where ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID`` are taken out of, so that no child inherits them.
 
-    def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
+    ``on_error`` is called where the service manager cannot be told; without it that raises ``NotifyError``.
+    """
+
+    def __init__(
+        self, environment: MutableMapping[str, str] = os.environ, *, on_error: Callable[[NotifyError], object] | None = None
+    ) -> None:
+        self._on_error = on_error
         self._address = environment.pop("NOTIFY_SOCKET", "")
         if self._address.startswith("@"):
             self._address = "\0" + self._address[1:]
@@ -51,7 +57,10 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.sendto(state.encode(), self._address)
         except OSError as error:
-            raise NotifyError(error.errno, f"NOTIFY_SOCKET: {error.strerror or error}") from error
+            failure = NotifyError(error.errno, f"NOTIFY_SOCKET: {error.strerror or error}")
+            if self._on_error is None:
+                raise failure from error
+            self._on_error(failure)
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ test [--matrix] [...]     build, then pytest with the arguments given; --matrix 
 debug [...]               the same in a copy of the tree, without optimisation, with assertions and debug information
 asan [...], tsan [...]    the same in a copy, with the address and undefined behaviour sanitizers, or the thread sanitizer
 annotate                  Cython's annotated HTML, in build/annotate/build/c
-lint                      ruff, mypy strict, pyright where it is installed, floors, hints
+lint                      ruff, mypy strict, pyright (where `test` has installed it), floors, hints
 clean                     remove everything that was built
 
 Faces. `tests/face/NAME.pyx` is the module `tests.face.NAME`: a dev-only extension with plain functions that call nogil code of the tree, so
@@ -230,19 +230,19 @@ def sanitize(name: str, kind: str, arguments: Sequence[str], rows: Rows) -> int:
 
 
 def pyright() -> int:
-    """The second opinion on what users' programs see, where it is installed (by npm, or by pip, which fetches it from there)."""
-    found = shutil.which("pyright")
-    if found is None:
-        print("pyright is missing: not run", flush=True)
+    """The second opinion on what users' programs see: the version that tests/typing/package.json names."""
+    program = ROOT / "tests" / "typing" / "node_modules" / ".bin" / "pyright"
+    if not program.is_file() or shutil.which("node") is None:
+        print("pyright is missing: not run (`dev.py test` installs it, where there is npm)", flush=True)
         return 0
-    return run([found, "--pythonpath", sys.executable], ROOT)
+    return run([program, "--pythonpath", sys.executable], ROOT)
 
 
 def lint() -> int:
     codes = [
         run([sys.executable, "-m", "ruff", "check", "."], ROOT),
         run([sys.executable, "-m", "mypy"], ROOT),
-        run([sys.executable, "-m", "mypy", "--explicit-package-bases", "examples", "tests/client/typed_use.py"], ROOT),
+        run([sys.executable, "-m", "mypy", "--explicit-package-bases", "examples", "tests/typing/typed_use.py"], ROOT),
         pyright(),
         run([sys.executable, "tools/check_floors.py"], ROOT),
         run([sys.executable, "tools/check_hints.py"], ROOT),

@@ -16,14 +16,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from mqttc import __version__, logs
 from mqttc.cli.terminal import printable
 from mqttc.config import Config, ConfigError, Problem, schema
-from mqttc.systemd import Notifier, NotifyError, become, inherited_sockets, keep_watch
+from mqttc.systemd import Notifier, become, inherited_sockets, keep_watch
 
 if TYPE_CHECKING:
     from mqttc.server import Broker
@@ -239,7 +239,8 @@ def _serve(options: argparse.Namespace, config: Config, known: _Identity | None)
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)  # the broker filters by log.level itself
     logger.propagate = False
-    notifier = Notifier()
+    # That the service manager cannot be told is worth a line, and nothing else.
+    notifier = Notifier(on_error=lambda error: handler.put(f"mqttc-broker: {printable(str(error))}"))
     broker = Broker(config)
     try:
         bound = bind_all(config.listeners, inherited_sockets())
@@ -259,7 +260,7 @@ def _serve(options: argparse.Namespace, config: Config, known: _Identity | None)
     for url in broker.urls:
         handler.put(f"listening on {url}")
     handler.put("ready")
-    manager = _Manager(notifier, broker, handler)
+    manager = _Manager(notifier, broker)
     manager.ready()
     _wait(broker, options, known, signals, handler, manager)
     manager.stopping()
@@ -267,12 +268,11 @@ def _serve(options: argparse.Namespace, config: Config, known: _Identity | None)
 
 
 class _Manager:
-    """The service manager, which is told what goes on. That it cannot be told is worth a line, and nothing else."""
+    """The service manager, which is told what goes on."""
 
-    def __init__(self, notifier: Notifier, broker: Broker, handler: logs.BackgroundHandler) -> None:
+    def __init__(self, notifier: Notifier, broker: Broker) -> None:
         self._notifier = notifier
         self._broker = broker
-        self._handler = handler
         self._due = time.monotonic()
 
     @property
@@ -281,25 +281,16 @@ class _Manager:
         return None if self._notifier.watchdog_s is None else max(0.0, self._due - time.monotonic())
 
     def ready(self) -> None:
-        self._tell(lambda: self._notifier.ready("listening on " + " ".join(self._broker.urls)))
+        self._notifier.ready("listening on " + " ".join(self._broker.urls))
 
     def reloading(self) -> None:
-        self._tell(self._notifier.reloading)
+        self._notifier.reloading()
 
     def stopping(self) -> None:
-        self._tell(self._notifier.stopping)
+        self._notifier.stopping()
 
     def watch(self) -> None:
-        def look() -> None:
-            self._due = keep_watch(self._notifier, self._broker.responsive, self._due, time.monotonic())
-
-        self._tell(look)
-
-    def _tell(self, say: Callable[[], None]) -> None:
-        try:
-            say()
-        except NotifyError as error:
-            self._handler.put(f"mqttc-broker: {printable(str(error))}")
+        self._due = keep_watch(self._notifier, self._broker.responsive, self._due, time.monotonic())
 
 
 def _wait(

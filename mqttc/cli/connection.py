@@ -120,6 +120,26 @@ def _will_options(parser: Parser) -> None:
     will.add_argument("--will-retain", action="store_true", help="retained")
 
 
+def topic_to_publish(options: argparse.Namespace) -> str:
+    """``-t``, or else the topic at the end of an mqtt URL. Raises ``UsageError``."""
+    of_url = topic_of_url(options)
+    topic = of_url if options.topic is None else options.topic
+    if topic is None:
+        raise UsageError("no topic: -t TOPIC")
+    return valid(topic, "-t ")
+
+
+def valid(topic: str, where: str = "", *, is_filter: bool = False) -> str:
+    """The topic. Raises ``UsageError``, with what stands ``where`` before it, if it is none, or no filter."""
+    from mqttc.codec import validate_filter, validate_topic
+
+    try:
+        (validate_filter if is_filter else validate_topic)(topic)
+    except ValueError as error:
+        raise UsageError(f"{where}{topic}: {error}") from None
+    return topic
+
+
 def topic_of_url(options: argparse.Namespace) -> str | None:
     """Takes the topic off an mqtt URL, where mosquitto_sub's `-L` has it."""
     url: str = options.url or ""
@@ -248,14 +268,11 @@ def _will(options: argparse.Namespace, fields: dict[str, Any]) -> Will | None:
         if options.will_payload is not None or options.will_retain or options.will_qos or fields:
             raise UsageError("a will needs --will-topic")
         return None
-    from mqttc.codec import Will, validate_topic
+    from mqttc.codec import Will
 
-    try:
-        validate_topic(options.will_topic)
-    except ValueError as error:
-        raise UsageError(f"--will-topic {options.will_topic}: {error}") from None
+    topic = valid(options.will_topic, "--will-topic ")
     payload = (options.will_payload or "").encode("utf-8", "surrogateescape")
-    return Will(options.will_topic, payload, qos=options.will_qos, retain=options.will_retain, properties=properties(fields))
+    return Will(topic, payload, qos=options.will_qos, retain=options.will_retain, properties=properties(fields))
 
 
 def _tls(options: argparse.Namespace) -> Tls:

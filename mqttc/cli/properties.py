@@ -103,6 +103,7 @@ def collect(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         if not equals:
             raise UsageError(f"--user-property {pair}: NAME=VALUE")
         message.setdefault("user_properties", []).append((name, value))
+    message.pop("topic_alias", None)  # checked; which topics have numbers is for the client to see to
     return found
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mqttc.cli.arguments import EXIT_OK, Parser, UsageError, count, number, pause, qos_option, seconds
-from mqttc.cli.connection import connected, connection_options, make_client, topic_of_url
+from mqttc.cli.connection import connected, connection_options, make_client, topic_to_publish
 from mqttc.cli.payload import lines, payload_options, source, whole
 from mqttc.cli.properties import CONNECT, DISCONNECT, PUBLISH, WILL, collect, message_options, properties, property_options
 
@@ -40,23 +40,14 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Raises ``UsageError``."""
-    topic = topic_of_url(options)
-    options.topic = options.topic if options.topic is not None else topic
-    if options.topic is None:
-        raise UsageError("no topic: -t TOPIC")
+    options.topic = topic_to_publish(options)
     by_line = source(options, needed=True) == "stdin_line"
     if by_line and (options.repeat or options.repeat_delay):
         raise UsageError("--repeat is of a message, not of --stdin-line")
     found = collect(options)
-    found[PUBLISH].pop("topic_alias", None)  # checked; which topics have numbers is for the client to see to
     payload = b"" if by_line else whole(options)
     from mqttc.cli import life
-    from mqttc.codec import validate_topic
 
-    try:
-        validate_topic(options.topic)
-    except ValueError as error:
-        raise UsageError(f"-t {options.topic}: {error}") from None
     client = make_client(options, found, None if by_line else 0, max_inflight=options.max_inflight)
     return life.run(options, _publish(options, client, found, payload, by_line), timeout_s=options.timeout)
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from mqttc.cli.arguments import Append, Parser, UsageError, count, percent, qos_option, seconds
-from mqttc.cli.connection import topic_of_url
+from mqttc.cli.arguments import Append, Parser, count, percent, qos_option, seconds
+from mqttc.cli.connection import topic_of_url, valid
 from mqttc.cli.properties import SUBSCRIBE, UNSUBSCRIBE, properties
 from mqttc.cli.terminal import Output, complain
 
@@ -47,17 +47,12 @@ def limit_options(parser: Parser) -> None:
 
 def filters_of(options: argparse.Namespace, default: Sequence[str] = ()) -> list[str]:
     """Raises ``UsageError`` for one that MQTT does not allow."""
-    from mqttc.codec import validate_filter
-
     in_url = topic_of_url(options)
     given = [*((in_url,) if in_url else ()), *options.topics] or list(default)
     if options.share is not None:
         given = [f"$share/{options.share}/{one}" for one in given]
     for one in (*given, *options.filter_out, *getattr(options, "unsubscribe", ())):
-        try:
-            validate_filter(one)
-        except ValueError as error:
-            raise UsageError(f"{one}: {error}") from None
+        valid(one, is_filter=True)
     return given
 
 

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttc.cli.arguments import EXIT_OK, Parser, UsageError, number, qos_option, seconds
-from mqttc.cli.connection import VERSIONS, connected, connection_options, make_client, topic_of_url
+from mqttc.cli.connection import VERSIONS, connected, connection_options, make_client, topic_to_publish, valid
 from mqttc.cli.payload import payload_options, source, whole
 from mqttc.cli.printing import Printer, printing_options
 from mqttc.cli.properties import CONNECT, DISCONNECT, PUBLISH, WILL, collect, message_options, properties, property_options
@@ -44,28 +44,19 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Raises ``UsageError``."""
-    topic = topic_of_url(options)
-    options.topic = options.topic if options.topic is not None else topic
-    if options.topic is None:
-        raise UsageError("no topic: -t TOPIC")
+    options.topic = topic_to_publish(options)
     source(options, needed=False)
     old = options.protocol_version is not None and VERSIONS[options.protocol_version] < 5
     response_topic, options.response_topic = options.response_topic, None  # the client's version decides where it goes
     if old and response_topic is None:
         raise UsageError("before MQTT 5.0 there are no response topics: -e TOPIC says where the answers come")
     found = collect(options)
-    found[PUBLISH].pop("topic_alias", None)
     response_topic = found[PUBLISH].pop("response_topic", None) if response_topic is None else response_topic
+    if response_topic is not None:
+        valid(response_topic, is_filter=old)
     payload = whole(options)
     from mqttc.cli import life
-    from mqttc.codec import validate_filter, validate_topic
 
-    for name, check in ((options.topic, validate_topic), (response_topic, validate_filter if old else validate_topic)):
-        try:
-            if name is not None:
-                check(name)
-        except ValueError as error:
-            raise UsageError(f"{name}: {error}") from None
     output = Output()
     printer = Printer(options, output)
     client = make_client(options, found, 0, **({} if old else {"fallback": ()}))

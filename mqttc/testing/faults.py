@@ -7,7 +7,7 @@ import enum
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict
 
 from mqttc import codec
 from mqttc.codec import PacketType
@@ -18,6 +18,23 @@ Side = Literal["broker", "client"]
 
 FAULT_TIMEOUT_S: Final = 5.0
 """How long ``Fault.wait`` and ``FaultProxy.wait_for`` wait by default."""
+
+
+class About(TypedDict, total=False):
+    """Keyword arguments by which a fault says which packets it is about; see ``FaultProxy``."""
+
+    client_id: str | None
+    topic: str | None
+    payload: Payload | None
+    nth: int
+    times: int | None
+
+
+class AboutEither(About, total=False):
+    """The same for packets that may go both ways."""
+
+    to: Side | None
+
 
 _ONE_WAY: Final[dict[PacketType, Side]] = {
     PacketType.CONNECT: "broker",

@@ -7,8 +7,9 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, Unpack
 from urllib.parse import urlsplit
 
 from mqttc.client.sync import LoopThread
@@ -16,7 +17,7 @@ from mqttc.codec import PacketType
 from mqttc.embed.message import Payload
 from mqttc.errors import BrokerError, ClosedError
 from mqttc.server import Broker
-from mqttc.testing.faults import FAULT_TIMEOUT_S, Fault, Kind, SeenPacket, Selection, Side, packet_type_of
+from mqttc.testing.faults import FAULT_TIMEOUT_S, About, AboutEither, Fault, Kind, SeenPacket, Selection, Side, packet_type_of
 from mqttc.testing.pipe import Connection, check_refusal
 
 MAX_PACKETS: Final = 10_000
@@ -110,107 +111,41 @@ class FaultProxy:
 
     # ---- faults
 
-    def drop(
-        self,
-        packet: PacketType | str,
-        *,
-        to: Side | None = None,
-        client_id: str | None = None,
-        topic: str | None = None,
-        payload: Payload | None = None,
-        nth: int = 1,
-        times: int | None = 1,
-    ) -> Fault:
+    def drop(self, packet: PacketType | str, **about: Unpack[AboutEither]) -> Fault:
         """The packet does not arrive."""
-        return self._add(Fault(Kind.DROP, Selection.of(packet, to, client_id, topic, payload), nth, times))
+        return self._strike(partial(Fault, Kind.DROP), packet, **about)
 
-    def duplicate(
-        self,
-        packet: PacketType | str,
-        *,
-        to: Side | None = None,
-        client_id: str | None = None,
-        topic: str | None = None,
-        payload: Payload | None = None,
-        nth: int = 1,
-        times: int | None = 1,
-        copies: int = 1,
-    ) -> Fault:
+    def duplicate(self, packet: PacketType | str, *, copies: int = 1, **about: Unpack[AboutEither]) -> Fault:
         """The packet arrives ``copies`` more times, byte for byte."""
         if copies < 1:
             raise ValueError("copies is at least 1")
-        return self._add(Fault(Kind.DUPLICATE, Selection.of(packet, to, client_id, topic, payload), nth, times, copies=copies))
+        return self._strike(partial(Fault, Kind.DUPLICATE, copies=copies), packet, **about)
 
-    def corrupt(
-        self,
-        packet: PacketType | str,
-        *,
-        at_byte: int = -1,
-        mask: int = 0xFF,
-        to: Side | None = None,
-        client_id: str | None = None,
-        topic: str | None = None,
-        payload: Payload | None = None,
-        nth: int = 1,
-        times: int | None = 1,
-    ) -> Fault:
+    def corrupt(self, packet: PacketType | str, *, at_byte: int = -1, mask: int = 0xFF, **about: Unpack[AboutEither]) -> Fault:
         """The bits of ``mask`` of one byte of the packet are flipped. ``at_byte``: counted from 0, the fixed header included, or from
         the end by -1; past either end it is the last or the first byte.
         """
         if not 1 <= mask <= 255:
             raise ValueError("mask has 1 to 8 bits")
-        return self._add(Fault(Kind.CORRUPT, Selection.of(packet, to, client_id, topic, payload), nth, times, at_byte=at_byte, mask=mask))
+        return self._strike(partial(Fault, Kind.CORRUPT, at_byte=at_byte, mask=mask), packet, **about)
 
-    def hold(
-        self,
-        packet: PacketType | str,
-        *,
-        to: Side | None = None,
-        client_id: str | None = None,
-        topic: str | None = None,
-        payload: Payload | None = None,
-        nth: int = 1,
-        times: int | None = 1,
-    ) -> Fault:
+    def hold(self, packet: PacketType | str, **about: Unpack[AboutEither]) -> Fault:
         """The packet, and all behind it on that connection and in that direction, waits until ``Fault.release``."""
-        return self._add(Fault(Kind.HOLD, Selection.of(packet, to, client_id, topic, payload), nth, times))
+        return self._strike(partial(Fault, Kind.HOLD), packet, **about)
 
-    def delay(
-        self,
-        packet: PacketType | str,
-        seconds: float,
-        *,
-        to: Side | None = None,
-        client_id: str | None = None,
-        topic: str | None = None,
-        payload: Payload | None = None,
-        nth: int = 1,
-        times: int | None = 1,
-    ) -> Fault:
+    def delay(self, packet: PacketType | str, seconds: float, **about: Unpack[AboutEither]) -> Fault:
         """As ``hold``, for ``seconds`` of real time: to see what latency does. Where order is all that matters, ``hold`` is exact."""
         if not 0 <= seconds <= 3600:
             raise ValueError("seconds: 0 to 3600")
-        return self._add(Fault(Kind.DELAY, Selection.of(packet, to, client_id, topic, payload), nth, times, seconds=seconds))
+        return self._strike(partial(Fault, Kind.DELAY, seconds=seconds), packet, **about)
 
-    def cut(
-        self,
-        packet: PacketType | str,
-        *,
-        at_byte: int = 0,
-        reset: bool = False,
-        to: Side | None = None,
-        client_id: str | None = None,
-        topic: str | None = None,
-        payload: Payload | None = None,
-        nth: int = 1,
-        times: int | None = 1,
-    ) -> Fault:
+    def cut(self, packet: PacketType | str, *, at_byte: int = 0, reset: bool = False, **about: Unpack[AboutEither]) -> Fault:
         """The connection breaks at the packet, of which ``at_byte`` bytes still arrive. ``reset``: by a TCP reset, which may also take
         away what the other side has not read yet, instead of an end of the stream.
         """
         if at_byte < 0:
             raise ValueError("at_byte is at least 0")
-        return self._add(Fault(Kind.CUT, Selection.of(packet, to, client_id, topic, payload), nth, times, at_byte=at_byte, reset=reset))
+        return self._strike(partial(Fault, Kind.CUT, at_byte=at_byte, reset=reset), packet, **about)
 
     def cut_after(self, count: int, *, to: Side, client_id: str | None = None, reset: bool = False, times: int | None = 1) -> Fault:
         """A connection breaks when ``count`` bytes of it have gone in that direction, counted from its beginning. ``times``: how many
@@ -220,17 +155,7 @@ class FaultProxy:
             raise ValueError("count is at least 0")
         return self._add(Fault(Kind.CUT_AFTER, Selection.of(None, to, client_id, None, None), 1, times, at_byte=count, reset=reset))
 
-    def refuse(
-        self,
-        packet: PacketType | str,
-        reason_code: int,
-        *,
-        client_id: str | None = None,
-        topic: str | None = None,
-        payload: Payload | None = None,
-        nth: int = 1,
-        times: int | None = 1,
-    ) -> Fault:
+    def refuse(self, packet: PacketType | str, reason_code: int, **about: Unpack[About]) -> Fault:
         """A CONNECT, SUBSCRIBE, UNSUBSCRIBE or PUBLISH does not reach the broker, and is answered with this reason code, 0x80 or above.
 
         Clients of 3.x get the return code of CONNACK that means the same (3, server unavailable, where none does), and 0x80 in SUBACK,
@@ -241,7 +166,7 @@ class FaultProxy:
         """
         kind = packet_type_of(packet)
         check_refusal(kind, reason_code)
-        return self._add(Fault(Kind.REFUSE, Selection.of(kind, "broker", client_id, topic, payload), nth, times, reason_code=reason_code))
+        return self._strike(partial(Fault, Kind.REFUSE, reason_code=reason_code), kind, to="broker", **about)
 
     def stop_reading(self, from_: Side, *, client_id: str | None = None) -> Fault:
         """The proxy reads no more from clients, or from the broker, until ``Fault.release``: who sends there finds the stream full."""
@@ -269,6 +194,20 @@ class FaultProxy:
             faults, self._faults = self._faults, ()
         for fault in faults:
             fault.remove()
+
+    def _strike(
+        self,
+        make: Callable[..., Fault],
+        packet: PacketType | str,
+        *,
+        to: Side | None = None,
+        client_id: str | None = None,
+        topic: str | None = None,
+        payload: Payload | None = None,
+        nth: int = 1,
+        times: int | None = 1,
+    ) -> Fault:
+        return self._add(make(Selection.of(packet, to, client_id, topic, payload), nth, times))
 
     def _add(self, fault: Fault) -> Fault:
         fault._on_loop = self._on_loop

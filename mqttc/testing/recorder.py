@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, overload
+from typing import Any, Final, Self, TypedDict, TypeVar, Unpack, overload
 
 from mqttc import codec
 from mqttc.client.sync import LoopThread
@@ -28,17 +28,34 @@ T = TypeVar("T")
 E_ = TypeVar("E_", bound=Event)
 
 
+class Like(TypedDict, total=False):
+    """Keyword arguments of assertions on messages: what a message has to be like. See ``Recorder.expect``."""
+
+    payload: Payload | None
+    qos: int | None
+    retain: bool | None
+    properties: Mapping[str, Any] | None
+    where: Callable[[Message], object] | None
+
+
+class LikeInTime(Like, total=False):
+    """The same where the assertion waits."""
+
+    timeout: float | None
+
+
 class Expected:
     """What a message has to be like."""
 
     def __init__(
         self,
         topic_filter: str,
-        payload: Payload | None,
-        qos: int | None,
-        retain: bool | None,
-        properties: Mapping[str, Any] | None,
-        where: Callable[[Message], object] | None,
+        *,
+        payload: Payload | None = None,
+        qos: int | None = None,
+        retain: bool | None = None,
+        properties: Mapping[str, Any] | None = None,
+        where: Callable[[Message], object] | None = None,
     ) -> None:
         codec.validate_filter(topic_filter)
         for name in properties or ():
@@ -205,38 +222,26 @@ class Recorder:
         self,
         topic_filter: str = "#",
         *,
-        payload: Payload | None = None,
-        qos: int | None = None,
-        retain: bool | None = None,
-        properties: Mapping[str, Any] | None = None,
-        where: Callable[[Message], object] | None = None,
         count: None = None,
         timeout: float | None = None,
+        **like: Unpack[Like],
     ) -> Message: ...
     @overload
     def expect(
         self,
         topic_filter: str = "#",
         *,
-        payload: Payload | None = None,
-        qos: int | None = None,
-        retain: bool | None = None,
-        properties: Mapping[str, Any] | None = None,
-        where: Callable[[Message], object] | None = None,
         count: int,
         timeout: float | None = None,
+        **like: Unpack[Like],
     ) -> list[Message]: ...
     def expect(
         self,
         topic_filter: str = "#",
         *,
-        payload: Payload | None = None,
-        qos: int | None = None,
-        retain: bool | None = None,
-        properties: Mapping[str, Any] | None = None,
-        where: Callable[[Message], object] | None = None,
         count: int | None = None,
         timeout: float | None = None,
+        **like: Unpack[Like],
     ) -> Message | list[Message]:
         """Wait until a message is published that is like this, and return the first such one.
 
@@ -247,7 +252,7 @@ class Recorder:
         __tracebackhide__ = True
         if count is not None and count < 1:
             raise ValueError("count is at least 1; see expect_none")
-        expected = Expected(topic_filter, payload, qos, retain, properties, where)
+        expected = Expected(topic_filter, **like)
         seconds = self._timeout if timeout is None else timeout
         found = self._wait(lambda: self._like(expected), count or 1, seconds)
         if len(found) < (count or 1):
@@ -263,19 +268,10 @@ class Recorder:
         self._complete()
         return found
 
-    def expect_none(
-        self,
-        topic_filter: str = "#",
-        *,
-        payload: Payload | None = None,
-        qos: int | None = None,
-        retain: bool | None = None,
-        properties: Mapping[str, Any] | None = None,
-        where: Callable[[Message], object] | None = None,
-    ) -> None:
+    def expect_none(self, topic_filter: str = "#", **like: Unpack[Like]) -> None:
         """No such message was published so far. Nothing is waited for but the ``fence``."""
         __tracebackhide__ = True
-        expected = Expected(topic_filter, payload, qos, retain, properties, where)
+        expected = Expected(topic_filter, **like)
         self.fence()
         found = self._like(expected)
         if found:
@@ -380,14 +376,18 @@ class AsyncRecorder:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
-    async def expect(self, topic_filter: str = "#", *, count: int | None = None, **like: Any) -> Any:
-        """See ``Recorder.expect``: a message or, with ``count``, a list of them."""
+    @overload
+    async def expect(self, topic_filter: str = "#", *, count: None = None, **like: Unpack[LikeInTime]) -> Message: ...
+    @overload
+    async def expect(self, topic_filter: str = "#", *, count: int, **like: Unpack[LikeInTime]) -> list[Message]: ...
+    async def expect(self, topic_filter: str = "#", *, count: int | None = None, **like: Unpack[LikeInTime]) -> Message | list[Message]:
+        """See ``Recorder.expect``."""
         recorder = self._recorder
         if count is None:
             return await asyncio.to_thread(lambda: recorder.expect(topic_filter, **like))
         return await asyncio.to_thread(lambda: recorder.expect(topic_filter, count=count, **like))
 
-    async def expect_none(self, topic_filter: str = "#", **like: Any) -> None:
+    async def expect_none(self, topic_filter: str = "#", **like: Unpack[Like]) -> None:
         """See ``Recorder.expect_none``."""
         await asyncio.to_thread(lambda: self._recorder.expect_none(topic_filter, **like))
 

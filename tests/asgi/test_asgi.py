@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import runpy
+import re
+import shlex
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.request
 from pathlib import Path
@@ -15,14 +19,15 @@ from typing import Any
 import pytest
 
 from mqttc import Broker, ConfigError, SyncClient
-from mqttc.asgi import AsgiApp, MqttMiddleware, MqttWebSocket, lifespan
+from mqttc.asgi import AsgiApp, MqttLifespan, MqttMiddleware, MqttWebSocket, lifespan
 from mqttc.cli.broker import main
 from mqttc.errors import BrokerError, RefusedError
 from tests.broker.conftest import eventually
 
 from .conftest import Serve
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PROGRAMS = sorted(EXAMPLES.glob("asgi_*.py"))
 OPEN = {"listeners": [{"url": "asgi://"}], "auth": {"anonymous": True}}
 
 
@@ -68,7 +73,7 @@ def channels_app(broker: Broker) -> AsgiApp:
         await send({"type": "http.response.body", "body": b"hello"})
 
     sockets = URLRouter([path("mqtt", MqttWebSocket(broker))])
-    return MqttMiddleware(ProtocolTypeRouter({"websocket": sockets, "http": hello}), broker, "/other")
+    return ProtocolTypeRouter({"websocket": sockets, "http": hello, "lifespan": MqttLifespan(broker)})
 
 
 def plain_app(broker: Broker) -> AsgiApp:
@@ -401,21 +406,59 @@ def test_wrong_credentials_are_told_why(served_by_uvicorn: Serve) -> None:
         SyncClient(f"ws://{address}/mqtt", version=5).connect()
 
 
-@pytest.mark.parametrize("program", sorted(path.name for path in EXAMPLES.glob("asgi_*.py")))
-def test_examples(program: str, served_by_uvicorn: Serve) -> None:
-    found = runpy.run_path(str(EXAMPLES / program))
-    with served_by_uvicorn(found["app"]) as address, SyncClient(f"ws://{address}/mqtt") as client:
-        client.subscribe("greetings")
-        done = threading.Event()
+def test_the_lifespan_application_serves_nothing_else() -> None:
+    async def never(*_: Any) -> Any:
+        raise AssertionError("nothing is received or sent")
 
-        def ask() -> None:
-            urllib.request.urlopen(f"http://{address}/greet?name=you", timeout=10).close()
-            done.set()
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        assert client.get(10).payload == b"hello you"
-        asking.join(10)
-        assert done.is_set()
+    with pytest.raises(ValueError, match="not websocket"):
+        asyncio.run(MqttLifespan(Broker(OPEN))({"type": "websocket", "path": "/mqtt"}, never, never))
 
 
+def command(server: str, program: Path) -> list[str]:
+    """How the program is served, on a free port: by uvicorn as its first line says."""
+    if server == "hypercorn":
+        return [sys.executable, "-m", "hypercorn", f"{program}:app", "--bind", "127.0.0.1:0"]
+    told = re.search(r": (uvicorn .*)\"\"\"$", program.read_text("utf-8").split("\n")[0])
+    assert told is not None
+    return [sys.executable, "-m", *shlex.split(told[1]), "--port", "0"]
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "hypercorn"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_examples(program: Path, server: str) -> None:
+    for module in (server, *{"asgi_channels": ("channels", "django")}.get(program.stem, (program.stem.removeprefix("asgi_"),))):
+        pytest.importorskip(module)
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command(server, program), cwd=EXAMPLES.parent, env=environment, start_new_session=True, **streams) as process:
+
+        def kill() -> None:
+            """With hypercorn's worker, a process of its own."""
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+        watchdog = threading.Timer(60, kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            lines: list[str] = []
+            found = None
+            while found is None:
+                lines.append(process.stdout.readline())
+                assert lines[-1], lines
+                found = re.search(r"(?i)running on http://([\d.:]+)", lines[-1])
+            with SyncClient(f"ws://{found[1]}/mqtt") as client:
+                client.subscribe("greetings")
+                urllib.request.urlopen(f"http://{found[1]}/greet?name=you", timeout=10).close()
+                assert client.get(10).payload == b"hello you"
+            process.send_signal(signal.SIGTERM)
+            rest, _ = process.communicate()
+            # uvicorn ends in order, and then by the same signal.
+            assert process.returncode in (0, -signal.SIGTERM) and "Traceback" not in rest, (process.returncode, rest)
+        finally:
+            watchdog.cancel()
+            kill()
+
+
+def test_there_are_programs() -> None:
+    assert [program.stem for program in PROGRAMS] == ["asgi_channels", "asgi_fastapi", "asgi_starlette"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shlex
 import shutil
 import signal
@@ -110,6 +111,14 @@ def test_without_a_manager_nothing_is_told() -> None:
     assert silent.watchdog_s is None
     with pytest.raises(NotifyError, match="NOTIFY_SOCKET"):
         Notifier({"NOTIFY_SOCKET": "/nowhere/at/all"}).ready("x")
+
+
+def test_a_manager_that_cannot_be_told_does_not_hold_the_watch_up() -> None:
+    failures: list[NotifyError] = []
+    notifier = Notifier({"NOTIFY_SOCKET": "/nowhere/at/all", "WATCHDOG_USEC": "1000000"}, on_error=failures.append)
+    notifier.ready("x")
+    assert keep_watch(notifier, lambda timeout: True, 5.0, 5.0) == 5.5
+    assert [str(error) for error in failures] == ["[Errno 2] NOTIFY_SOCKET: No such file or directory"] * 2
 
 
 def test_responsive() -> None:
@@ -238,16 +247,18 @@ def test_a_group_needs_a_user() -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_unit_files_are_valid(tmp_path: Path) -> None:
-    program = tmp_path / "mqttc-broker"
+    program = tmp_path / "program"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    for unit in ("mqttc-broker.service", "mqttc-broker.socket"):
-        text = (ROOT / "examples" / "systemd" / unit).read_text("utf-8")
-        (tmp_path / unit).write_text(text.replace("/opt/mqttc/bin/mqttc-broker", str(program)).replace("User=mqttc", "User=root"))
+    units = sorted((ROOT / "examples" / "systemd").iterdir())
+    assert len(units) == 3
+    for unit in units:
+        text = re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={program}", unit.read_text("utf-8"))
+        (tmp_path / unit.name).write_text(re.sub(r"(?m)^User=.*", "User=root", text))
     found = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / unit) for unit in ("mqttc-broker.service", "mqttc-broker.socket"))],
+        ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / unit.name) for unit in units)],
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert "mqttc-broker" not in found.stderr, found.stderr
+    assert "mqttc-broker" not in found.stderr and "rooms" not in found.stderr, found.stderr

@@ -509,6 +509,20 @@ def test_what_is_no_fault(mqtt_faults: FaultProxy, call: Callable[[FaultProxy], 
         call(mqtt_faults)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda proxy: proxy.drop("PUBLISH", copies=2),
+        lambda proxy: proxy.refuse("CONNECT", 0x88, to="client"),
+        lambda proxy: proxy.cut("PUBLISH", colour=1),
+    ],
+)
+def test_what_no_fault_has(mqtt_faults: FaultProxy, call: Callable[[FaultProxy], object]) -> None:
+    with pytest.raises(TypeError):
+        call(mqtt_faults)
+    assert mqtt_faults.faults == ()
+
+
 def test_what_did_not_happen_is_told(mqtt_faults: FaultProxy) -> None:
     fault = mqtt_faults.drop("PUBACK", client_id="a")
     with pytest.raises(AssertionError, match=r"drop PUBACK client_id='a': struck 0 times instead of 1 within 0.01 s, of 0 packets"):

@@ -208,7 +208,12 @@ def test_what_there_is_no_room_for_fails(mqtt_client: Clients, mqtt_recorder: Re
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [({"topic_filter": "a/#/b"}, ValueError), ({"count": 0}, ValueError), ({"properties": {"colour": 1}}, TypeError)],
+    [
+        ({"topic_filter": "a/#/b"}, ValueError),
+        ({"count": 0}, ValueError),
+        ({"properties": {"colour": 1}}, TypeError),
+        ({"colour": 1}, TypeError),
+    ],
 )
 def test_what_cannot_be_expected(mqtt_recorder: Recorder, arguments: dict[str, object], error: type[Exception]) -> None:
     with pytest.raises(error):

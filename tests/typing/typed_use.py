@@ -1,4 +1,8 @@
-"""An application of the client's as type checkers see it: `test_typing.py` and `dev.py lint` check it strictly; nobody runs it."""
+"""An application of the client's, and tests with `mqttc.testing`, as type checkers see them: `test_typing.py` and `dev.py lint` check
+them strictly; nobody runs them.
+"""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 
@@ -21,7 +25,9 @@ from mqttc.client import (
     UnsubscribeResult,
     Will,
 )
+from mqttc.embed import Message as PublishedMessage
 from mqttc.errors import MqttError, RefusedError
+from mqttc.testing import Fault, FaultProxy, Recorder
 
 
 def told(state: State, error: BaseException | None) -> None:
@@ -86,3 +92,21 @@ def blocking() -> None:
         assert_type(client.get(timeout_s=1), Message)
         for message in client:
             assert_type(message, Message)
+
+
+def faults(proxy: FaultProxy) -> None:
+    assert_type(proxy.drop("PUBACK", to="broker", client_id="a", topic="a/#", payload=b"x", nth=2, times=None), Fault)
+    assert_type(proxy.cut("PUBLISH", at_byte=3, reset=True, payload="x"), Fault)
+    assert_type(proxy.refuse("CONNECT", 0x88, times=3), Fault)
+    proxy.refuse("CONNECT", 0x88, to="client")  # type: ignore
+    proxy.hold("PUBLISH", to="nobody")  # type: ignore
+    proxy.drop("PUBLISH", copies=2)  # type: ignore
+
+
+async def recording(recorder: Recorder) -> None:
+    assert_type(recorder.expect("a", payload="x", qos=1, retain=True, where=lambda message: message.text, timeout=1), PublishedMessage)
+    assert_type(recorder.expect("a", count=2, properties={"content_type": "a"}), list[PublishedMessage])
+    assert_type(await recorder.aio.expect("a", payload="x", timeout=1), PublishedMessage)
+    assert_type(await recorder.aio.expect(count=2, where=lambda message: message.text), list[PublishedMessage])
+    recorder.expect_none("a", qos="x")  # type: ignore
+    await recorder.aio.expect("a", nonsense=1)  # type: ignore
