@@ -321,8 +321,8 @@ MUTANTS = (
     ),
     Mutant(
         "shared subscriptions", "a QoS 2 message that was sent goes to another member", SESSION,
-        "if entry.member and entry.qos == 1 and entry.state & 15 == OUT_SENT",
-        "if entry.member and entry.state & 15 == OUT_SENT",
+        "if entry.member == 0 or entry.qos != 1 or entry.state & 15 != OUT_SENT:",
+        "if entry.member == 0 or entry.state & 15 != OUT_SENT:",
         "5:4.8.2-4 5:4.8.2-5",
     ),
     Mutant(

@@ -38,6 +38,7 @@ cdef void note_over(Worker *worker, const Session *session, const QueueEntry *en
 cdef void note_group_done(Worker *worker, uint64_t group, const Msg *msg) noexcept nogil                  # a group's message that reaches nobody
 cdef void note_sent(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # it has a packet id; at QoS 2 also one that is not kept
 cdef void note_kept(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil       # a group's, sent: its member has left and completes it
+cdef void note_returned(Worker *worker, const Session *session, const QueueEntry *entry, uint64_t group) noexcept nogil  # such a one: the session has ended before, and the group has it again
 cdef void note_released(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil
 cdef bint note_handout(Worker *worker, const Session *session, Msg *msg, const QueueEntry *entry) noexcept nogil  # retained, to that session alone; its id
 cdef void note_inbound_done(Worker *worker, const Session *session, uint16_t packet_id) noexcept nogil

@@ -9,7 +9,8 @@ from mqttc.base.vec cimport vec_at
 from mqttc.broker.handle cimport handle_make
 from mqttc.broker.journal cimport journal_post, record_free
 from mqttc.broker.record cimport (
-    DURABILITY_SYNCED, EVENT_DONE, EVENT_INBOUND_DONE, EVENT_OF_GROUP, EVENT_RELEASED, EVENT_RESERVED, EVENT_SENT, EVENT_WAS_RELEASED, EVENTS_PER_RECORD,
+    DURABILITY_SYNCED, EVENT_AT_QOS_1, EVENT_DONE, EVENT_INBOUND_DONE, EVENT_OF_GROUP, EVENT_RELEASED, EVENT_RESERVED, EVENT_RETURNED, EVENT_SENT,
+    EVENT_WAS_RELEASED, EVENTS_PER_RECORD,
     RECORD_EVENTS, RECORD_GROUP, RECORD_GROUP_END, RECORD_MESSAGE, RECORD_PRESENCE, RECORD_READ, RECORD_SESSION, RECORD_SESSION_END, RECORD_SUBSCRIBE,
     RECORD_WILL, RECORD_WILL_DONE, Event, Record, RecordTarget, record_build, record_data, record_events, record_targets,
 )
@@ -262,6 +263,21 @@ cdef void note_kept(Worker *worker, const Session *session, const QueueEntry *en
     event.handle = handle_make(worker.index, session.slot, session.generation)
     event.packet_id = entry.packet_id
     event.group = group_of(session, entry)
+    if event.group and entry.qos == 1:
+        event.flags = EVENT_AT_QOS_1
+
+
+cdef void note_returned(Worker *worker, const Session *session, const QueueEntry *entry, uint64_t group) noexcept nogil:
+    cdef Event *event
+    if not entry.state & (QE_JOURNALED << 4) or group_of(session, entry):
+        return                          # the journal has it under its group
+    event = note_event(worker, EVENT_RETURNED, False)
+    if event == NULL:
+        return
+    event.message = msg_journal(entry.msg)
+    event.handle = handle_make(worker.index, session.slot, session.generation)
+    event.packet_id = entry.packet_id
+    event.group = group
 
 
 cdef void note_released(Worker *worker, const Session *session, const QueueEntry *entry) noexcept nogil:

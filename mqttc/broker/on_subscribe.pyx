@@ -16,7 +16,7 @@ from mqttc.broker.report cimport EV_SUBSCRIBED, EV_UNSUBSCRIBED, LOG_DEBUG, repo
 from mqttc.broker.retain cimport retain_cursor_init
 from mqttc.broker.routes cimport OPTION_DURABLE, subscription_ids_build
 from mqttc.broker.session cimport (
-    group_credit_of, groups_keep, groups_take_back, handout_end, membership_add, session_handle, subscription_add, subscription_find, subscription_remove,
+    TAKE_UNSENT, group_credit_of, groups_keep, groups_take_back, handout_end, membership_add, session_handle, subscription_add, subscription_find, subscription_remove,
 )
 from mqttc.broker.shared cimport tell_group
 from mqttc.broker.state cimport (
@@ -337,7 +337,7 @@ cdef uint8_t unsubscribe_one(Worker *worker, Session *session, Span filter) noex
         return RC_NO_SUBSCRIPTION_EXISTED
     if subscription.membership:
         # What was not sent goes to another member; what was sent is completed here [MQTT-3.10.4-3].
-        groups_take_back(worker, session, subscription.membership, False)
+        groups_take_back(worker, session, subscription.membership, TAKE_UNSENT)
         membership = <Membership *> vec_at(session.memberships, subscription.membership - 1)
         id = membership.group
         groups_keep(worker, session, subscription.membership)

@@ -11,7 +11,7 @@ from mqttc.broker.deliver cimport publish_message
 from mqttc.broker.durable cimport note_presence, note_will_done
 from mqttc.broker.permit cimport rights_expire, session_denied, session_may_will
 from mqttc.broker.report cimport EV_SESSION_EXPIRED, LOG_INFO, report
-from mqttc.broker.session cimport group_credit_of, groups_take_back, session_end, session_handle, will_uncount
+from mqttc.broker.session cimport TAKE_SENT, group_credit_of, groups_take_back, session_end, session_handle, will_uncount
 from mqttc.broker.shared cimport tell_group
 from mqttc.broker.state cimport (
     GROUP_OFFLINE, GROUP_ONLINE, NEVER, OUT_DONE, QE_COUNTED, Conn, GroupMail, Membership, QueueEntry, Session, Will, Worker,
@@ -112,7 +112,7 @@ cdef void session_offline(Worker *worker, Conn *conn, bint ending, bint cancel_d
     session.resend = 0
     if session.memberships != NULL:
         groups_tell(worker, session, GROUP_OFFLINE)
-        groups_take_back(worker, session, 0, True)
+        groups_take_back(worker, session, 0, TAKE_SENT)
         groups_tell(worker, session, GROUP_OFFLINE)
     if session.expiry_s == 0:
         ending = True

@@ -34,6 +34,10 @@ cdef enum DeliveryState:
     DELIVERY_SENT = 1
     DELIVERY_RELEASED = 2
 
+cdef enum DeliveryFlag:                # of a stored delivery
+    DELIVERY_RETAIN = 1
+    DELIVERY_LENT = 2                  # a session's, at QoS 1, of a shared group that it has left: `identifiers` is the group's id (uint64)
+
 cdef enum:
     HANDOUT_PENDING = 0x80             # in the options of a stored subscription
     LENT_SHIFT = 40                    # of the packet id in delivery.target; below it the id of a session or group
@@ -56,16 +60,18 @@ cdef enum EventKind:
     EVENT_RELEASED = 3                 # PUBREC came
     EVENT_INBOUND_DONE = 4             # PUBREL came: handle, packet_id
     EVENT_NOTHING = 5                  # came and went within the batch
+    EVENT_RETURNED = 7                 # with packet_id: what a session had SENT from `group` is the group's again, for the session ends
     EVENT_RESERVED = 6                 # handle, packet_id: of a QoS 2 message that is not kept; until it is DONE (message 0, WAS_RELEASED)
 
 cdef enum EventFlag:
     EVENT_OF_GROUP = 1                 # handle is a group
     EVENT_WAS_RELEASED = 2             # the message was given up at PUBREC
+    EVENT_AT_QOS_1 = 4                 # SENT from a group
 
 cdef struct Event:                     # of one delivery
     uint64_t message
     uint64_t handle                    # session or group
-    uint64_t group                     # SENT: of that group until now; 0: of the session
+    uint64_t group                     # SENT: of that group until now; 0: of the session. RETURNED: of that group from now on
     uint16_t packet_id                 # 0: none was given yet
     uint8_t kind
     uint8_t flags

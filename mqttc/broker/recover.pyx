@@ -11,13 +11,15 @@ from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push
 from mqttc.broker.group cimport backlog_push, group_find, group_join
 from mqttc.broker.handle cimport handle_worker
 from mqttc.broker.journal cimport journal_continue, journal_counts, journal_file, journal_joined, journal_knows, journal_owes, journal_target
-from mqttc.broker.record cimport DELIVERY_QUEUED, DELIVERY_RELEASED, HANDOUT_PENDING, LENT_SHIFT
+from mqttc.broker.record cimport DELIVERY_LENT, DELIVERY_QUEUED, DELIVERY_RELEASED, DELIVERY_RETAIN, DELIVERY_SENT, HANDOUT_PENDING, LENT_SHIFT
 from mqttc.broker.on_subscribe cimport handout_add
 from mqttc.broker.presence cimport session_rest
 from mqttc.broker.replay cimport log_replay
 from mqttc.broker.retain cimport retain_set
 from mqttc.broker.routes cimport OPTION_DURABLE, SubscriptionIds, subscription_ids_build
-from mqttc.broker.session cimport client_hash, group_home, inbound_add, membership_add, queue_push, session_build, session_handle, session_of, subscription_add, will_count
+from mqttc.broker.session cimport (
+    client_hash, group_home, inbound_add, membership_add, membership_left, queue_push, session_build, session_handle, session_of, subscription_add, will_count,
+)
 from mqttc.broker.sqlite cimport (
     SQLITE_DONE, SQLITE_OK, SQLITE_ROW, sqlite3, sqlite3_bind_blob, sqlite3_bind_int64, sqlite3_column_blob, sqlite3_column_bytes, sqlite3_column_int64,
     sqlite3_errmsg, sqlite3_exec, sqlite3_finalize, sqlite3_prepare_v3, sqlite3_reset, sqlite3_step, sqlite3_stmt,
@@ -45,6 +47,11 @@ cdef struct Gone:
     uint64_t message
     uint64_t target
 
+cdef struct Lent:                      # what a group had lent to a session that left it
+    uint64_t message
+    uint64_t target
+    uint64_t group                     # whose it is now, for the session has ended; 0: the session's for good, for the group has
+
 cdef struct Work:
     Engine *engine
     sqlite3 *file
@@ -52,6 +59,7 @@ cdef struct Work:
     Map named
     Map groups                         # by filter
     Vec gone
+    Vec lent
     int64_t now_ms                     # wall clock, not before the file's
     uint64_t last_message
     char *why
@@ -381,18 +389,49 @@ cdef int gone_add(Work *work, uint64_t message, uint64_t target) noexcept nogil:
     return ST_OK
 
 
+cdef int lent_add(Work *work, sqlite3_stmt *row, uint64_t group) noexcept nogil:
+    cdef Lent *lent = <Lent *> vec_push(&work.lent)
+    if lent == NULL:
+        return ST_NO_MEMORY
+    lent.message = <uint64_t> sqlite3_column_int64(row, 0)
+    lent.target = <uint64_t> sqlite3_column_int64(row, 1)
+    lent.group = group
+    return ST_OK
+
+
+cdef Named *lender_of(Work *work, sqlite3_stmt *row) noexcept nogil:
+    """The group that has lent what this row is about to a session that has left it; NULL: none, or it has ended."""
+    cdef Span bytes
+    cdef Named *named
+    cdef uint64_t id
+    if not sqlite3_column_int64(row, 3) & DELIVERY_LENT or sqlite3_column_int64(row, 4) != DELIVERY_SENT:
+        return NULL
+    bytes = column(row, 6)
+    if bytes.n != sizeof(uint64_t):
+        return NULL
+    memcpy(&id, bytes.p, sizeof(uint64_t))
+    named = named_find(work, id)
+    return named if named != NULL and named.group else NULL
+
+
 cdef int delivery_take(Work *work, sqlite3_stmt *row, bint *kept) noexcept nogil:
     """One row becomes an entry of a queue, of an in-flight ring, or of a group's backlog."""
     cdef uint64_t message = <uint64_t> sqlite3_column_int64(row, 0)
     cdef uint64_t target = <uint64_t> sqlite3_column_int64(row, 1)
     cdef int state = <int> sqlite3_column_int64(row, 4)
+    cdef int flags = <int> sqlite3_column_int64(row, 3)
     cdef Named *named = named_find(work, target & (((<uint64_t> 1) << LENT_SHIFT) - 1))
+    cdef Named *lender = lender_of(work, row)
     cdef Worker *worker
     cdef Group *group
     cdef Msg *msg = NULL
     cdef int64_t expires = sqlite3_column_int64(row, 11)
     cdef bint there = sqlite3_column_int64(row, 7) != 0
     kept[0] = False
+    if named == NULL and lender != NULL:        # its session ended while nobody ran
+        named = lender
+        state = DELIVERY_QUEUED
+        target = lender.id
     if named == NULL or (not there and state != DELIVERY_RELEASED):
         counter_add(&work.found.orphans, 1)
         return ST_OK
@@ -401,9 +440,11 @@ cdef int delivery_take(Work *work, sqlite3_stmt *row, bint *kept) noexcept nogil
         return ST_OK
     worker = worker_of(work, named.handle)
     kept[0] = True
+    if (named == lender or (lender == NULL and flags & DELIVERY_LENT)) and lent_add(work, row, lender.id if lender != NULL else 0) != ST_OK:
+        return ST_NO_MEMORY
     journal_owes(work.engine.journal, named.group, named.handle, target >> LENT_SHIFT != 0)
     counter_add(&work.found.deliveries, 1)
-    if named.group or state == DELIVERY_QUEUED + 1:
+    if named.group or state == DELIVERY_SENT:
         msg = message_build(&worker.msgs, column(row, 8), column(row, 9), column(row, 10))
         if msg == NULL:
             return ST_NO_MEMORY
@@ -418,13 +459,14 @@ cdef int delivery_take(Work *work, sqlite3_stmt *row, bint *kept) noexcept nogil
             return ST_OK
         backlog_push(worker, group, msg)
         return ST_OK
-    return entry_take(worker, session_of(worker, named.handle), row, message, msg)
+    return entry_take(worker, session_of(worker, named.handle), row, message, msg, lender.handle if lender != NULL else 0)
 
 
-cdef int entry_take(Worker *worker, Session *session, sqlite3_stmt *row, uint64_t message, Msg *msg) noexcept nogil:
-    """A session's delivery; `msg` for one that was sent, whose reference it takes over."""
+cdef int entry_take(Worker *worker, Session *session, sqlite3_stmt *row, uint64_t message, Msg *msg, uint64_t lender) noexcept nogil:
+    """A session's delivery; `msg` for one that was sent, whose reference it takes over. lender: the group that gets it when the session ends."""
     cdef int state = <int> sqlite3_column_int64(row, 4)
-    cdef Span ids = column(row, 6)
+    cdef int flags = <int> sqlite3_column_int64(row, 3)
+    cdef Span ids = column(row, 6) if not flags & DELIVERY_LENT else span_make(NULL, 0)
     cdef QueueEntry entry
     cdef QueueEntry *place
     memset(&entry, 0, sizeof(QueueEntry))
@@ -437,14 +479,16 @@ cdef int entry_take(Worker *worker, Session *session, sqlite3_stmt *row, uint64_
                 msg_drop(&worker.msgs, msg)
             return ST_NO_MEMORY
         memcpy(entry.subscription_ids.ids, ids.p, ids.n - ids.n % sizeof(uint32_t))
-    entry.state = <uint8_t> ((QE_JOURNALED | (QE_RETAIN if sqlite3_column_int64(row, 3) & 1 else 0)) << 4)
+    entry.state = <uint8_t> ((QE_JOURNALED | (QE_RETAIN if flags & DELIVERY_RETAIN else 0)) << 4)
     if state == DELIVERY_QUEUED:
         entry.msg = <Msg *> message
         entry.member = <uint32_t> sqlite3_column_int64(row, 14)
         entry.state |= QE_STORED << 4
         return queue_push(worker, session, &entry)
+    if lender:
+        entry.member = membership_left(session, lender)
     place = <QueueEntry *> ring_push(&session.inflight)
-    if place == NULL:
+    if place == NULL or (lender and entry.member == 0):
         if msg != NULL:
             msg_drop(&worker.msgs, msg)
         return ST_NO_MEMORY
@@ -556,6 +600,34 @@ cdef int expire(Work *work) noexcept nogil:
     return status
 
 
+cdef int settle_lent(Work *work) noexcept nogil:
+    """Rows of what was lent say whose it is now: ids of groups that are not there any more are given to others."""
+    cdef sqlite3_stmt *change = query(
+        work,
+        "UPDATE OR REPLACE delivery SET flags = flags & ~?4, identifiers = NULL, target = CASE ?3 WHEN 0 THEN target ELSE ?3 END,"
+        " state = CASE ?3 WHEN 0 THEN state ELSE 0 END, packet_id = CASE ?3 WHEN 0 THEN packet_id ELSE 0 END WHERE message = ?1 AND target = ?2",
+    )
+    cdef Lent *lent
+    cdef uint32_t i
+    cdef int result
+    cdef int status = ST_OK
+    if change == NULL:
+        return ST_ERROR
+    for i in range(work.lent.count):
+        lent = <Lent *> vec_at(&work.lent, i)
+        sqlite3_bind_int64(change, 1, <int64_t> lent.message)
+        sqlite3_bind_int64(change, 2, <int64_t> lent.target)
+        sqlite3_bind_int64(change, 3, <int64_t> lent.group)
+        sqlite3_bind_int64(change, 4, DELIVERY_LENT)
+        result = sqlite3_step(change)
+        sqlite3_reset(change)
+        if result != SQLITE_DONE:
+            status = fail(work)
+            break
+    sqlite3_finalize(change)
+    return status
+
+
 cdef int forget_gone(Work *work) noexcept nogil:
     """Deletes the deliveries that came to nothing, and what nobody waits for any more."""
     cdef sqlite3_stmt *remove
@@ -638,6 +710,8 @@ cdef int read_all(Work *work) noexcept nogil:
     if status == ST_OK:
         status = read_wills(work)
     if status == ST_OK:
+        status = settle_lent(work)
+    if status == ST_OK:
         status = forget_gone(work)
     return status
 
@@ -663,6 +737,7 @@ cdef int engine_recover(Engine *engine, Recovery *found, char *why) noexcept nog
     map_init(&work.named, named_equals, NULL)
     map_init(&work.groups, text_equals, NULL)
     vec_init(&work.gone, sizeof(Gone))
+    vec_init(&work.lent, sizeof(Lent))
     told = number(&work, "SELECT value FROM meta WHERE key = 'clock'", 0)
     work.now_ms = engine.workers[0].reactor.wall_ms if engine.workers[0].reactor.wall_ms > told else told
     engine.journal.store_time_ms = work.now_ms - engine.workers[0].reactor.now_ms
@@ -678,6 +753,7 @@ cdef int engine_recover(Engine *engine, Recovery *found, char *why) noexcept nog
     map_empty(&work.named)
     map_empty(&work.groups)
     vec_free(&work.gone)
+    vec_free(&work.lent)
     if status == ST_OK:
         engine.retain.versions = &engine.journal.next_version
         rest_all(engine)

@@ -4,7 +4,8 @@ What is known of the file (known.pxd) changes along with them. A failure is note
 the transaction may be committed.
 
 Rows name sessions and shared groups by ids that live longer than handles. What a shared group has lent to a session for good stands under the session's id
-with the packet id above it (LENT_SHIFT): the session may have the same message for a subscription of its own, or for another group. A packet id that a
+with the packet id above it (LENT_SHIFT): the session may have the same message for a subscription of its own, or for another group. Of QoS 1 the row also says
+which group it was (DELIVERY_LENT): what a session has left unacknowledged when it ends is that group's again. A packet id that a
 session has given to a QoS 2 message that is not kept stands there in the same way, as a delivery of message 0 that was released: after a crash it is brought to
 its end, before another message can have it.
 """
@@ -24,6 +25,7 @@ cdef enum Sql:
     SQL_MESSAGE_DONE
     SQL_SENT
     SQL_MOVED
+    SQL_RETURNED
     SQL_RELEASED
     SQL_RESERVED
     SQL_INBOUND
@@ -55,7 +57,7 @@ cdef enum Sql:
 
 cdef struct Rows:
     sqlite3 *file
-    sqlite3_stmt *statements[33]
+    sqlite3_stmt *statements[34]
     Names names
     Vec left                           # Left: scratch
     void *cleared                      # topics whose retained message was removed; NULL: none was yet

@@ -11,8 +11,8 @@ from mqttc.broker.known cimport (
     COUNT_MOST, Known, count_change, count_get, known_find, known_forget, known_make, known_owes, known_touch, names_free, names_init,
 )
 from mqttc.broker.record cimport (
-    DELIVERY_RELEASED, EVENT_DONE, EVENT_INBOUND_DONE, EVENT_NOTHING, EVENT_OF_GROUP, EVENT_RESERVED, EVENT_SENT, EVENT_WAS_RELEASED, LENT_SHIFT, RECORD_GROUP,
-    RECORD_GROUP_END, RECORD_HANDED_OUT, RECORD_PRESENCE, RECORD_SESSION, RECORD_SESSION_END, RECORD_SUBSCRIBE, RECORD_UNSUBSCRIBE, RECORD_WILL,
+    DELIVERY_LENT, DELIVERY_RELEASED, EVENT_AT_QOS_1, EVENT_DONE, EVENT_INBOUND_DONE, EVENT_NOTHING, EVENT_OF_GROUP, EVENT_RESERVED, EVENT_RETURNED, EVENT_SENT,
+    EVENT_WAS_RELEASED, LENT_SHIFT, RECORD_GROUP, RECORD_GROUP_END, RECORD_HANDED_OUT, RECORD_PRESENCE, RECORD_SESSION, RECORD_SESSION_END, RECORD_SUBSCRIBE, RECORD_UNSUBSCRIBE, RECORD_WILL,
     RECORD_WILL_DONE, Event, Record, RecordTarget, record_data, record_targets,
 )
 from mqttc.broker.sqlite cimport (
@@ -48,7 +48,9 @@ cdef const char *delivery_text(int which) noexcept nogil:
     if which == SQL_SENT:
         return "UPDATE delivery SET state = 1, packet_id = ?3 WHERE message = ?1 AND target = ?2"
     if which == SQL_MOVED:
-        return "UPDATE OR REPLACE delivery SET target = ?4, state = 1, packet_id = ?3 WHERE message = ?1 AND target = ?2"
+        return "UPDATE OR REPLACE delivery SET target = ?4, state = 1, packet_id = ?3, qos = ?5, flags = ?6, identifiers = ?7 WHERE message = ?1 AND target = ?2"
+    if which == SQL_RETURNED:
+        return "UPDATE OR REPLACE delivery SET target = ?3, state = 0, packet_id = 0, flags = 0, identifiers = NULL WHERE message = ?1 AND target = ?2"
     if which == SQL_RELEASED:
         return "UPDATE delivery SET state = 2 WHERE message = ? AND target = ? AND state < 2"
     if which == SQL_RESERVED:
@@ -343,6 +345,12 @@ cdef void write_sent(Rows *rows, const Event *event) noexcept nogil:
         prepared = statement(rows, SQL_MOVED)
         bind(prepared, 3, event.packet_id)
         bind(prepared, 4, lent_target(known, event.packet_id))
+        bind(prepared, 5, 1 if event.flags & EVENT_AT_QOS_1 else 2)
+        bind(prepared, 6, DELIVERY_LENT if event.flags & EVENT_AT_QOS_1 else 0)
+        if event.flags & EVENT_AT_QOS_1:
+            sqlite3_bind_blob(prepared, 7, &group.id, sizeof(uint64_t), NULL)
+        else:
+            sqlite3_bind_null(prepared, 7)
         if row_run(rows, SQL_MOVED, event.message, group.id):
             rows.names.lent += 1
             known_owes(&rows.names, group, -1)
@@ -355,6 +363,21 @@ cdef void write_sent(Rows *rows, const Event *event) noexcept nogil:
         rows_run(rows, SQL_SENT)
 
 
+cdef void write_returned(Rows *rows, const Event *event) noexcept nogil:
+    cdef Known *known = known_find(&rows.names, False, event.handle)
+    cdef Known *group = known_find(&rows.names, True, event.group)
+    if group == NULL:
+        write_done(rows, event.message, False, event.handle, event.packet_id, False)     # the group has ended meanwhile, and its messages with it
+        return
+    if known == NULL:
+        return
+    bind(statement(rows, SQL_RETURNED), 3, group.id)
+    if row_run(rows, SQL_RETURNED, event.message, lent_target(known, event.packet_id)):
+        rows.names.lent -= 1
+        known_owes(&rows.names, known, -1)
+        known_owes(&rows.names, group, 1)
+
+
 cdef void event_write(Rows *rows, const Event *event) noexcept nogil:
     cdef Known *known
     if event.kind == EVENT_DONE:
@@ -362,6 +385,9 @@ cdef void event_write(Rows *rows, const Event *event) noexcept nogil:
         return
     if event.kind == EVENT_SENT:
         write_sent(rows, event)
+        return
+    if event.kind == EVENT_RETURNED:
+        write_returned(rows, event)
         return
     known = known_find(&rows.names, False, event.handle)
     if known == NULL or event.kind == EVENT_NOTHING:

@@ -12,6 +12,11 @@ from mqttc.broker.state cimport Membership, QueueEntry, Session, Subscription, W
 cdef enum:
     SESSION_PAGE = 64
 
+cdef enum TakeBack:                    # of the messages that shared groups have lent to a session
+    TAKE_UNSENT = 0
+    TAKE_SENT = 1                      # and those that were sent at QoS 1 and not acknowledged, of groups that it is a member of: its connection has ended
+    TAKE_LEFT = 2                      # and of those that it has left: it ends itself
+
 cdef inline Session *session_of(const Worker *worker, uint64_t handle) noexcept nogil:
     """The session that the handle names, which must be of this worker; NULL when it has ended."""
     cdef uint32_t slot = handle_slot(handle)
@@ -59,6 +64,7 @@ cdef Subscription *subscription_find(Session *session, Span filter) noexcept nog
 cdef Subscription *subscription_add(Worker *worker, Session *session, Span filter) noexcept nogil     # copies the filter; NULL: no memory
 cdef void subscription_remove(Worker *worker, Session *session, Subscription *subscription) noexcept nogil   # the session's record only
 cdef uint32_t membership_add(Session *session, uint64_t group) noexcept nogil                         # 1 + index; 0: no memory
+cdef uint32_t membership_left(Session *session, uint64_t group) noexcept nogil                        # of a group that it left before this run, for one more message; as membership_add
 cdef uint32_t membership_find(const Session *session, uint64_t group) noexcept nogil                  # 1 + index; 0: none
 cdef void membership_release(Worker *worker, Session *session, uint32_t member) noexcept nogil        # one message of the group is through: credit is owed
 cdef uint16_t group_home(uint64_t group) noexcept nogil
@@ -69,8 +75,8 @@ cdef inline uint32_t group_credit_of(const Session *session, const Membership *m
     return session.receive_maximum - membership.outstanding if session.receive_maximum > membership.outstanding else 1
 
 # The session's client went off line or left: gives what the group may send to another back to it. only: 0 all groups, else that member index.
-# with_inflight: also QoS 1 messages that were sent but whose connection broke.
-cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint with_inflight) noexcept nogil
+# QoS 2 that was sent is nobody else's [MQTT-4.8.2-5].
+cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, int what) noexcept nogil
 cdef void groups_keep(Worker *worker, Session *session, uint32_t only) noexcept nogil                 # it leaves that group, and completes what was sent [MQTT-3.10.4-3]
 cdef void handout_end(Session *session, uint32_t index) noexcept nogil                                # the last one takes its place
 cdef void handouts_clear(Session *session) noexcept nogil

@@ -8,7 +8,7 @@ from mqttc.base.ring cimport Ring, ring_at, ring_free, ring_init, ring_pop_front
 from mqttc.base.timer cimport wheel_cancel
 from mqttc.base.types cimport ST_NO_MEMORY, ST_OK, Span, atomic_add_u32_relaxed, span_equal, span_make
 from mqttc.base.vec cimport Vec, vec_at, vec_free, vec_init, vec_push, vec_swap_remove
-from mqttc.broker.durable cimport note_done, note_kept, note_session_end
+from mqttc.broker.durable cimport knows, note_done, note_kept, note_returned, note_session_end
 from mqttc.broker.mail cimport post_group
 from mqttc.broker.retain cimport retain_cursor_free
 from mqttc.broker.rights cimport rights_free
@@ -175,17 +175,20 @@ cdef void session_end(Worker *worker, Session *session) noexcept nogil:
     cdef GroupMail *mail
     cdef Span filter, group, plain
     cdef uint64_t handle = session_handle(worker, session)
+    cdef uint64_t left
     wheel_cancel(worker.reactor.wheel, &session.timer)
     if session.memberships != NULL:
-        groups_take_back(worker, session, 0, True)
+        groups_take_back(worker, session, 0, TAKE_LEFT)
         for i in range(session.memberships.count):
             membership = <Membership *> vec_at(session.memberships, i)
-            if membership.group:
-                mail = post_group(worker, group_home(membership.group), GROUP_LEAVE)
+            left = group_lender(membership)
+            if left:                    # also a group that it left before: it hands out what came back
+                mail = post_group(worker, group_home(left), GROUP_LEAVE)
                 if mail != NULL:
-                    mail.group = membership.group
+                    mail.group = left
                     mail.session = handle
                 membership.group = 0    # what is still outstanding (QoS 2) ends with the session and owes nobody
+                membership.left = 0
     credit_forget(worker, session)      # after all that may owe credit
     for i in range(session.inflight.count):
         note_done(worker, session, <QueueEntry *> ring_at(&session.inflight, i))
@@ -554,6 +557,31 @@ cdef uint32_t membership_add(Session *session, uint64_t group) noexcept nogil:
     return i + 1
 
 
+cdef uint32_t membership_left(Session *session, uint64_t group) noexcept nogil:
+    cdef Membership *membership
+    cdef uint32_t i
+    if session.memberships != NULL:
+        for i in range(session.memberships.count):
+            membership = <Membership *> vec_at(session.memberships, i)
+            if membership.left == group and membership.outstanding:
+                membership.outstanding += 1
+                return i + 1
+    i = membership_add(session, group)
+    if i == 0:
+        return 0
+    membership = <Membership *> vec_at(session.memberships, i - 1)
+    membership.group = 0
+    membership.origin = 0
+    membership.left = group
+    membership.outstanding = 1
+    return i
+
+
+cdef inline uint64_t group_lender(const Membership *membership) noexcept nogil:
+    """Whose the messages are that came by this membership; 0: nobody else's."""
+    return membership.group if membership.group else membership.left
+
+
 cdef void membership_release(Worker *worker, Session *session, uint32_t member) noexcept nogil:
     cdef Membership *membership = <Membership *> vec_at(session.memberships, member - 1)
     membership.outstanding -= 1
@@ -567,31 +595,33 @@ cdef void membership_release(Worker *worker, Session *session, uint32_t member) 
 
 
 cdef bint give_back(Worker *worker, Session *session, QueueEntry *entry) noexcept nogil:
-    """Mails the entry's message back to its group, reference and all; false: it was dropped with its group, or for want of memory."""
-    cdef Membership *membership = <Membership *> vec_at(session.memberships, entry.member - 1)
-    cdef GroupMail *mail
-    if membership.group == 0:
-        return False
-    mail = post_group(worker, group_home(membership.group), GROUP_RETURN)
+    """Mails the entry's message back to its group, reference and all; false: it was dropped for want of memory."""
+    cdef uint64_t group = group_lender(<Membership *> vec_at(session.memberships, entry.member - 1))
+    cdef GroupMail *mail = post_group(worker, group_home(group), GROUP_RETURN) if group else NULL
     if mail == NULL:
         return False
-    mail.group = membership.group
+    note_returned(worker, session, entry, group)
+    mail.group = group
     mail.session = session_handle(worker, session)
     mail.msg = entry.msg
     entry.msg = NULL
     return True
 
 
-cdef bint still_member(const Session *session, const QueueEntry *entry) noexcept nogil:
-    """Of the group that has lent the entry."""
-    return (<Membership *> vec_at(session.memberships, entry.member - 1)).group != 0
+cdef bint goes_back(const Session *session, const QueueEntry *entry, bint with_left) noexcept nogil:
+    """Of an entry in flight: whether the group that has lent it may give it to another member. One that was left does so when the session ends: until then
+    the session completes it [MQTT-3.10.4-3]."""
+    cdef const Membership *membership
+    if entry.member == 0 or entry.qos != 1 or entry.state & 15 != OUT_SENT:
+        return False
+    membership = <Membership *> vec_at(session.memberships, entry.member - 1)
+    return membership.group != 0 or (with_left and membership.left != 0)
 
 
-cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint with_inflight) noexcept nogil:
+cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, int what) noexcept nogil:
     # From the youngest to the oldest: each goes to the front of the group's backlog, so their order is kept there.
     cdef uint32_t i
     cdef QueueEntry *entry
-    cdef uint64_t handle = session_handle(worker, session)
     if session.memberships == NULL:
         return
     i = session.queue.count
@@ -609,7 +639,7 @@ cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint
             note_done(worker, session, entry)
             entry_release(worker, session, entry)
             ring_remove(&session.queue, i)
-    if not with_inflight:
+    if what == TAKE_UNSENT:
         return
     i = session.inflight.count
     while i:
@@ -617,7 +647,7 @@ cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint
         if i >= session.inflight.count:
             continue                    # acknowledged ones at the front were removed with it
         entry = <QueueEntry *> ring_at(&session.inflight, i)
-        if entry.member and entry.qos == 1 and entry.state & 15 == OUT_SENT and (only == 0 or entry.member == only) and still_member(session, entry):
+        if (only == 0 or entry.member == only) and goes_back(session, entry, what == TAKE_LEFT):
             if give_back(worker, session, entry):
                 entry.state &= ~(QE_JOURNALED << 4)
             else:
@@ -628,11 +658,15 @@ cdef void groups_take_back(Worker *worker, Session *session, uint32_t only, bint
 cdef void groups_keep(Worker *worker, Session *session, uint32_t only) noexcept nogil:
     cdef uint32_t i
     cdef QueueEntry *entry
+    cdef Membership *membership = <Membership *> vec_at(session.memberships, only - 1)
+    membership.left = membership.group
+    if not knows(session):
+        return                          # it ends with this run at the latest: to the journal it is the group's all along
     for i in range(session.inflight.count):
         entry = <QueueEntry *> ring_at(&session.inflight, i)
         if entry.member == only and entry.qos == 1 and entry.state & 15 == OUT_SENT:
             note_kept(worker, session, entry)
-    (<Membership *> vec_at(session.memberships, only - 1)).origin = 0
+    membership.origin = 0
 
 
 cdef void handout_end(Session *session, uint32_t index) noexcept nogil:

@@ -233,6 +233,7 @@ cdef struct Subscription:              # one of a session's
 cdef struct Membership:                # a session's part in a shared group
     uint64_t group                     # id; 0: left (the slot is free when outstanding is 0)
     uint64_t origin                    # what the journal has its entries under; 0: the session
+    uint64_t left                      # where group is 0: which it was; what is outstanding goes back there when the session ends
     uint32_t outstanding               # entries of the session's rings that came from the group
     uint32_t owed                      # credit to grant at the end of the turn
 

@@ -23,7 +23,8 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 def export(path: Path, output: TextIO) -> int:
     """Write everything as JSON lines: one object a row, with ``type``, the table's name. One row is held at a time.
 
-    What is binary and not UTF-8 stands as ``<column>_base64``; subscription identifiers of a delivery as a list of numbers.
+    What is binary and not UTF-8 stands as ``<column>_base64``; subscription identifiers of a delivery as a list of numbers, and
+    ``lent_by`` is the id of the shared group that gets it if its session ends.
     What the log holds stands as the rows that it would become. The number of lines; raises ``StoreError``.
     """
     lines = 0
@@ -44,6 +45,8 @@ def export(path: Path, output: TextIO) -> int:
                 entry: dict[str, object] = {"type": table.name}
                 for column, value in zip(table.columns, row, strict=True):
                     entry.update(_shown(column, value))
+                if table.name == "delivery":
+                    _show_lender(entry)
                 output.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 lines += 1
     return lines + 1
@@ -58,6 +61,13 @@ def _shown(column: str, value: object) -> dict[str, object]:
         return {column: value.decode()}
     except UnicodeDecodeError:
         return {f"{column}_base64": base64.b64encode(value).decode()}
+
+
+def _show_lender(entry: dict[str, object]) -> None:
+    flags, identifiers = entry["flags"], entry["identifiers"]
+    if isinstance(flags, int) and flags & schema.DELIVERY_LENT and isinstance(identifiers, list) and len(identifiers) == 2:
+        del entry["identifiers"]
+        entry["lent_by"] = identifiers[0] | identifiers[1] << 32
 
 
 def backup(path: Path, target: Path, progress: Callable[[str], None] = lambda line: None) -> int:

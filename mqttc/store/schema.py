@@ -54,6 +54,9 @@ def _number(column: str, low: int = 0) -> str:
     return _range(column, low, _MAXIMUM_INTEGER)
 
 
+DELIVERY_LENT: Final = 2
+"""Of ``delivery.flags``: a session's, at QoS 1, of a shared group that it has left; ``identifiers`` is that group's id then (8 bytes)."""
+
 _TOPIC: Final = "CASE typeof({0}) WHEN 'blob' THEN is_topic({0}) ELSE 0 END"
 """``is_topic`` is a function of every connection made by ``mqttc.store.database``: 1 to 65535 bytes of UTF-8 without U+0000. It
 must not be asked about text, which Python would have to decode. ``is_log`` is such a function, too."""
@@ -107,7 +110,8 @@ TABLES: Final[tuple[Table, ...]] = (
         ("message", "target"),
         f"{_range('qos', 0, 2)} AND {_range('flags', 0, 255)} AND {_range('state', 0, 2)} AND {_range('packet_id', 0, 65535)}"
         " AND (state = 0 OR packet_id > 0)"
-        " AND (identifiers IS NULL OR typeof(identifiers) = 'blob' AND length(identifiers) % 4 = 0)",
+        " AND (identifiers IS NULL OR typeof(identifiers) = 'blob' AND length(identifiers) % 4 = 0)"
+        f" AND (flags & {DELIVERY_LENT} = 0 OR identifiers IS NOT NULL AND length(identifiers) = 8)",
     ),
     Table(
         "log",

@@ -187,6 +187,31 @@ def test_leaving_member_strands_nothing(clients: Clients, name: str) -> None:
     assert clients.drain(leaving, publisher) == []
 
 
+@GRANT
+@pytest.mark.parametrize("ends", ["connection", "clean start", "expiry"])
+def test_the_session_of_a_member_that_left_ends(clients: Clients, broker: TestBroker, name: str, ends: str) -> None:
+    """What it was sent and has not acknowledged goes to another, in its order; of QoS 2 nothing does."""
+    leaving = clients(5, f"{name}-1") if ends == "connection" else clients.session(5, f"{name}-1", expiry=1 if ends == "expiry" else 60)
+    publisher, second = clients(5), clients(5)
+    leaving.subscribe(f"$share/g/{name}", 2)
+    for i in range(6):
+        publisher.publish(name, b"%d" % i, 2 if i == 4 else 1)
+    got = [leaving.message(answer=False) for _ in range(6)]
+    leaving.answer(got[1])
+    second.subscribe(f"$share/g/{name}", 2)
+    leaving.unsubscribe(f"$share/g/{name}")
+    leaving.drop()
+    if ends == "clean start":
+        clients(5, f"{name}-1")
+    elif ends == "expiry":
+        broker.advance_clock(3)
+    again = [second.message() for _ in range(4)]
+    assert [(one.payload, one.dup) for one in again] == [(b"0", False), (b"2", False), (b"3", False), (b"5", False)]
+    publisher.publish(name, b"6", 2)
+    assert second.message().payload == b"6"
+    assert clients.drain(second, publisher) == []
+
+
 @spec("5", "MQTT-4.8.2-4")
 @pytest.mark.parametrize("received", [False, True])
 def test_qos_2_stays_with_its_member(clients: Clients, name: str, received: bool) -> None:

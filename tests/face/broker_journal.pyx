@@ -13,7 +13,7 @@ from mqttc.broker.journal cimport (
     Journal as NativeJournal, JournalHooks, journal_free, journal_open, journal_post, journal_start, journal_stop, record_free,
 )
 from mqttc.broker.record cimport (
-    EVENT_DONE, EVENT_INBOUND_DONE, EVENT_OF_GROUP, EVENT_RELEASED, EVENT_SENT, EVENT_WAS_RELEASED, RECORD_EVENTS, RECORD_GROUP, RECORD_GROUP_END,
+    EVENT_AT_QOS_1, EVENT_DONE, EVENT_INBOUND_DONE, EVENT_OF_GROUP, EVENT_RELEASED, EVENT_RETURNED, EVENT_SENT, EVENT_WAS_RELEASED, RECORD_EVENTS, RECORD_GROUP, RECORD_GROUP_END,
     RECORD_HANDED_OUT, RECORD_MESSAGE, RECORD_PRESENCE, RECORD_READ, RECORD_SESSION, RECORD_SESSION_END, RECORD_SUBSCRIBE, RECORD_UNSUBSCRIBE,
     RECORD_WILL, RECORD_WILL_DONE, Body, Event, Record, RecordTarget, record_build, record_data, record_events, record_targets,
 )
@@ -228,8 +228,14 @@ cdef class Journal:
         event.packet_id = packet_id
         event.flags = (EVENT_OF_GROUP if group else 0) | (EVENT_WAS_RELEASED if released else 0)
 
-    def sent(self, uint64_t message, uint64_t handle, uint16_t packet_id, *, uint64_t group=0):
+    def sent(self, uint64_t message, uint64_t handle, uint16_t packet_id, *, uint64_t group=0, uint8_t qos=2):
         cdef Event *event = self.event(EVENT_SENT, message, handle)
+        event.packet_id = packet_id
+        event.group = group
+        event.flags = EVENT_AT_QOS_1 if group and qos == 1 else 0
+
+    def returned(self, uint64_t message, uint64_t handle, uint16_t packet_id, uint64_t group):
+        cdef Event *event = self.event(EVENT_RETURNED, message, handle)
         event.packet_id = packet_id
         event.group = group
 

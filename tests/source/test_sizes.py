@@ -24,6 +24,7 @@ LONG_FILES = {
     "mqttc/broker/trie.pyx": "one noun: insertion, removal and matching of one tree under one lock",
     "mqttc/broker/session.pyx": "one noun: a session's whole life, and its window, queue and packet ids",
     "mqttc/broker/recover.pyx": "one reading of the file, table by table, into the structures of every room",
+    "mqttc/broker/rows.pyx": "one transaction: each kind of record with the statements that it becomes, over one set of prepared ones",
     "mqttc/broker/on_connect.pyx": "one verb: from the first packet over questions and answers to CONNACK, on two workers",
     "mqttc/broker/worker.pyx": "one thread's turn: mail, timers, what it waits for; the engine starts and stops all of them",
     "mqttc/loadgen/actor.pyx": "one state machine per generated client, and the crew of threads that drives it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,55 @@ def test_what_a_group_has_lent(bench: Bench) -> None:
     assert bench.rows("share_group") == []
 
 
+def test_what_comes_back_to_its_group(bench: Bench) -> None:
+    """Lent at QoS 1 to a session that ends; what is its own ends with it, and so does what was lent by a group that has ended."""
+    journal = bench.journal
+    journal.session(1, b"a")
+    journal.group(100, b"$share/a/t")
+    journal.group(200, b"$share/b/t")
+    bench.commit()
+    message = journal.message(b"t", b"m", [(1, 0, 1), (100, 1, 2), (200, 1, 2)], qos=2)
+    journal.sent(message, 1, 5, group=100, qos=1)
+    journal.sent(message, 1, 6, group=200, qos=1)
+    bench.commit()
+    group = (2).to_bytes(8, sys.byteorder)
+    assert bench.rows("delivery")[1:2] == [(message, 1 + 5 * LENT, 1, 2, 1, 5, group)]
+    journal.group_end(200, 1)
+    journal.returned(message, 1, 5, 100)
+    journal.returned(message, 1, 6, 200)
+    journal.session_end(1)
+    bench.commit()
+    assert bench.rows("delivery") == [(message, 2, 1, 0, 0, 0, None)] and bench.messages() == [message]
+    journal.session(3, b"c")
+    journal.sent(message, 3, 7, group=100)
+    bench.commit()
+    assert bench.rows("delivery") == [(message, 4 + 7 * LENT, 2, 0, 1, 7, None)]
+    journal.done(message, 3, packet_id=7)
+    journal.session_end(3)
+    journal.group_end(100, 1)
+    bench.commit()
+    assert bench.deliveries() == [] and bench.messages() == []
+
+
+def test_it_comes_and_goes_within_a_batch(bench: Bench) -> None:
+    journal = bench.journal
+    journal.session(1, b"a")
+    journal.group(100, b"$share/a/t")
+    bench.commit()
+    gone = journal.message(b"t", b"1", [(100, 1, 1)])
+    kept = journal.message(b"t", b"2", [(100, 1, 1)])
+    for message in (gone, kept):
+        journal.sent(message, 1, message, group=100, qos=1)
+        journal.returned(message, 1, message, 100)
+    journal.session_end(1)
+    journal.done(gone, 100, group=True)
+    bench.commit()
+    assert bench.deliveries() == [(kept, 2, 1, 0, 0)] and bench.messages() == [kept]
+    journal.group_end(100, 1)
+    bench.commit()
+    assert bench.deliveries() == [] and bench.messages() == []
+
+
 def test_lent_to_a_session_that_is_not_stored(bench: Bench) -> None:
     journal = bench.journal
     journal.group(100, b"$share/a/t")
@@ -351,8 +401,11 @@ def test_synced_only_where_asked(bench: Bench) -> None:
 # ---------------------------------------------------------------------------------------------------- failed commits
 
 
-def lively(journal: Any, number: int) -> None:
-    """One of everything, about session 1000 + number and group 2000 + number, and message rows that others hold too."""
+def lively(journal: Any, number: int) -> int:
+    """One of everything, about session 1000 + number and group 2000 + number, and message rows that others hold too.
+
+    The message that was lent at QoS 1.
+    """
     session, group = 1000 + number, 2000 + number
     journal.session(session, b"s%d" % number)
     journal.group(group, b"$share/g%d/t" % number)
@@ -363,6 +416,9 @@ def lively(journal: Any, number: int) -> None:
     journal.sent(message, session, 2, group=group)
     journal.released(message, session, 2)
     journal.message(b"r%d" % number, b"m", version=number + 1)
+    lent: int = journal.message(b"t", b"m", [(group, 1, 1)])
+    journal.sent(lent, session, 4, group=group, qos=1)
+    return lent
 
 
 def everything(bench: Bench) -> dict[str, list[tuple[Any, ...]]]:
@@ -398,12 +454,13 @@ def test_failed_commits_leave_nothing_behind(bench: Bench, tmp_path: Path, table
             lively(each.journal, 0)
             each.commit()
         before = everything(bench)
+        lent: dict[Bench, int] = {}
         with bench.refusing(table, verb):
             for part in range(3):
                 for each in (bench, smooth):
                     journal = each.journal
                     if part == 0:
-                        lively(journal, 1)
+                        lent[each] = lively(journal, 1)
                         journal.done(1, 1000, packet_id=2, released=True)
                         journal.done(1, 1000, packet_id=1)
                         journal.done(1, 1)
@@ -411,6 +468,7 @@ def test_failed_commits_leave_nothing_behind(bench: Bench, tmp_path: Path, table
                         journal.group_end(2000, 1)
                     elif part == 1:
                         lively(journal, 2)
+                        journal.returned(lent[each], 1001, 4, 2001)
                         journal.session_end(1001)
                     else:
                         journal.group(2001, b"$share/g1/t")
@@ -428,6 +486,7 @@ def test_failed_commits_leave_nothing_behind(bench: Bench, tmp_path: Path, table
         assert bench.journal.states()[1:] == [(False, "")] and not bench.journal.failing
         ids = renumbered(everything(bench)), renumbered(everything(smooth))
         assert ids[0] == ids[1]
+        assert (lent[bench], b"$share/g1/t", 0, 1, 0, 0, 0, None) in ids[0]["delivery"]
         for each in (bench, smooth):
             for handle in (1, 1002):
                 each.journal.session_end(handle)
@@ -442,8 +501,12 @@ def test_failed_commits_leave_nothing_behind(bench: Bench, tmp_path: Path, table
 def renumbered(tables: dict[str, list[tuple[Any, ...]]]) -> dict[str, list[tuple[Any, ...]]]:
     """Sessions and groups by their names: a retry draws new ids."""
     names = {row[0]: row[1] for table in ("session", "share_group") for row in tables[table]}
+
+    def lender(row: tuple[Any, ...]) -> Any:
+        return names[int.from_bytes(row[6], sys.byteorder)] if row[3] & 2 else row[6]
+
     keyed: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
-        "delivery": lambda row: (row[0], names[row[1] % LENT], row[1] // LENT, *row[2:]),
+        "delivery": lambda row: (row[0], names[row[1] % LENT], row[1] // LENT, *row[2:6], lender(row)),
         "session": lambda row: row[1:],
         "share_group": lambda row: row[1:],
     }

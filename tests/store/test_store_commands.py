@@ -100,6 +100,7 @@ def test_export_has_every_byte(tmp_path: Path) -> None:
         connection.execute("INSERT INTO message VALUES (3, x'612f62', x'', ?, 1, 0, 0)", (text.encode(),))
         connection.execute("INSERT INTO delivery VALUES (2, 1, 2, 1, 1, 77, ?)", (bytes.fromhex("0700000001010000"),))
         connection.execute("INSERT INTO delivery VALUES (3, 1, 1, 0, 0, 0, NULL)")
+        connection.execute("INSERT INTO delivery VALUES (3, 1 | (5 << 40), 1, 2, 1, 5, ?)", ((7 << 33).to_bytes(8, "little"),))
         connection.execute("UPDATE meta SET value = 4 WHERE key = 'next_id'")
     output = io.StringIO()
     export(path, output)
@@ -121,6 +122,7 @@ def test_export_has_every_byte(tmp_path: Path) -> None:
         {"type": "message", "id": 3, "topic": "a/b", "properties": "", "payload": text, "qos": 1, "retain": 0, "expires_ms": 0},
         {"type": "delivery", "message": 2, "target": 1, "qos": 2, "flags": 1, "state": 1, "packet_id": 77, "identifiers": [7, 257]},
         {"type": "delivery", "message": 3, "target": 1, "qos": 1, "flags": 0, "state": 0, "packet_id": 0, "identifiers": None},
+        {"type": "delivery", "message": 3, "target": 1 | 5 << 40, "qos": 1, "flags": 2, "state": 1, "packet_id": 5, "lent_by": 7 << 33},
     ]
 
 
