@@ -33,6 +33,7 @@ SUBPROTOCOLS: Final = ("mqtt", "mqttv3.1")
 
 _READ_BYTES: Final = 65536
 _CLOSE_NORMAL: Final = 1000
+_CLOSE_GOING_AWAY: Final = 1001
 _CLOSE_UNSUPPORTED_DATA: Final = 1003
 _CLOSE_POLICY: Final = 1008
 _CLOSE_TRY_LATER: Final = 1013
@@ -85,7 +86,7 @@ class MqttWebSocket:
             return
         with end:
             await send({"type": "websocket.accept", "subprotocol": chosen})
-            await _carry(end, receive, send)
+            await _carry(self._broker, end, receive, send)
 
     def _url(self) -> str:
         if self._listener is not None:
@@ -195,7 +196,7 @@ def lifespan(broker: Broker) -> Callable[[Any], contextlib.AbstractAsyncContextM
     return live
 
 
-async def _carry(end: socket.socket, receive: Receive, send: Send) -> None:
+async def _carry(broker: Broker, end: socket.socket, receive: Receive, send: Send) -> None:
     """Bytes both ways until one side ends. Neither direction holds more than one message of the other's."""
     loop = asyncio.get_running_loop()
     inward = asyncio.ensure_future(_to_broker(loop, end, receive))
@@ -214,7 +215,7 @@ async def _carry(end: socket.socket, receive: Receive, send: Send) -> None:
             return
         outward.result()
         if not inward.done():
-            await send({"type": "websocket.close", "code": _CLOSE_NORMAL})
+            await send({"type": "websocket.close", "code": _CLOSE_GOING_AWAY if broker.ending else _CLOSE_NORMAL})
     finally:
         for task in (inward, outward):
             task.cancel()

@@ -92,6 +92,7 @@ class Broker(InProcess):
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._running: _Running | None = None
+        self._ending = False
         self._last_stats: dict[str, int] = {}
 
     @property
@@ -102,6 +103,11 @@ class Broker(InProcess):
     @property
     def running(self) -> bool:
         return self._running is not None
+
+    @property
+    def ending(self) -> bool:
+        """Whether `stop` is under way, or it does not run at all; any thread."""
+        return self._ending or self._running is None
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -149,11 +155,13 @@ class Broker(InProcess):
             if threading.current_thread() is running.control.thread:
                 raise BrokerError("the broker cannot be stopped from its own control thread")
             seconds = self._config.limits.shutdown_timeout if timeout is None else timeout
+            self._ending = True
             try:
                 flushed = running.stop(round(seconds * 1000))
             finally:
                 self._last_stats = running.last_stats
                 self._running = None
+                self._ending = False
                 _running_brokers.discard(self)
             return flushed
 

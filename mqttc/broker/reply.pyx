@@ -11,6 +11,7 @@ from mqttc.broker.state cimport CONN_BRAKED, CONN_DONE, CONN_INSIDE, CONN_QUIET,
 from mqttc.broker.stats cimport C_CONNECTS_REFUSED, C_PROTOCOL_ERRORS, C_SENT, stat
 from mqttc.net.outq cimport outq_reserve
 from mqttc.net.reactor cimport END_NO_MEMORY, link_close, link_dirty
+from mqttc.net.ws cimport ws_going_away
 from mqttc.proto.dialect cimport dialect_for
 from mqttc.proto.encode cimport encode_ack, encode_packet, packet_size
 from mqttc.proto.packet cimport (
@@ -252,6 +253,8 @@ cdef void conn_fail(Worker *worker, Conn *conn, uint8_t reason, Span detail) noe
 cdef void conn_disconnect(Worker *worker, Conn *conn, uint8_t reason) noexcept nogil:
     if conn.phase == CONN_DONE or conn.phase == CONN_INSIDE:
         return
+    if reason == RC_SERVER_SHUTTING_DOWN:
+        ws_going_away(&conn.link.transport)
     if conn.dialect == NULL:            # no CONNECT came yet, so there is nothing to answer
         conn.disconnect_reason = reason
         conn.phase = CONN_DONE

@@ -18,4 +18,7 @@ cdef int ws_accept(Transport *transport, Span response, Span rest, uint64_t max_
 # [owner] A transport, maybe still connecting, becomes a WebSocket client: it sends `request`, and fails unless the answer is 101 with `accept` as its
 # Sec-WebSocket-Accept. Frames are masked.
 cdef int ws_dial(Transport *transport, Span request, Span accept, uint64_t max_frame_bytes) noexcept nogil
+# [owner] The program that the link belongs to ends: the close frame says so, status 1001 (section 7.4.1). Harmless where the transport is no WebSocket, or has
+# said its last word.
+cdef void ws_going_away(Transport *transport) noexcept nogil
 cdef uint64_t ws_live() noexcept nogil                             # made and not yet freed, in this process

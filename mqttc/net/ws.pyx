@@ -24,6 +24,7 @@ cdef enum:
     ANSWER_MOST = 8192             # bytes of the server's answer to a client's handshake
     RAW_MOST = 1 << 20             # bytes that one read looks at: frames without payload, which come fast enough, would keep it for ever
     CONTROL = 0x08
+    WS_GOING_AWAY = 1001           # status of a close frame: the endpoint goes down (RFC 6455, section 7.4.1)
 
 cdef struct Control:               # a control frame under way, or a ping that is to be answered
     uint32_t bytes
@@ -52,7 +53,7 @@ cdef struct WsLink:                # transport.state; its worker's alone
     uint32_t out_header_bytes
     uint32_t phase_out             # payload bytes of the frame that is being sent, modulo 4
     uint32_t noise                 # a client's masks
-    uint32_t close_status          # of a close frame that has to wait for the end of a frame under way; 0: none
+    uint32_t close_status          # of a close frame that is still to come: it waits for the end of a frame under way, or of the link; 0: none
     uint8_t header[14]
     uint8_t out_header[14]
     uint8_t mask[4]
@@ -566,6 +567,12 @@ cdef int64_t ws_write(Transport *transport, const iovec *parts, int count) noexc
     if pong_flush(link) == IO_AGAIN:
         transport.wants |= WANTS_OUT            # the reactor comes back by a read
     return <int64_t> total
+
+
+cdef void ws_going_away(Transport *transport) noexcept nogil:
+    cdef WsLink *link = <WsLink *> transport.state
+    if transport.ops == &ws_operations and link != NULL and link.close_status == 0:
+        link.close_status = WS_GOING_AWAY
 
 
 cdef void ws_finish(Transport *transport) noexcept nogil:

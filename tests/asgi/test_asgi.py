@@ -126,7 +126,7 @@ def test_stopped_broker_says_goodbye_through_the_server(served_by_uvicorn: Serve
             assert peer.next() == (0x2, b"\x20\x02\x00\x00")
             broker.stop()
             opcode, payload = peer.next()
-            assert opcode == 0x8 and payload[:2] == (1000).to_bytes(2, "big")
+            assert opcode == 0x8 and payload[:2] == (1001).to_bytes(2, "big")
 
 
 def endpoint_only(broker: Broker) -> AsgiApp:

@@ -14,6 +14,7 @@ from tests.browser.driver import Page
 
 MEBIBYTE = 1_048_576
 NORMAL = {"code": 1000, "wasClean": True}
+GOING_AWAY = {"code": 1001, "wasClean": True}
 """A WebSocket close that both sides have agreed on: RFC 6455 section 7.1.4."""
 
 Serve = Callable[..., Any]
@@ -144,7 +145,7 @@ def test_reconnects_after_a_restart_of_the_broker(serve: Serve, visit: Visit, ro
     new.next("close")
     assert old.unread("disconnect") == []
     assert new.unread("disconnect") == [0x8B]
-    assert page.call("closes").count(NORMAL) == 2  # what is tried meanwhile ends otherwise
+    assert page.call("closes").count(GOING_AWAY) == 2  # what is tried meanwhile ends otherwise
 
     again = serve(road, port=urlsplit(url).port)
     assert again.urls[0] == url

@@ -20,7 +20,7 @@ from mqttc.net.transport cimport (
     transport_proves,
 )
 from mqttc.net.vouched cimport Proofs, vouched_live, vouched_wrap
-from mqttc.net.ws cimport ws_accept, ws_dial, ws_live
+from mqttc.net.ws cimport ws_accept, ws_dial, ws_going_away, ws_live
 
 AGAIN, END, FAILED, REFUSED = IO_AGAIN, IO_END, IO_FAILED, IO_REFUSED
 OUT, READ, IN = WANTS_OUT, WANTS_READ, WANTS_IN
@@ -275,6 +275,9 @@ cdef class Carrier:
 
     def ws_accept(self, bytes response=b"", bytes rest=b"", uint64_t most=1 << 24) -> int:
         return ws_accept(&self.transport, span_of(response), span_of(rest), most)
+
+    def ws_going_away(self):
+        ws_going_away(&self.transport)
 
     def ws_dial(self, bytes request, bytes accept, uint64_t most=1 << 24) -> int:
         return ws_dial(&self.transport, span_of(request), span_of(accept), most)

@@ -677,6 +677,27 @@ def test_we_close_first() -> None:
     assert carrier.sent() == b"", "no pong and no second close frame"
 
 
+def test_going_away() -> None:
+    """Said with the last word; to who has closed first his own status is answered. Nothing happens to what is no WebSocket."""
+    carrier = accepted(b"yes")
+    carrier.ws_going_away()
+    assert carrier.write(b"last") == 4
+    carrier.finish()
+    assert carrier.sent() == b"yes\x82\x04last\x88\x02\x03\xe9"
+    carrier = accepted()
+    carrier.feed(frame(8, struct.pack(">H", 3000)))
+    assert carrier.read() == END
+    carrier.ws_going_away()
+    carrier.finish()
+    assert carrier.sent() == frame(8, struct.pack(">H", 3000), mask=None)
+    carrier.close()
+    carrier.ws_going_away()
+    plain = Carrier()
+    plain.ws_going_away()
+    plain.finish()
+    assert plain.sent() == b""
+
+
 # ---------------------------------------------------------------------------------------------- a client
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="

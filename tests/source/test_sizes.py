@@ -33,6 +33,7 @@ LONG_FILES = {
     "mqttc/native.pyx": "the border of one engine: its settings, listeners, questions and answers, and nothing else",
     "mqttc/config.py": "the models and the three sources, which need the models to say where an error stands",
     "mqttc/net/tls.pyx": "a listener's context, what handshakes ask of it, and connections of both sides, which share it",
+    "mqttc/net/ws.pyx": "one connection's frames: reading, sending and closing share the frame and the words that are under way",
     "mqttc/net/reactor.pyx": "one turn: registration, events, timers, brakes and flush of one loop over the same connection state",
 }
 LONG_FUNCTIONS = {
