@@ -604,6 +604,8 @@ class Limits(_Section):
     """Connections a second, all listeners together, with as many at once; 0: no limit."""
     connect_rate_per_address: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Connections a second of one address; 0: no limit."""
+    connect_rate_addresses: Annotated[int, Field(ge=1, le=2**24)] = 65_536
+    """Addresses without a connection that are remembered for ``connect_rate_per_address``, about 80 bytes each; the oldest give way."""
     max_pending_connections: Count = 0
     """Connections at the same time whose CONNECT is not accepted yet; 0: no limit of its own."""
     max_tls_handshakes: Count = 0

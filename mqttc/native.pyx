@@ -62,7 +62,7 @@ cdef tuple COUNTER_NAMES = tuple(f"packets_received_{name}" for name in PACKET_N
     "connects_accepted", "connects_refused", "takeovers", "sessions_resumed", "sessions_expired", "disconnects_clean", "disconnects_abrupt",
     "protocol_errors", "keep_alive_timeouts", "connect_timeouts",
     "connections_refused_limit", "connections_refused_address", "connections_refused_user", "connections_refused_rate", "connections_refused_pending",
-    "connections_refused_overload", "clients_slowed", "clients_ended_rate", "clients_throttled", "turns_cut", "clients_ended_overload", "subscriptions_refused",
+    "connections_refused_overload", "addresses_forgotten", "clients_slowed", "clients_ended_rate", "clients_throttled", "turns_cut", "clients_ended_overload", "subscriptions_refused",
     "gate_questions", "gate_timeouts", "verdicts_kept", "verdicts_reused", "auth_expired", "messages_received", "messages_sent",
     "messages_resent", "wills_published", "wills", "will_bytes", "retained_handed_out", "messages_queued", "messages_queued_bytes", "messages_inflight", "group_backlog",
     "subscriptions", "dropped_queue_full", "dropped_output_full", "dropped_expired", "dropped_too_large", "dropped_session_end", "dropped_group_full",
@@ -82,7 +82,7 @@ NAMES.update(dict.fromkeys((
     "connect_timeout_ms", "auth_timeout_ms", "shutdown_timeout_ms", "max_group_backlog", "group_strategy", "route_cache_entries", "turn_bytes",
     "max_request_head", "max_frame_size", "verdict_cache_entries", "queue_qos0_offline",
     "durability", "spill_after", "log_level",
-    "max_connections_per_address", "max_connections_per_user", "connect_rate", "connect_rate_per_address", "max_pending_connections", "max_tls_handshakes", "max_connect_packet",
+    "max_connections_per_address", "max_connections_per_user", "connect_rate", "connect_rate_per_address", "connect_rate_addresses", "max_pending_connections", "max_tls_handshakes", "max_connect_packet",
     "max_message_rate", "max_byte_rate", "max_message_rate_out", "max_byte_rate_out", "rate_patience_ms", "max_filter_wildcards", "max_unreleased", "max_wills",
     "max_will_bytes", "turn_time_ms", "busy_turn_time_ms",
 ), 0xFFFFFFFF))
@@ -376,6 +376,7 @@ cdef void guard_settings(Settings *native, dict settings):
     native.max_connections_per_user = settings["max_connections_per_user"]
     native.connect_rate = settings["connect_rate"]
     native.connect_rate_per_address = settings["connect_rate_per_address"]
+    native.connect_rate_addresses = settings["connect_rate_addresses"]
     native.max_pending_connections = settings["max_pending_connections"]
     native.max_tls_handshakes = settings["max_tls_handshakes"]
     native.max_connect_packet = settings["max_connect_packet"]

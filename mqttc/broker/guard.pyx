@@ -9,7 +9,7 @@ from mqttc.base.vec cimport vec_at, vec_push, vec_swap_remove
 from mqttc.broker.state cimport (
     GUARD_OVER_NUMBER, GUARD_OVER_RATE, GUARD_PENDING, GUARD_THROTTLED, AliasesOut, Bucket, Conn, ConnGuard, Guard, GuardEntry, GuardTable, Listener, Rates, Settings, Worker, pthread_mutex_t,
 )
-from mqttc.broker.stats cimport C_REFUSED_ADDRESS, C_REFUSED_PENDING, C_REFUSED_RATE, C_REFUSED_USER, C_SLOWED, C_THROTTLED, stat
+from mqttc.broker.stats cimport C_ADDRESSES_FORGOTTEN, C_REFUSED_ADDRESS, C_REFUSED_PENDING, C_REFUSED_RATE, C_REFUSED_USER, C_SLOWED, C_THROTTLED, stat
 from mqttc.net.reactor cimport LINK_METERED, LINK_THROTTLED, link_unthrottle, reactor_link
 from mqttc.net.tcp cimport PeerAddress
 from mqttc.proto.packet cimport RC_CONNECTION_RATE_EXCEEDED, RC_QUOTA_EXCEEDED, RC_SUCCESS
@@ -21,7 +21,6 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
 
 cdef enum:
-    IDLE_ENTRIES = 65536               # addresses without a connection whose rate is still remembered; the oldest give way
     EARLY_CONN = 2048                  # bytes that a connection is counted with before its CONNECT is accepted,
     EARLY_TLS = 40960                  # and with TLS beside that: about what OpenSSL takes during a handshake
     SLOW_MOST_MS = 10000               # for which a client is not read or written to at a time
@@ -105,9 +104,11 @@ cdef void entry_forget(GuardTable *table, GuardEntry *entry) noexcept nogil:
     mem_free(entry)
 
 
-cdef void idle_add(GuardTable *table, GuardEntry *entry) noexcept nogil:
+cdef bint idle_add(GuardTable *table, GuardEntry *entry, uint32_t most) noexcept nogil:
+    """True: the oldest was forgotten to make room."""
     cdef GuardEntry *oldest = table.oldest
-    if table.idle_count == IDLE_ENTRIES:
+    cdef bint full = table.idle_count >= most
+    if full:
         idle_take(table, oldest)
         entry_forget(table, oldest)
     entry.older = table.newest
@@ -117,6 +118,7 @@ cdef void idle_add(GuardTable *table, GuardEntry *entry) noexcept nogil:
         table.oldest = entry
     table.newest = entry
     table.idle_count += 1
+    return full
 
 
 cdef GuardEntry *entry_of(GuardTable *table, const uint64_t *key, int64_t now_ms, uint32_t rate) noexcept nogil:
@@ -143,15 +145,18 @@ cdef GuardEntry *entry_of(GuardTable *table, const uint64_t *key, int64_t now_ms
     return entry
 
 
-cdef void entry_leave(GuardTable *table, GuardEntry *entry, uint32_t rate) noexcept nogil:
+cdef bint entry_leave(GuardTable *table, GuardEntry *entry, uint32_t most) noexcept nogil:
+    """One connection less. most: entries without one that are remembered for their rate; 0: there is no rate. True: another was forgotten for this one."""
+    cdef bint forgotten = False
     pthread_mutex_lock(&table.lock)
     entry.count -= 1
     if entry.count == 0:
-        if rate:
-            idle_add(table, entry)
+        if most:
+            forgotten = idle_add(table, entry, most)
         else:
             entry_forget(table, entry)
     pthread_mutex_unlock(&table.lock)
+    return forgotten
 
 
 cdef void key_of(GuardTable *table, const uint8_t *bytes, uint32_t n, uint64_t *key) noexcept nogil:
@@ -306,10 +311,13 @@ cdef void guard_settle(Worker *worker, Conn *conn) noexcept nogil:
 
 
 cdef void guard_free_of(Worker *worker, ConnGuard *guard) noexcept nogil:
+    cdef const Settings *settings = &worker.engine.settings
     if guard == NULL:
         return
-    if guard.address != NULL:
-        entry_leave(&worker.engine.guard.addresses, guard.address, worker.engine.settings.connect_rate_per_address)
+    if guard.address != NULL and entry_leave(
+        &worker.engine.guard.addresses, guard.address, settings.connect_rate_addresses if settings.connect_rate_per_address else 0,
+    ):
+        stat(&worker.stats, C_ADDRESSES_FORGOTTEN)
     if guard.user != NULL:
         entry_leave(&worker.engine.guard.users, guard.user, 0)
     mem_free(guard)

@@ -99,6 +99,7 @@ cdef struct Settings:                  # read only once workers run; units in na
     uint32_t max_connections_per_user
     uint32_t connect_rate              # connections a second
     uint32_t connect_rate_per_address
+    uint32_t connect_rate_addresses    # remembered without a connection
     uint32_t max_pending_connections   # whose CONNECT is not accepted yet
     uint32_t max_tls_handshakes        # under way
     uint32_t max_connect_packet        # bytes, until then
@@ -232,8 +233,8 @@ cdef struct Subscription:              # one of a session's
 
 cdef struct Membership:                # a session's part in a shared group
     uint64_t group                     # id; 0: left (the slot is free when outstanding is 0)
-    uint64_t origin                    # what the journal has its entries under; 0: the session
     uint64_t left                      # where group is 0: which it was; what is outstanding goes back there when the session ends
+    uint64_t origin                    # what the journal has its entries under; 0: the session
     uint32_t outstanding               # entries of the session's rings that came from the group
     uint32_t owed                      # credit to grant at the end of the turn
 

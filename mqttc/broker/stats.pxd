@@ -23,6 +23,7 @@ cdef enum Counter:
     C_REFUSED_RATE                     # beyond a connect rate
     C_REFUSED_PENDING                  # too many connections, or bytes of them, wait for their CONNECT to be accepted
     C_REFUSED_OVERLOAD                 # the broker's memory is nearly used up, or its turns are too long
+    C_ADDRESSES_FORGOTTEN              # for want of room: their connect rate begins anew
     C_SLOWED                           # times a client was not read for a while because of its rates
     C_ENDED_RATE                       # clients that ended because that did not help
     C_THROTTLED                        # times a client was not written to for a while because of its rates

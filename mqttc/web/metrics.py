@@ -31,6 +31,7 @@ _FAMILIES: Final = (
 HELP: Final[Mapping[str, str]] = {
     "accept_errors": "Connections that could not be accepted.",
     "accepted": "Connections accepted.",
+    "addresses_forgotten": "Addresses whose connect rate was forgotten to make room for others.",
     "auth_admitted": "Decisions of authenticators that admitted a client.",
     "auth_expired": "Connections ended because their authentication ran out.",
     "auth_failures_entries": "Addresses and user names whose failures are counted.",

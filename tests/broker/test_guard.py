@@ -91,6 +91,28 @@ def test_addresses_behind_a_proxy(make: Make) -> None:
     assert bench.stat("connections_refused_address") == 2
 
 
+def test_connect_rate_addresses(make: Make) -> None:
+    """Addresses that have gone are remembered for their rate; beyond so many the oldest is forgotten, and has its whole rate again."""
+    listener = {"url": "tcp://127.0.0.1:0", "proxy_protocol": True, "trusted_proxies": ["127.0.0.1"]}
+    bench = make(limits={"connect_rate_per_address": 1, "connect_rate_addresses": 3}, listeners=[listener])
+
+    def come_and_go(number: int) -> int:
+        peer = bench.raw(5)
+        peer.send(f"PROXY TCP4 198.51.100.{number} 127.0.0.1 4242 1883\r\n".encode())
+        reason = peer.connect(name()).reason
+        peer.close()
+        bench.until("connections_open", 0)
+        return reason
+
+    assert [come_and_go(number) for number in range(3)] == [0, 0, 0]
+    assert bench.stat("addresses_forgotten") == 0
+    for number, forgotten in ((3, 1), (4, 2), (0, 3)):
+        assert come_and_go(number) == 0
+        assert bench.stat("addresses_forgotten") == forgotten
+    assert come_and_go(0) in (0, 0x9F)  # remembered; a slow machine may see a token come in
+    assert bench.stat("addresses_forgotten") == 3
+
+
 @pytest.mark.parametrize("version", [4, 5])
 def test_max_connections_per_user(make: Make, version: int) -> None:
     bench = make(limits={"max_connections_per_user": 2})
