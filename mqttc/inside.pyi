@@ -33,7 +33,8 @@ END: Final[int]
 """The session of the client ``data`` ends; ``count`` 0: there is none."""
 RETAINED: Final[int]
 """``number`` retained messages at most; ``data`` is the filter (``split`` bytes) and the topic behind which to go on, ``cursor``
-65535 or what the answer before said. The answer's last ``split`` bytes are that topic; ``cursor`` 65535: it was the last."""
+65535 or what the answer before said. The answer's last ``split`` bytes are that topic; ``cursor`` 65535: it was the last.
+``options`` 1: of properties and payloads their sizes alone."""
 CLEAR: Final[int]
 """Retained messages are deleted, about ``number``; all else as in ``RETAINED``."""
 RECEIVERS: Final[int]

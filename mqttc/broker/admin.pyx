@@ -404,18 +404,20 @@ cdef uint8_t retained_list(Worker *worker, RequestMail *request) noexcept nogil:
             break
         looked += TOPICS_PER_REQUEST // 4 if count == 0 else <uint32_t> count
         for i in range(count):
-            put_retained(worker, &rows, batch[i])
+            put_retained(worker, &rows, batch[i], request.options != 0)
             msg_drop(&worker.msgs, batch[i])
         request.count += <uint32_t> count
     return cursor_give(&cursor, &rows, request)
 
 
-cdef void put_retained(Worker *worker, Rows *rows, const Msg *msg) noexcept nogil:
+cdef void put_retained(Worker *worker, Rows *rows, const Msg *msg, bint sizes_only) noexcept nogil:
     put_u8(rows, msg.qos)
     put_u64(rows, <uint64_t> msg_expiry_left(msg, worker.reactor.now_ms) if msg.expires_at_ms else <uint64_t> -1)
     put_u32(rows, msg.properties_bytes)
     put_u32(rows, msg.payload_bytes)
     put_text(rows, msg_topic(msg))
+    if sizes_only:
+        return
     put(rows, msg_properties(msg).p, msg.properties_bytes)
     put(rows, msg_payload(msg).p, msg.payload_bytes)
 

@@ -612,7 +612,7 @@ cdef enum RequestVerb:
     REQUEST_LOOK = 8                   # data: client id -> count, result with its subscriptions
     REQUEST_DISCONNECT = 9             # options: reason code, data: client id -> count
     REQUEST_END = 10                   # data: client id -> count: its session has ended
-    REQUEST_RETAINED = 11              # number: at most, cursor: stripe, split, data: filter and last topic -> count, cursor, result
+    REQUEST_RETAINED = 11              # options 1: without properties and payloads, but their sizes, number: at most, cursor: stripe, split, data: filter and last topic -> count, cursor, result
     REQUEST_CLEAR = 12                 # the same -> count, cursor, split: about number of them are deleted
     REQUEST_RECEIVERS = 13             # number: at most, cursor: slot, in its upper half a subscription, data: topic -> count, cursor, result
     REQUEST_DECIDE = 14                # options: AclAction and DECIDE_WHOLE, split, data: client id and topic or filter -> count, result

@@ -159,6 +159,8 @@ class Channel:
             return self._error(ControlError("failed", "the broker's log says why"))
         if verb == "disconnect":
             logs.emit(_logger, logging.INFO, "control_disconnect", {"client_id": str(arguments.get("client_id")), "user": str(user)})
+        elif verb == "clear_retained":
+            logs.emit(_logger, logging.INFO, "control_clear_retained", {"topic": str(arguments.get("topic")), "user": str(user)})
         return made
 
     def _error(self, error: ControlError) -> bytes:

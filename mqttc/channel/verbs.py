@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mqttc.auth.grant import MAXIMUM_GROUPS, Action
 from mqttc.auth.rules import RulesInForce
 from mqttc.channel.protocol import ControlError
-from mqttc.codec import ReasonCode
+from mqttc.codec import ReasonCode, validate_topic
 from mqttc.embed import admin, explain
 from mqttc.embed.hub import Hub
 
@@ -36,6 +36,16 @@ class _Disconnect(_Client):
     reason_code: int = int(ReasonCode.ADMINISTRATIVE_ACTION)
 
 
+class _Retained(_Arguments):
+    topic_filter: Text = "#"
+    limit: Annotated[int, Field(ge=1, le=admin.MAX_PAGE)] = 100
+    after: Text | None = None
+
+
+class _Topic(_Arguments):
+    topic: Text
+
+
 class _Explain(_Page):
     action: Action
     topic: Text
@@ -58,6 +68,8 @@ class Verbs:
             "sessions": (_Page, self._sessions),
             "session": (_Client, self._session),
             "disconnect": (_Disconnect, self._disconnect),
+            "retained": (_Retained, self._retained),
+            "clear_retained": (_Topic, self._clear_retained),
         }
 
     async def run(self, verb: str, arguments: dict[str, Any]) -> Any:
@@ -99,3 +111,10 @@ class Verbs:
 
     async def _disconnect(self, given: _Disconnect) -> Any:
         return await admin.disconnect(self._hub, given.client_id, given.reason_code)
+
+    async def _retained(self, given: _Retained) -> Any:
+        return dataclasses.asdict(await admin.list_retained_info(self._hub, given.topic_filter, given.limit, given.after))
+
+    async def _clear_retained(self, given: _Topic) -> Any:
+        validate_topic(given.topic)  # a filter would clear more than was meant
+        return await admin.delete_retained(self._hub, given.topic) != 0

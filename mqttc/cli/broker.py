@@ -44,8 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         "option (--set limits.max_packet_size=65536). SIGTERM and SIGINT end the broker, SIGHUP reads the "
         "configuration again. mqttc-broker cert makes certificates; mqttc-broker passwd keeps a password file; "
         "mqttc-broker store and mqttc-broker backup look after what is kept in data_dir; "
-        "mqttc-broker explain says which rule decides and who would receive a message; mqttc-broker clients, client and disconnect "
-        "ask the running broker. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
+        "mqttc-broker explain says which rule decides and who would receive a message; mqttc-broker clients, client, disconnect "
+        "and retained ask the running broker. Exit codes: 0 ended, 1 cannot run, 2 wrong usage or configuration.",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file to read")
     parser.add_argument(
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from mqttc.cli.explain import main as explain
 
         return explain(given[1:])
-    if given[:1] and given[0] in ("clients", "client", "disconnect"):
+    if given[:1] and given[0] in ("clients", "client", "disconnect", "retained"):
         from mqttc.cli.control import main as control
 
         return control(given)

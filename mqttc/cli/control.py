@@ -1,6 +1,6 @@
-"""``mqttc-broker clients``, ``client ID`` and ``disconnect ID``: the running broker of this machine, by its control socket.
+"""``mqttc-broker clients``, ``client ID``, ``disconnect ID`` and ``retained``: the running broker of this machine, by its control socket.
 
-Exit codes: 0 done, 1 there is no such client, 2 wrong usage or configuration, or no broker answers.
+Exit codes: 0 done, 1 there is no such client or retained message, 2 wrong usage or configuration, or no broker answers.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mqttc.channel.client import ControlClient
@@ -23,7 +23,9 @@ _TEXT = {
     "clients": "Lists the clients that are connected to the running broker.",
     "client": "Shows a connected client of the running broker, with its subscriptions.",
     "disconnect": "Disconnects a client of the running broker; 5.0 clients are told 0x98. Its session stays, its will goes out.",
+    "retained": "Lists the retained messages of the running broker whose topics match, or deletes one; subscribers are not told.",
 }
+_NONE = {"retained": "no such message"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +37,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"mqttc-broker {command}", description=f"{_TEXT[command]} Exit codes: 0, 1 no such client, 2.")
+    none = _NONE.get(command, "no such client")
+    parser = argparse.ArgumentParser(prog=f"mqttc-broker {command}", description=f"{_TEXT[command]} Exit codes: 0, 1 {none}, 2.")
     add_options(parser)
-    if command == "clients":
-        parser.add_argument("--limit", metavar="NUMBER", type=int, default=1000, help="most clients to list (1000)")
-    else:
+    if command in ("clients", "retained"):
+        what = "clients" if command == "clients" else "messages"
+        parser.add_argument("--limit", metavar="NUMBER", type=int, default=1000, help=f"most {what} to list (1000)")
+    if command == "retained":
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("--clear", metavar="TOPIC", help="delete the retained message of that topic instead")
+        which.add_argument("filter", metavar="FILTER", nargs="?", default="#", help="topic filter (#, all but what begins with $)")
+    elif command != "clients":
         parser.add_argument("client", metavar="ID", help="client id")
     return parser
 
@@ -54,7 +62,9 @@ def main(arguments: Sequence[str]) -> int:
             raise OSError("the configuration has no control socket: set control.socket")
         with ControlClient(path) as client:
             if command == "clients":
-                return _list(client, max(1, options.limit))
+                return _list(client, "clients", _summary, options.limit)
+            if command == "retained":
+                return _retained(client, options)
             if command == "client":
                 return _show(client, options.client)
             if client.ask("disconnect", client_id=options.client):
@@ -75,12 +85,13 @@ def no_answer(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _list(client: ControlClient, limit: int) -> int:
+def _list(client: ControlClient, verb: str, line: Callable[[dict[str, Any]], str], limit: int, **arguments: Any) -> int:
+    limit = max(1, limit)
     shown, after = 0, None
     while shown < limit:
-        page = client.ask("clients", limit=min(_PAGE, limit - shown), after=after)
+        page = client.ask(verb, limit=min(_PAGE, limit - shown), after=after, **arguments)
         for one in page["items"]:
-            print(_summary(one))
+            print(line(one))
         shown, after = shown + len(page["items"]), page["next"]
         if after is None:
             return 0
@@ -92,6 +103,22 @@ def _summary(one: dict[str, Any]) -> str:
     parts = [one["client_id"], one["address"], one["listener"], f"user={one['username']}" if one["username"] else ""]
     parts += [f"queued={one['queued']}", f"in_flight={one['in_flight']}", f"subscriptions={one['subscription_count']}"]
     return printable("  ".join(part for part in parts if part))
+
+
+def _retained(client: ControlClient, options: argparse.Namespace) -> int:
+    if options.clear is None:
+        return _list(client, "retained", _retained_summary, options.limit, topic_filter=options.filter)
+    if client.ask("clear_retained", topic=options.clear):
+        return 0
+    print(f"{printable(options.clear)} has no retained message", file=sys.stderr)
+    return _EXIT_NONE
+
+
+def _retained_summary(one: dict[str, Any]) -> str:
+    parts = [one["topic"], f"qos={one['qos']}", f"bytes={one['payload_bytes']}"]
+    if one["message_expiry"] is not None:
+        parts.append(f"expiry={one['message_expiry']}")
+    return printable("  ".join(parts))
 
 
 def _show(client: ControlClient, client_id: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from mqttc.listen import Served
 
 T = TypeVar("T")
+R = TypeVar("R", "RetainedMessage", "RetainedInfo")
 
 MAX_PAGE: Final = 1000
 """Items of a page, at most."""
 PAGE_BYTES: Final = 1024 * 1024
-"""Rows of the workers that a page of sessions or receivers ends with, though it has fewer items than it may have."""
+"""Rows of the workers that a page of sessions, receivers or sizes ends with, though it has fewer items than it may have."""
 _END: Final = 0xFFFF
 _NEVER: Final = 0xFFFFFFFF
 _SESSION: Final = struct.Struct("=BBBBHHIIIIIIIQQQI")
@@ -106,6 +107,17 @@ class RetainedMessage:
     message_expiry: int | None
     """Seconds left; None: it does not expire."""
     properties: Properties
+
+
+@dataclass(frozen=True, slots=True)
+class RetainedInfo:
+    """A retained message without what it says."""
+
+    topic: str
+    qos: QoS
+    payload_bytes: int
+    message_expiry: int | None
+    """Seconds left; None: it does not expire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,20 +271,31 @@ def _plain_filter(topic_filter: str) -> bytes:
 
 
 async def list_retained(hub: Hub, topic_filter: str, limit: int, after: str | None) -> Page[RetainedMessage]:
+    return await _list_retained(hub, _retained, False, topic_filter, limit, after)
+
+
+async def list_retained_info(hub: Hub, topic_filter: str, limit: int, after: str | None) -> Page[RetainedInfo]:
+    return await _list_retained(hub, _retained_info, True, topic_filter, limit, after)
+
+
+async def _list_retained(
+    hub: Hub, read: Callable[[Reader], R], sizes_only: bool, topic_filter: str, limit: int, after: str | None
+) -> Page[R]:
     wanted = page_limit(limit)
     encoded = _plain_filter(topic_filter)
     topic, stripe = (b"" if after is None else after.encode()), _END
-    found: list[RetainedMessage] = []
+    found: list[R] = []
+    size = 0
     while True:
-        answer = checked(
-            await hub.ask(inside.RETAINED, worker=0, cursor=stripe, number=wanted - len(found), split=len(encoded), data=encoded + topic)
-        )
+        request = {"options": int(sizes_only), "cursor": stripe, "number": wanted - len(found), "split": len(encoded)}
+        answer = checked(await hub.ask(inside.RETAINED, worker=0, data=encoded + topic, **request))
         reader = Reader(answer.result)
-        found += [_retained(reader) for _ in range(answer.count)]
+        size += len(answer.result)
+        found += [read(reader) for _ in range(answer.count)]
         stripe, topic = answer.cursor, reader.bytes(answer.split)
         if stripe == _END:
             return Page(tuple(found), None)
-        if len(found) >= wanted:
+        if len(found) >= wanted or (sizes_only and found and size >= PAGE_BYTES):
             return Page(tuple(found), found[-1].topic)
 
 
@@ -282,6 +305,11 @@ def _retained(reader: Reader) -> RetainedMessage:
     raw, payload = reader.bytes(properties_bytes), reader.bytes(payload_bytes)
     left = None if expiry == 2**64 - 1 else expiry
     return RetainedMessage(topic, payload, QoS(qos), left, decode_properties(raw, left))
+
+
+def _retained_info(reader: Reader) -> RetainedInfo:
+    qos, expiry, _, payload_bytes = reader.take(_RETAINED)
+    return RetainedInfo(reader.text(), QoS(qos), payload_bytes, None if expiry == 2**64 - 1 else expiry)
 
 
 async def delete_retained(hub: Hub, topic_filter: str) -> int:

@@ -28,7 +28,7 @@ from mqttc.config import Config, ConfigError
 from mqttc.listen import ListenError
 from mqttc.server import Broker
 from tests.conftest import BrokerFactory, tcp_address
-from tests.rawclient import DISCONNECT, Peer
+from tests.rawclient import DISCONNECT, MESSAGE_EXPIRY, Peer
 
 TIMEOUT_S = 20.0
 NOBODY = 65_534
@@ -123,6 +123,53 @@ def test_clients_and_sessions(serving: Callable[..., Broker], path: str) -> None
     assert broker.stats()["control_requests"] == 9
 
 
+def test_retained_messages(serving: Callable[..., Broker], path: str) -> None:
+    """By filter, a page at a time, without their payloads; one of them is cleared."""
+    broker = serving()
+    topics = [f"r/{number}" for number in range(25)]
+    with closing(Peer(tcp_address(broker.urls[0]), 5)) as peer, ControlClient(path) as control:
+        assert peer.connect("a").reason == 0
+        for topic in topics:
+            peer.publish(topic, b"x" * 100, 1, retain=True)
+        peer.publish("$x", b"hidden", 1, retain=True)
+        peer.publish("s", b"four", 2, retain=True, props=((MESSAGE_EXPIRY, 100),))
+        peer.publish("r/5", b"", 1, retain=True)
+        found, after, sizes = [], None, []
+        while not sizes or after is not None:
+            page = control.ask("retained", topic_filter="r/+", limit=10, after=after)
+            found += page["items"]
+            sizes.append(len(page["items"]))
+            after = page["next"]
+        assert sizes == [10, 10, 4]
+        assert sorted(one["topic"] for one in found) == sorted(set(topics) - {"r/5"})
+        assert {(one["qos"], one["payload_bytes"], one["message_expiry"]) for one in found} == {(1, 100, None)}
+        (one,) = (one for one in control.ask("retained")["items"] if one["topic"][0] != "r")
+        assert 98 <= one.pop("message_expiry") <= 100
+        assert one == {"topic": "s", "qos": 2, "payload_bytes": 4}
+        assert [one["topic"] for one in control.ask("retained", topic_filter="$x")["items"]] == ["$x"]
+        assert control.ask("clear_retained", topic="r/7") is True
+        assert control.ask("clear_retained", topic="r/7") is False
+        assert control.ask("retained", topic_filter="r/7") == {"items": [], "next": None}
+        assert broker.stats()["retained"] == 25
+
+
+def test_a_page_of_retained_messages_is_bounded(serving: Callable[..., Broker], path: str) -> None:
+    """By bytes, too: topics may be long. What messages say is not among these."""
+    broker = serving()
+    with closing(Peer(tcp_address(broker.urls[0]), 5)) as peer, ControlClient(path) as control:
+        assert peer.connect("a").reason == 0
+        topics = [f"{number}/" + "t" * 60_000 for number in range(10, 50)]
+        for topic in topics:
+            peer.publish(topic, b"x" * 100_000, 1, retain=True)
+        found, after, pages = [], None, 0
+        while pages == 0 or after is not None:
+            page = control.ask("retained", limit=1000, after=after)
+            found += [one["topic"] for one in page["items"]]
+            after = page["next"]
+            pages += 1
+        assert sorted(found) == topics and 2 <= pages <= 4
+
+
 @pytest.mark.parametrize(
     ("request_", "name", "detail"),
     [
@@ -142,6 +189,12 @@ def test_clients_and_sessions(serving: Callable[..., Broker], path: str) -> None
         (b'{"version": 1, "verb": "clients", "arguments": {"after": "x"}}', "arguments", "'x' is not `next`"),
         (b'{"version": 1, "verb": "clients", "arguments": {"x": 1}}', "arguments", "x: "),
         (b'{"version": 1, "verb": "disconnect", "arguments": {"client_id": "a", "reason_code": 0}}', "arguments", "0x80"),
+        (b'{"version": 1, "verb": "retained", "arguments": {"topic_filter": "a/#/b"}}', "arguments", "filter"),
+        (b'{"version": 1, "verb": "retained", "arguments": {"topic_filter": "$share/g/a"}}', "arguments", "shared"),
+        (b'{"version": 1, "verb": "retained", "arguments": {"after": "\\ud800"}}', "arguments", "after"),
+        (b'{"version": 1, "verb": "retained", "arguments": {"limit": 0}}', "arguments", "limit"),
+        (b'{"version": 1, "verb": "clear_retained", "arguments": {"topic": "a/#"}}', "arguments", "topic"),
+        (b'{"version": 1, "verb": "clear_retained"}', "arguments", "topic: Field required"),
         (b'{"version": 1, "verb": "explain", "arguments": {"action": "fly", "topic": "a", "client_id": "a"}}', "arguments", "action"),
         (b'{"version": 1, "verb": "explain", "arguments": {"action": "publish", "topic": "#", "client_id": "a"}}', "arguments", "filter"),
         (b'{"version": 1, "verb": "client", "arguments": {"client_id": "\\ud800"}}', "arguments", "client_id"),

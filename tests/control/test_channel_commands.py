@@ -1,13 +1,14 @@
-"""`mqttc-broker explain`, `clients`, `client` and `disconnect` against a broker that the command runs."""
+"""`mqttc-broker explain`, `clients`, `client`, `disconnect` and `retained` against a broker that the command runs."""
 
 from __future__ import annotations
 
+import re
 import signal
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 from tests.conftest import tcp_address
-from tests.rawclient import DISCONNECT, Peer
+from tests.rawclient import DISCONNECT, MESSAGE_EXPIRY, Peer
 
 from .test_command import Start, command, run
 
@@ -82,6 +83,37 @@ def test_explain_asks_the_running_broker(command: Start, tmp_path: Path) -> None
     refused = run(*asked[:1], "--control", str(socket), *asked[1:])
     assert (refused.returncode, refused.stdout) == (2, "") and f"no broker answers at {socket}" in refused.stderr
     assert run("clients", "--config", config).returncode == 2
+
+
+def test_retained(command: Start, tmp_path: Path) -> None:
+    """Listed by filter and cleared one by one; what was cleared stays so after a restart."""
+    config = configuration(tmp_path)
+    broker = command("--config", config)
+    with closing(Peer(tcp_address(broker.urls()[0]), 5)) as peer:
+        peer.connect("pub")
+        for topic in ("r/1", "r/2", "r/\u2028"):
+            peer.publish(topic, b"four", 1, retain=True)
+        peer.publish("s", b"", 2, retain=True)
+        peer.publish("s", b"six by", 2, retain=True, props=((MESSAGE_EXPIRY, 1000),))
+    listed = run("retained", "--config", config, "r/#")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert sorted(listed.stdout.splitlines()) == ["r/1  qos=1  bytes=4", "r/2  qos=1  bytes=4", "r/\\u2028  qos=1  bytes=4"]
+    assert re.fullmatch(r"s  qos=2  bytes=6  expiry=\d+\n", run("retained", "--config", config, "+").stdout)
+    limited = run("retained", "--config", config, "--limit", "3")
+    assert (len(limited.stdout.splitlines()), limited.stderr) == (3, "there are more: --limit\n")
+    assert run("retained", "--config", config, "--clear", "r/1").returncode == 0
+    again = run("retained", "--config", config, "--clear", "r/1")
+    assert (again.returncode, again.stderr) == (1, "r/1 has no retained message\n")
+    wrong = run("retained", "--config", config, "--clear", "r/#")
+    assert (wrong.returncode, wrong.stdout) == (2, "") and "(arguments)" in wrong.stderr
+    assert run("retained", "--config", config, "--clear", "r/2", "r/#").returncode == 2
+    assert run("retained", "--config", config, "a/#/b").returncode == 2
+    assert broker.end() == 0
+    assert any("control_clear_retained" in line and "topic=r/1" in line for line in broker.lines)
+    broker = command("--config", config)
+    broker.until("ready")
+    assert len(run("retained", "--config", config).stdout.splitlines()) == 3
+    assert broker.end() == 0
 
 
 def test_a_killed_brokers_socket_is_taken_over(command: Start, tmp_path: Path) -> None:
