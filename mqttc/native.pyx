@@ -670,7 +670,7 @@ cdef class Engine:
         for counter in range(C_COUNT):
             stats[COUNTER_NAMES[counter]] = engine_counter(engine, counter)
         for name in (
-            "accepted", "accept_errors", "connections_open", "bytes_received", "bytes_sent", "reads", "writes", "short_writes", "turns", "route_hits", "route_misses",
+            "accepted", "accept_errors", "bytes_received", "bytes_sent", "reads", "writes", "short_writes", "turns", "route_hits", "route_misses",
         ):
             stats[name] = 0
         for i in range(engine.settings.workers):
@@ -678,7 +678,6 @@ cdef class Engine:
             net = &worker.reactor.stats
             stats["accepted"] += atomic_load_u64_relaxed(&net.accepted)
             stats["accept_errors"] += atomic_load_u64_relaxed(&net.accept_errors)
-            stats["connections_open"] += atomic_load_u64_relaxed(&net.links_open)
             stats["bytes_received"] += atomic_load_u64_relaxed(&net.bytes_in)
             stats["bytes_sent"] += atomic_load_u64_relaxed(&net.bytes_out)
             stats["reads"] += atomic_load_u64_relaxed(&net.reads)
@@ -688,6 +687,7 @@ cdef class Engine:
             stats["route_hits"] += atomic_load_u64_relaxed(&worker.routes.hits)
             stats["route_misses"] += atomic_load_u64_relaxed(&worker.routes.misses)
         stats.update(turn_stats(engine))
+        stats["connections_open"] = atomic_load_u32_relaxed(&engine.connections)
         stats["connections_pending"] = atomic_load_u32_relaxed(&engine.guard.pending)
         stats["tls_handshakes_open"] = atomic_load_u32_relaxed(&engine.guard.handshakes.open)
         stats["connections_refused_handshakes"] = atomic_load_u64_relaxed(&engine.guard.handshakes.refused)

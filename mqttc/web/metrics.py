@@ -61,7 +61,7 @@ HELP: Final[Mapping[str, str]] = {
     "clients_slowed": "Times that a client was not read for a while because of its rates.",
     "clients_throttled": "Times that a client was not written to for a while because of its rates.",
     "connect_timeouts": "Connections that sent no whole CONNECT in time.",
-    "connections_open": "Connections that are open.",
+    "connections_open": "Connections of clients that are open, streams of HTTP/2 and QUIC among them.",
     "connections_pending": "Connections whose CONNECT is not accepted yet.",
     "connections_refused_address": "Connections beyond the number of their address.",
     "connections_refused_handshakes": "Connections refused because too many TLS handshakes were under way.",
