@@ -393,7 +393,7 @@ def test_totals_of_queues(make: Make, limit: str) -> None:
     assert allowed * 0.9 <= queued <= allowed * 1.1
     assert bench.stat("dropped_queue_full") == 60 - bench.stat("messages_queued") > 0
     publisher.publish("to/b", b"x", 1)
-    assert bench.stat("dropped_queue_full") == 61 - bench.stat("messages_queued")
+    eventually(lambda: bench.stat("dropped_queue_full") == 61 - bench.stat("messages_queued"))  # its session's worker may be another one
     back = bench.session(5, "a")
     payloads = [back.message().payload[:2] for _ in range(30)]
     assert payloads == sorted(payloads)
