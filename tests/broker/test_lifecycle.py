@@ -191,13 +191,15 @@ for peer in peers[:10]:
 while broker.stats()["connections_open"] < 41:
     first.ping()
 used = len(os.listdir("/proc/self/fd"))
-resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-waiting = []
+resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+spare = []
 try:
     while True:
-        waiting.append(Peer(address))
+        spare.append(os.open("/dev/null", os.O_RDONLY))
 except OSError as error:
     assert error.errno == 24, error
+os.close(spare.pop())
+waiting = [Peer(address)]  # has the last descriptor, so that there is none for the broker's end
 while not broker.stats()["accept_errors"]:
     first.ping()
 turns = broker.stats()["turns"]
@@ -207,6 +209,8 @@ assert broker.stats()["turns"] - turns < 2000, "it spins"
 first.publish("t", b"x", 1)
 for peer in peers:
     peer.close()
+for fd in spare:
+    os.close(fd)
 broker.advance_clock(1)
 for peer in waiting:
     assert peer.connect(str(id(peer))).reason == 0

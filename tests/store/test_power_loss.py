@@ -31,7 +31,7 @@ from .power_image import (
     forget_shim,
     read_log,
 )
-from .power_run import PowerRun
+from .power_run import PowerRun, differing_bytes
 
 SEED = int(os.environ.get("MQTTC_TEST_SEED") or random.randrange(10**6))
 
@@ -231,3 +231,11 @@ def test_names_are_synced_with_their_directory(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "file").read_bytes() == b"x"
     disk.write_all(tmp_path / "gone")
     assert list((tmp_path / "gone").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "differing"),
+    [(b"", b"", 0), (b"abc", b"abc", 0), (b"abcd", b"aXYd", 2), (b"abcd", b"Xbcd", 1), (b"ab", b"abcd", 2), (b"Xb", b"abc", 3)],
+)
+def test_how_much_differs(a: bytes, b: bytes, differing: int) -> None:
+    assert differing_bytes(a, b) == differing_bytes(b, a) == differing
