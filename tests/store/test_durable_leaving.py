@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ..rawclient import PUBACK, PUBLISH, PUBREC, PUBREL, Packet, Peer, ack_packet
-from .durable import Place, complete, fetch, name
+from .durable import Place, complete, eventually, fetch, name
 
 Step = Callable[[Place], None]
 
@@ -97,6 +97,7 @@ def test_a_session_that_expires(place: Place, down: bool) -> None:
         assert place.stat("group_backlog") == 2
     else:
         place.until(delivery=2)
+        eventually(lambda: place.stat("connections_open") == 1)  # the publisher's: until then the member does not expire
         place.running.advance_clock(31)
     assert fetch(place.session(5, other, present=True), 2) == [b"1", b"2"]
     place.nothing_waits()
