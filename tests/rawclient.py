@@ -9,12 +9,13 @@ Versions are protocol levels: 3 is MQTT 3.1, 4 is MQTT 3.1.1, 5 is MQTT 5.0.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -644,3 +645,20 @@ class Peer:
         """Close the socket at once."""
         self.closed = True
         self.pipe.close()
+
+
+@contextlib.contextmanager
+def flooded(address: tuple[str, int]) -> Iterator[None]:
+    """A client does not read what another has published, more than its socket buffers hold: an orderly end waits for it."""
+    subscriber, publisher = Peer(address, 4), Peer(address, 4)
+    try:
+        subscriber.connect("subscriber")
+        subscriber.subscribe("flood", 0)
+        publisher.connect("publisher")
+        for _ in range(100):
+            publisher.publish("flood", bytes(200_000), 0)
+        publisher.ping()
+        yield
+    finally:
+        subscriber.close()
+        publisher.close()

@@ -18,7 +18,7 @@ import pytest
 from mqttc import __version__, certs
 from mqttc.cli.broker import _hints, _load, _parser, main
 from tests.conftest import WORKERS, tcp_address
-from tests.rawclient import Peer
+from tests.rawclient import Peer, flooded
 
 ROOT = Path(__file__).parents[2]
 
@@ -226,19 +226,11 @@ def test_default_is_the_loopback_and_says_how_to_open_it(command: Start) -> None
 def test_second_signal_cuts_the_ending_short(command: Start) -> None:
     broker = command("--listen", "tcp://127.0.0.1:0", "--set", "limits.shutdown_timeout=60")
     (url,) = broker.urls()
-    subscriber, publisher = Peer(tcp_address(url), 4), Peer(tcp_address(url), 4)
-    subscriber.connect("subscriber")
-    subscriber.subscribe("flood", 0)
-    publisher.connect("publisher")
-    for _ in range(100):  # more than the subscriber's socket buffers hold; it reads nothing
-        publisher.publish("flood", bytes(200_000), 0)
-    publisher.ping()
-    broker.process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    assert broker.process.poll() is None
-    assert broker.end(signal.SIGTERM) == 128 + signal.SIGTERM
-    subscriber.close()
-    publisher.close()
+    with flooded(tcp_address(url)):
+        broker.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert broker.process.poll() is None
+        assert broker.end(signal.SIGTERM) == 128 + signal.SIGTERM
 
 
 def test_hangup_reloads(command: Start, tmp_path: Path) -> None:

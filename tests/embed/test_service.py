@@ -19,7 +19,7 @@ from mqttc.errors import ConnectionLostError
 from tests.conftest import tcp_address
 from tests.control.test_systemd import Manager
 from tests.control.test_systemd import manager as manager
-from tests.rawclient import Peer
+from tests.rawclient import flooded
 
 ROOT = Path(__file__).resolve().parents[2]
 Start = Callable[..., subprocess.Popen[str]]
@@ -122,19 +122,11 @@ def test_a_second_signal_cuts_the_ending_short(start: Start, manager: Manager, f
     file.write_text(file.read_text() + "limits = { shutdown_timeout = 3600 }\n")
     process = start(str(file), NOTIFY_SOCKET=manager.path)
     address = tcp_address(manager.next()["STATUS"].removeprefix("listening on "))
-    subscriber, publisher = Peer(address, 4), Peer(address, 4)
-    subscriber.connect("subscriber")
-    subscriber.subscribe("flood", 0)
-    publisher.connect("publisher")
-    for _ in range(100):  # more than the subscriber's socket buffers hold; it reads nothing
-        publisher.publish("flood", bytes(200_000), 0)
-    publisher.ping()
-    process.send_signal(signal.SIGTERM)
-    assert manager.next() == {"STOPPING": "1"}
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == -signal.SIGTERM
-    subscriber.close()
-    publisher.close()
+    with flooded(address):
+        process.send_signal(signal.SIGTERM)
+        assert manager.next() == {"STOPPING": "1"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == -signal.SIGTERM
 
 
 def test_the_watchdog_is_told_again_and_again(start: Start, manager: Manager, file: Path) -> None:
