@@ -5,8 +5,12 @@ speed      queued    QoS 1 into the queue of a session that is off line, which t
            p2p       QoS 1 between pairs of clients on line, all with a session that outlives the connection
            retained  QoS 1 updates of retained messages
 latency    PUBLISH to PUBACK at a fixed rate into such a queue, counted from when a message was due; also in fsyncs of this disk. What takes
-           over five of them with `off`, which never writes, is the machine's. --slower 1: each sync takes a millisecond longer
+           over five of them with `off`, which never writes, and with `disk`, is the machine's. --retained N: as retained messages of N
+           topics in random order, whose rows lie scattered in the file. --slower 1: each sync takes a millisecond longer
 recovery   a broker with many queued and many retained messages is killed: time until it listens again, memory then; all must be there
+
+`disk` is no broker: a bare loop on the broker's core that writes three pages over old ones and syncs them whenever the messages of all
+publishers are due: what a message waits for at least, and how often the machine makes it wait longer.
 
 Processor time is that of all threads of the broker, the one that writes included; not that of the kernel's own for the disk. An fsync is
 4 KiB appended to a file of the same folder, median of 200, before each round. mosquitto (2.0) never syncs for a message and acknowledges
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import re
 import shutil
 import signal
@@ -47,6 +52,9 @@ MODES = ("off", "written", "synced")
 AUTOSAVE_S = {"mosquitto": 1, "mosquitto-1800": 1800}
 CONTENDERS = (*MODES, *AUTOSAVE_S)
 LOADS = ("queued", "p2p", "retained")
+DISK = "disk"
+DISK_BYTES = 3 * 4096  # of a batch
+DISK_ROOM = 16 << 20  # written over and over, as the WAL is
 PUBLISHERS = 10
 WINDOW = 1000  # of each publisher; all of them: 10 000, some ten milliseconds' messages
 PAYLOAD = 64
@@ -89,7 +97,7 @@ class Run:
     fsync_ms: float
     count: int = 0
     per_second: float = 0.0
-    broker_cpu_us: float = 0.0
+    broker_cpu_us: float | None = None
     drained_per_second: float | None = None
     commits: int | None = None
     commit_ms: float | None = None
@@ -317,14 +325,47 @@ def p2p(made: Run, port: int, pid: int, folder: Path, options: argparse.Namespac
         made.commits = round(made.commits * found.count / found.delivered)
 
 
+def scattered(number: int, count: int) -> list[str]:
+    """`count` topics over all publishers, in an order that is the same each time."""
+    topics = [f"durable/{number}/{topic}" for topic in range(count // PUBLISHERS)]
+    random.Random(number).shuffle(topics)
+    return topics
+
+
+def disk(made: Run, folder: Path, options: argparse.Namespace) -> None:
+    page = os.urandom(DISK_BYTES)
+    gap = PUBLISHERS / options.rate
+    took = []
+    with brokers.on_core(options.broker_core), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        file.write(os.urandom(DISK_ROOM))
+        os.fsync(file.fileno())
+        begun = time.perf_counter() + gap
+        for number in range(int((options.warmup + options.seconds) / gap)):
+            due = begun + number * gap
+            time.sleep(max(0.0, due - time.perf_counter()))
+            os.pwrite(file.fileno(), page, number * DISK_BYTES % (DISK_ROOM - DISK_BYTES))
+            os.fdatasync(file.fileno())
+            time.sleep(options.slower / 1e3)
+            took.append((time.perf_counter() - due) * 1e3)
+    took = sorted(took[int(options.warmup / gap) :])
+    made.count = len(took) * PUBLISHERS
+    made.per_second = made.count / options.seconds
+    made.p50, made.p99 = took[len(took) // 2], took[len(took) * 99 // 100]
+    made.over = sum(ms > LATENCY_FSYNCS * made.fsync_ms for ms in took) / len(took)
+
+
 def latency(made: Run, port: int, pid: int, folder: Path, options: argparse.Namespace) -> None:
     with loading(port) as load:
-        add_publishers(load, lambda number: ["durable/queue"], rate=options.rate)
-        add_sessions(load, 1, lambda number: "durable/queue")
-        load.start()
-        connect(load, PUBLISHERS, 1)
-        until("subscribing", lambda: load.counters()["subscribed"], 1)
-        leave(load, PUBLISHERS, 1)
+        if options.retained:
+            add_publishers(load, lambda number: scattered(number, options.retained), retain=True, rate=options.rate)
+            load.start()
+        else:
+            add_publishers(load, lambda number: ["durable/queue"], rate=options.rate)
+            add_sessions(load, 1, lambda number: "durable/queue")
+            load.start()
+            connect(load, PUBLISHERS, 1)
+            until("subscribing", lambda: load.counters()["subscribed"], 1)
+            leave(load, PUBLISHERS, 1)
         connect(load, 0, PUBLISHERS)
         load.publish(0, PUBLISHERS)
         time.sleep(options.warmup)
@@ -352,6 +393,7 @@ MEASURES: dict[str, Callable[[Run, int, int, Path, argparse.Namespace], None]] =
     "p2p": p2p,
     "retained": retained,
     "latency": latency,
+    "scattered": latency,
 }
 
 
@@ -359,6 +401,9 @@ def measure(load: str, name: str, number: int, fsync: float, options: argparse.N
     made = Run(load, name, number, fsync)
     folder = Path(tempfile.mkdtemp(prefix="durability-", dir=options.folder))
     try:
+        if name == DISK:
+            disk(made, folder, options)
+            return made
         with brokers.running(launch(name, options.slower), folder, options.broker_core) as (port, pid), brokers.on_core(options.load_core):
             MEASURES[load](made, port, pid, folder, options)
     except (BrokerError, RunError, StalledError, OSError) as error:
@@ -480,11 +525,12 @@ def judge(runs: Sequence[Run]) -> list[Verdict]:
     waits = list(figures(runs, "latency", "synced", "p99_fsyncs").values())
     if waits:
         verdicts.append(Verdict("latency, synced: p99 in fsyncs of this disk", interval(waits), LATENCY_FSYNCS, least=False))
-    off, synced = figures(runs, "latency", "off", "over"), figures(runs, "latency", "synced", "over")
-    more = [(synced[number] - off[number]) * 100 for number in sorted(off.keys() & synced.keys())]
-    if more:
-        what = f"latency, synced: messages over {LATENCY_FSYNCS:g} fsyncs, in a hundred, less those of off, which are the machine's"
-        verdicts.append(Verdict(what, interval(more), 1.0, least=False))
+    for name in ("off", DISK):
+        floor, synced = figures(runs, "latency", name, "over"), figures(runs, "latency", "synced", "over")
+        more = [(synced[number] - floor[number]) * 100 for number in sorted(floor.keys() & synced.keys())]
+        if more:
+            what = f"latency, synced: messages over {LATENCY_FSYNCS:g} fsyncs, in a hundred, less those of {name}, which are the machine's"
+            verdicts.append(Verdict(what, interval(more), 1.0, least=False))
     return verdicts
 
 
@@ -560,13 +606,13 @@ def facts(runs: Sequence[Run], command: str, options: argparse.Namespace) -> str
     counts = f"{options.seconds:g} s" if command == "latency" else f"{options.messages:,} messages"
     others = f" The machine was not its own: a load of {options.before:.1f} before the run." if options.before > QUIET else ""
     rounds = "One round" if options.rounds == 1 else f"Medians of {options.rounds} rounds"
-    disk = f"this disk, made slower by {options.slower:g} ms" if options.slower else "this disk"
-    return f"{rounds}; {counts}; an fsync of {disk} (p50): {fsync:.3f} ms.{others}"
+    slower = f", made slower by {options.slower:g} ms" if options.slower else ""
+    return f"{rounds}; {counts}; an fsync of this disk{slower} (p50): {fsync:.3f} ms.{others}"
 
 
 def mark(options: argparse.Namespace) -> str:
     """What a page calls the place of this table."""
-    return f"{options.command}-slower" if options.slower else str(options.command)
+    return f"{options.command}-slower" if options.slower else f"{options.command}-retained" if options.retained else str(options.command)
 
 
 def places(page: Path, command: str) -> tuple[int, int] | None:
@@ -596,9 +642,10 @@ def parser() -> argparse.ArgumentParser:
     defaults = (("speed", LOADS, 500_000, 4.0), ("latency", ("latency",), 0, 5.0), ("recovery", KINDS, 1_000_000, 0.0))
     for command, kinds, messages, seconds in defaults:
         # Of the file that is written at the end; one that is written whole each second makes filling quadratic.
-        names = ["written", "mosquitto-1800"] if command == "recovery" else list(CONTENDERS)
+        contenders = [DISK, *CONTENDERS] if command == "latency" else list(CONTENDERS)
+        names = ["written", "mosquitto-1800"] if command == "recovery" else contenders
         one = commands.add_parser(command, formatter_class=argparse.RawDescriptionHelpFormatter)
-        one.add_argument("--brokers", nargs="+", choices=CONTENDERS, default=names)
+        one.add_argument("--brokers", nargs="+", choices=contenders, default=names)
         one.add_argument("--rounds", type=int, default=1 if command == "recovery" else 5)
         if len(kinds) > 1:
             one.add_argument("--loads", nargs="+", choices=kinds, default=list(kinds))
@@ -610,11 +657,13 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("--seconds", type=float, default=seconds, help="of measuring, for loads that take a time (%(default)s)")
         if command == "latency":
             one.add_argument("--rate", type=float, default=5000.0, help="messages a second over all publishers (%(default)s)")
-            one.add_argument("--warmup", type=float, default=1.0, help="seconds before measuring (%(default)s)")
+            one.add_argument("--warmup", type=float, default=4.0, help="seconds before measuring (%(default)s)")
+            retained = "updates of so many retained messages in random order, instead of a queue"
+            one.add_argument("--retained", type=int, default=0, metavar="TOPICS", help=retained)
             slower = "lengthens each sync of mqttc's, as a slower disk would; needs a C compiler (%(default)s)"
             one.add_argument("--slower", type=float, default=0.0, metavar="MS", help=slower)
         else:
-            one.set_defaults(slower=0.0)
+            one.set_defaults(slower=0.0, retained=0)
         one.add_argument("--broker-core", type=int, default=0)
         one.add_argument("--load-core", type=int, default=1)
         one.add_argument("--folder", type=Path, default=ROOT / "build" / "macro", help="on the disk that is measured")
@@ -633,8 +682,9 @@ def play(options: argparse.Namespace) -> list[Run]:
             for name in options.brokers[turn:] + options.brokers[:turn]:
                 made = take(load, name, number, fsync, options)
                 runs.append(made)
-                found = [f"{made.per_second:,.0f}/s", f"{made.broker_cpu_us:.2f} µs"] if made.start_s is None else [f"{made.start_s:.2f} s"]
-                what = "; ".join([*made.problems, *made.notes]) or ", ".join(found)
+                spent = f", {made.broker_cpu_us:.2f} µs" if made.broker_cpu_us is not None else ""
+                found = f"{made.per_second:,.0f}/s{spent}" if made.start_s is None else f"{made.start_s:.2f} s"
+                what = "; ".join([*made.problems, *made.notes]) or found
                 print(f"round {number + 1}/{options.rounds}  {load:8} {name:14} {what}", file=sys.stderr, flush=True)
     order = {pair: place for place, pair in enumerate((load, name) for load in options.loads for name in options.brokers)}
     return sorted(runs, key=lambda made: order[made.load, made.broker])
@@ -646,8 +696,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = made.parse_args(given)
     if options.page and not places(options.page, mark(options)):
         made.error(f"{options.page} has no place for {mark(options)}")
+    if options.retained and options.retained < PUBLISHERS:
+        made.error(f"--retained is at least {PUBLISHERS}, one topic of each publisher")
     if options.rounds < 1 or not 0 <= getattr(options, "messages", PUBLISHERS) <= 1_000_000:
         made.error("--rounds is at least 1, --messages at most 1000000")
+    if options.retained:
+        options.loads = ["scattered"]
     options.folder.mkdir(parents=True, exist_ok=True)
     if not {options.broker_core, options.load_core} <= os.sched_getaffinity(0):
         print("not pinned: these cores cannot be chosen here, so the figures include what the two do to each other", file=sys.stderr)

@@ -1,9 +1,10 @@
 from libc.stdint cimport uint32_t
+from posix.time cimport nanosleep, timespec
 
-from mqttc.base.types cimport atomic_load_u32_acquire, atomic_store_u32_release
+from mqttc.base.types cimport atomic_load_u32_acquire, atomic_store_u32_release, thread_slack
 from mqttc.broker.sqlite cimport (
-    SQLITE_CHECKPOINT_PASSIVE, SQLITE_OK, SQLITE_OPEN_NOMUTEX, SQLITE_OPEN_READWRITE, sqlite3, sqlite3_close, sqlite3_exec, sqlite3_open_v2,
-    sqlite3_wal_checkpoint_v2,
+    SQLITE_CHECKPOINT_PASSIVE, SQLITE_FCNTL_FILE_POINTER, SQLITE_OK, SQLITE_OPEN_NOMUTEX, SQLITE_OPEN_READWRITE, SQLITE_SYNC_NORMAL, sqlite3, sqlite3_close,
+    sqlite3_exec, sqlite3_file, sqlite3_file_control, sqlite3_int64, sqlite3_open_v2, sqlite3_wal_checkpoint_v2,
 )
 
 cdef extern from "<pthread.h>" nogil:
@@ -25,6 +26,13 @@ cdef extern from "<signal.h>" nogil:
     int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
     const int SIG_SETMASK
 
+cdef enum:
+    SYNC_PAGES = 256                   # so many at a time: a commit's sync that comes meanwhile waits for them, too
+    GIVE_WAY_NS = 200000               # between looks whether somebody waits for a commit
+    GIVE_WAY_MOST = 10                 # looks; after that
+    UNYIELDING_PAGES = 128             # are written all the same, or the WAL would grow without end
+    SLACK_NS = 1000                    # by which the kernel may lengthen a rest
+
 cdef enum State:
     AT_REST = 0
     WANTED = 1
@@ -38,8 +46,41 @@ cdef void carry(sqlite3 *file) noexcept nogil:
     sqlite3_wal_checkpoint_v2(file, NULL, SQLITE_CHECKPOINT_PASSIVE, &frames, &done)
 
 
+cdef void give_way(Checkpoint *checkpoint) noexcept nogil:
+    cdef timespec time
+    cdef uint32_t i
+    if checkpoint.unyielding:
+        checkpoint.unyielding -= 1
+        return
+    time.tv_sec = 0
+    time.tv_nsec = GIVE_WAY_NS
+    for i in range(GIVE_WAY_MOST):
+        if not checkpoint.busy(checkpoint.context):
+            return
+        nanosleep(&time, NULL)
+    checkpoint.unyielding = UNYIELDING_PAGES
+
+
+cdef int pages_sync(Checkpoint *checkpoint) noexcept nogil:
+    checkpoint.unsynced = 0
+    return checkpoint.own.xSync(checkpoint.database, SQLITE_SYNC_NORMAL)
+
+
+cdef int page_write(sqlite3_file *database, const void *bytes, int count, sqlite3_int64 offset) noexcept nogil:
+    """xWrite of the file. A sync that fails fails the checkpoint, for the next one would hear nothing of it."""
+    cdef Checkpoint *checkpoint = <Checkpoint *> database.pMethods
+    cdef int result
+    give_way(checkpoint)
+    result = checkpoint.own.xWrite(database, bytes, count, offset)
+    checkpoint.unsynced += 1
+    if result == SQLITE_OK and checkpoint.unsynced >= SYNC_PAGES:
+        result = pages_sync(checkpoint)
+    return result
+
+
 cdef void *checkpoint_main(void *argument) noexcept nogil:
     cdef Checkpoint *checkpoint = <Checkpoint *> argument
+    thread_slack(SLACK_NS)
     pthread_mutex_lock(&checkpoint.lock)
     while not checkpoint.stopping:
         if atomic_load_u32_acquire(&checkpoint.state) != WANTED:
@@ -47,6 +88,8 @@ cdef void *checkpoint_main(void *argument) noexcept nogil:
             continue
         pthread_mutex_unlock(&checkpoint.lock)
         carry(checkpoint.file)
+        if checkpoint.unsynced:
+            pages_sync(checkpoint)
         atomic_store_u32_release(&checkpoint.state, BULK_DONE)
         checkpoint.done(checkpoint.context)
         pthread_mutex_lock(&checkpoint.lock)
@@ -54,17 +97,24 @@ cdef void *checkpoint_main(void *argument) noexcept nogil:
     return NULL
 
 
-cdef void checkpoint_start(Checkpoint *checkpoint, const char *path, void (*done)(void *context) noexcept nogil, void *context) noexcept nogil:
+cdef void checkpoint_start(
+    Checkpoint *checkpoint, const char *path, void (*done)(void *context) noexcept nogil, bint (*busy)(void *context) noexcept nogil, void *context,
+) noexcept nogil:
     cdef sigset_t all_signals, old
     checkpoint.done = done
+    checkpoint.busy = busy
     checkpoint.context = context
     checkpoint.next = CHECKPOINT_PAGES
     if sqlite3_open_v2(path, &checkpoint.file, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK or sqlite3_exec(
         checkpoint.file, "PRAGMA wal_autocheckpoint = 0; PRAGMA synchronous = NORMAL; PRAGMA cache_size = 10", NULL, NULL, NULL,
-    ) != SQLITE_OK:
+    ) != SQLITE_OK or sqlite3_file_control(checkpoint.file, "main", SQLITE_FCNTL_FILE_POINTER, &checkpoint.database) != SQLITE_OK:
         sqlite3_close(checkpoint.file)
         checkpoint.file = NULL
         return
+    checkpoint.own = checkpoint.database.pMethods
+    checkpoint.methods = checkpoint.own[0]
+    checkpoint.methods.xWrite = page_write
+    checkpoint.database.pMethods = &checkpoint.methods
     pthread_mutex_init(&checkpoint.lock, NULL)
     pthread_cond_init(&checkpoint.wanted, NULL)
     sigfillset(&all_signals)

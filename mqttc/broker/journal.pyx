@@ -71,6 +71,7 @@ cdef struct Private:
     bint started
     bint made_inbox
     uint32_t stopping                  # atomic
+    uint32_t at_work                   # atomic: a batch is under way
     bint reads                         # this batch has messages read back, which somebody waits for
     uint64_t gather_ns                 # rest before the next batch, see gather_judge
     uint64_t company_ns                # rest before the first batch after idleness, see company_judge
@@ -418,10 +419,13 @@ cdef void *journal_main(void *argument) noexcept nogil:
     while True:
         gather(journal)
         stopping = atomic_load_u32_acquire(&private.stopping)      # before taking: nothing is posted after it was set
+        atomic_store_u32_release(&private.at_work, 1)
         chains = batch_take(journal)
         private.first_chains = chains if idle else 0
         idle = False
         done = private.pending != NULL and batch_try(journal)
+        if not done:
+            atomic_store_u32_release(&private.at_work, 0)
         checkpoint_look(&private.checkpoint, private.rows.file)
         if done:
             continue
@@ -441,6 +445,12 @@ cdef void *journal_main(void *argument) noexcept nogil:
 cdef void bulk_done(void *context) noexcept nogil:
     """[checkpoint thread]"""
     inbox_wake(&(<Journal *> context).inbox)
+
+
+cdef bint journal_busy(void *context) noexcept nogil:
+    """[checkpoint thread]"""
+    cdef Journal *journal = <Journal *> context
+    return atomic_load_u32_acquire(&private_of(journal).at_work) != 0 or inbox_waits(&journal.inbox)
 
 
 cdef Journal *journal_open(const char *path, uint32_t workers, uint64_t max_backlog_bytes, uint32_t retry_ms, char *why) noexcept nogil:
@@ -464,7 +474,7 @@ cdef Journal *journal_open(const char *path, uint32_t workers, uint64_t max_back
         snprintf(why, 200, "no descriptor")
     elif rows_open(&private.rows, path, why):
         sqlite3_wal_hook(private.rows.file, checkpoint_committed, &private.checkpoint)
-        checkpoint_start(&private.checkpoint, path, bulk_done, journal)
+        checkpoint_start(&private.checkpoint, path, bulk_done, journal_busy, journal)
         return journal
     journal_free(journal)
     return NULL

@@ -8,16 +8,25 @@ cdef extern from "<sqlite3.h>" nogil:
     ctypedef struct sqlite3_stmt:
         pass
     ctypedef void (*sqlite3_destructor_type)(void *)
+    ctypedef long long sqlite3_int64
+    ctypedef struct sqlite3_io_methods:
+        int (*xWrite)(sqlite3_file *file, const void *bytes, int count, sqlite3_int64 offset) noexcept nogil
+        int (*xSync)(sqlite3_file *file, int flags) noexcept nogil
+    ctypedef struct sqlite3_file:
+        const sqlite3_io_methods *pMethods
     const int SQLITE_OK
     const int SQLITE_ROW
     const int SQLITE_DONE
     const int SQLITE_OPEN_READWRITE
     const int SQLITE_OPEN_NOMUTEX
+    const int SQLITE_SYNC_NORMAL
+    const int SQLITE_FCNTL_FILE_POINTER
     const int SQLITE_CHECKPOINT_PASSIVE
     const int SQLITE_CHECKPOINT_TRUNCATE
     const unsigned int SQLITE_PREPARE_PERSISTENT
     int sqlite3_open_v2(const char *path, sqlite3 **out, int flags, const char *vfs)
     int sqlite3_close(sqlite3 *file)
+    int sqlite3_file_control(sqlite3 *file, const char *name, int operation, void *argument)
     int sqlite3_exec(sqlite3 *file, const char *sql, void *callback, void *context, char **error)
     int sqlite3_prepare_v3(sqlite3 *file, const char *sql, int n, unsigned int flags, sqlite3_stmt **out, const char **tail)
     int sqlite3_finalize(sqlite3_stmt *statement)
