@@ -25,7 +25,7 @@ NET = [
     *("outq", "listener", "poller", "poller_epoll", "poller_kqueue", "reactor"),
 ]
 BROKER = [
-    *("handle", "stats", "acl", "rights", "sqlite", "record", "known", "rows", "window", "replay", "checkpoint", "journal"),
+    *("handle", "stats", "acl", "rights", "sqlite", "record", "known", "rows", "window", "replay", "checkpoint", "pace", "journal"),
     *("trie", "routes", "retain", "state", "port", "report", "permit", "mail", "durable", "reply", "guard"),
     *("session", "group", "publication", "send", "shared", "deliver", "pump", "presence", "will", "overload", "gate", "parked", "verdicts"),
     *("on_subscribe", "admit", "on_connect", "on_head", "on_publish", "conn", "admin", "inside", "worker", "recover"),

@@ -17,6 +17,7 @@ from mqttc.base.types cimport (
 )
 from mqttc.broker.checkpoint cimport Checkpoint, checkpoint_committed, checkpoint_look, checkpoint_start, checkpoint_stop, pthread_t
 from mqttc.broker.known cimport Known, Names, count_set, known_add, known_find, names_settle, names_undo
+from mqttc.broker.pace cimport pace_company, pace_gather
 from mqttc.broker.record cimport (
     RECORD_BLOCKS, RECORD_EVENTS, RECORD_MESSAGE, RECORD_READ, RECORD_SESSION_END, Body, Record, record_data, record_release,
 )
@@ -53,8 +54,6 @@ cdef enum:
     CLOCK_MS = 1000                    # how often the file is told the time at most
     EXPIRED_MS = 60000                 # how often retained messages whose time is over are looked for
     GATHER_LEAST = 64                  # ends of deliveries (`over`) from which on it is worth waiting for more of them
-    GATHER_MOST_US = 2000
-    COMPANY_MOST_US = 500
     SLACK_NS = 1000                    # by which the kernel may lengthen a rest: its own 50 µs are half a commit
 
 cdef struct Private:
@@ -73,8 +72,9 @@ cdef struct Private:
     uint32_t stopping                  # atomic
     uint32_t at_work                   # atomic: a batch is under way
     bint reads                         # this batch has messages read back, which somebody waits for
-    uint64_t gather_ns                 # rest before the next batch, see gather_judge
-    uint64_t company_ns                # rest before the first batch after idleness, see company_judge
+    uint64_t gather_ns                 # rest before a batch of deliveries that end soon, see pace_gather
+    bint gathers                       # the next batch is to have it
+    uint64_t company_ns                # rest before the first batch after idleness, see pace_company
     uint32_t first_chains              # in the batch, if it is such a one; else 0
     pthread_t thread
 
@@ -332,17 +332,6 @@ cdef void failing_set(Journal *journal, bint failing) noexcept nogil:
         journal.hooks.state(journal.context, failing, private.rows.why)
 
 
-cdef void gather_judge(Private *private, uint64_t spent_ns) noexcept nogil:
-    """Whether the next batch is to grow before it is taken: where receivers are on line, a delivery is over a moment after it began, and one whose end
-    comes into its own batch is never written. Never longer than a commit takes, so that no acknowledgement waits for more than three."""
-    cdef uint64_t begun = private.window.begun
-    cdef uint64_t over = private.rows.over
-    private.gather_ns = 0
-    if private.reads or over < GATHER_LEAST or over > 2 * begun or begun > 2 * over:
-        return
-    private.gather_ns = spent_ns if spent_ns < GATHER_MOST_US * 1000 else GATHER_MOST_US * 1000
-
-
 cdef void rest(uint64_t ns, uint64_t *counter) noexcept nogil:
     cdef timespec time
     if ns == 0:
@@ -355,34 +344,27 @@ cdef void rest(uint64_t ns, uint64_t *counter) noexcept nogil:
 
 cdef void gather(Journal *journal) noexcept nogil:
     cdef Private *private = private_of(journal)
-    cdef uint64_t ns = private.gather_ns
-    private.gather_ns = 0               # once: what follows it is judged again
-    rest(ns, &journal.stats.gathers)
+    if private.gathers:
+        private.gathers = False         # once: what follows it is judged again
+        rest(private.gather_ns, &journal.stats.gathers)
 
 
-cdef uint64_t company_judge(uint64_t ns, uint64_t commit_ns, uint32_t chains, bint more) noexcept nogil:
-    """How long the first batch after idleness rests before it is taken.
-
-    Publishers that speak at the same moment are heard one after the other: a batch that is taken at the first word lets the others wait for two commits instead
-    of one. The last such batch rested `ns` and got `chains`; `more` had come by the end of its commit: then the next rests longer, at most for half a commit,
-    otherwise a little less. After one that rested in vain it is much less, in the end none: a publisher alone, who sends when he is acknowledged, loses nothing."""
-    cdef uint64_t most = commit_ns // 2 if commit_ns // 2 < COMPANY_MOST_US * 1000 else COMPANY_MOST_US * 1000
-    if more:
-        ns = ns * 2 if ns else commit_ns // 8
-    elif chains == 1:
-        ns = ns // 2 if ns > commit_ns // 8 else 0
-    else:
-        ns -= ns // 64
-    return ns if ns < most else most
+cdef bint gather_wanted(const Private *private) noexcept nogil:
+    """Whether the end of what begins comes soon after it, and often: not where somebody waits for what is read back."""
+    cdef uint64_t begun = private.window.begun
+    cdef uint64_t over = private.rows.over
+    return not private.reads and over >= GATHER_LEAST and over <= 2 * begun and begun <= 2 * over
 
 
 cdef bint batch_try(Journal *journal) noexcept nogil:
     cdef Private *private = private_of(journal)
     cdef uint64_t begun = clock_ns()
-    cdef uint64_t spent
+    cdef uint64_t spent, before, ended
     private.window.begun //= 2
     private.rows.over //= 2
     private.reads = False
+    before = private.window.begun
+    ended = private.window.cancelled
     window_cancel(&private.window, &private.rows, private.pending)
     atomic_store_u64_relaxed(&journal.stats.cancelled, private.window.cancelled)
     if not batch_commit(journal):
@@ -399,9 +381,11 @@ cdef bint batch_try(Journal *journal) noexcept nogil:
     if spent > journal.stats.longest_commit_ns:
         atomic_store_u64_relaxed(&journal.stats.longest_commit_ns, spent)
     failing_set(journal, False)
-    gather_judge(private, spent)
+    private.gathers = gather_wanted(private)
+    if private.gathers:
+        private.gather_ns = pace_gather(private.gather_ns, spent, private.window.begun - before, private.window.cancelled - ended)
     if private.first_chains:            # before anybody is told, who would answer
-        private.company_ns = company_judge(private.company_ns, spent, private.first_chains, inbox_waits(&journal.inbox))
+        private.company_ns = pace_company(private.company_ns, spent, private.first_chains, inbox_waits(&journal.inbox))
     batch_tell(journal)
     return True
 
