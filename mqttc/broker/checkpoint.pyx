@@ -27,7 +27,8 @@ cdef extern from "<signal.h>" nogil:
     const int SIG_SETMASK
 
 cdef enum:
-    SYNC_PAGES = 256                   # so many at a time: a commit's sync that comes meanwhile waits for them, too
+    SYNC_PAGES = 64                    # so many at a time: a commit's sync that comes meanwhile waits for them, too
+    SYNC_PAGES_BUSY = 256              # where commits come one after the other
     GIVE_WAY_NS = 200000               # between looks whether somebody waits for a commit
     GIVE_WAY_MOST = 10                 # looks; after that
     UNYIELDING_PAGES = 128             # are written all the same, or the WAL would grow without end
@@ -73,7 +74,7 @@ cdef int page_write(sqlite3_file *database, const void *bytes, int count, sqlite
     give_way(checkpoint)
     result = checkpoint.own.xWrite(database, bytes, count, offset)
     checkpoint.unsynced += 1
-    if result == SQLITE_OK and checkpoint.unsynced >= SYNC_PAGES:
+    if result == SQLITE_OK and checkpoint.unsynced >= (SYNC_PAGES_BUSY if checkpoint.unyielding else SYNC_PAGES):
         result = pages_sync(checkpoint)
     return result
 
