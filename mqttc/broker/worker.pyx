@@ -57,7 +57,7 @@ from mqttc.broker.verdicts cimport verdicts_free, verdicts_init
 from mqttc.net.outq cimport chunk_drop
 from mqttc.net.proxy cimport proxy_accept
 from mqttc.net.reactor cimport (
-    Link, LinkHooks, clock_hold, clock_move, clock_now_ms, clock_release, link_close, link_open, reactor_abandon, reactor_build, reactor_clock, reactor_ending, reactor_free, reactor_link, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
+    Link, LinkHooks, clock_hold, clock_move, clock_now_ms, clock_release, clock_wall_ms, link_close, link_open, reactor_abandon, reactor_build, reactor_clock, reactor_ending, reactor_free, reactor_link, reactor_listen, reactor_next_link, reactor_run, reactor_turn, reactor_unlisten,
 )
 from mqttc.net.tcp cimport PeerAddress, tcp_ops
 from mqttc.net.vouched cimport Proofs, vouched_wrap
@@ -350,7 +350,7 @@ cdef void journal_state(void *context, bint failing, const char *why) noexcept n
     cdef Engine *engine = <Engine *> context
     cdef LogRecord record
     memset(&record, 0, sizeof(LogRecord))
-    record.wall_ms = engine.workers[0].reactor.wall_ms
+    record.wall_ms = clock_wall_ms(&engine.clock)
     record.event = EV_JOURNAL_FAILS if failing else EV_JOURNAL_HOLDS
     record.level = LOG_ERROR if failing else LOG_WARNING
     log_text(record.detail, &record.detail_bytes, sizeof(record.detail), text(why))

@@ -181,6 +181,7 @@ cdef void clock_hold(Clock *clock, int64_t wall_ms) noexcept nogil        # time
 cdef void clock_move(Clock *clock, int64_t mono_ms, int64_t wall_ms) noexcept nogil              # forward by so much; reactors see it when they are woken
 cdef void clock_release(Clock *clock) noexcept nogil                      # time goes on from where it stands
 cdef int64_t clock_now_ms(const Clock *clock) noexcept nogil              # monotonic
+cdef int64_t clock_wall_ms(const Clock *clock) noexcept nogil             # Unix time by it [any thread]
 cdef void reactor_clock(Reactor *reactor) noexcept nogil                  # reads it, as each turn does; before reactor_run
 
 cdef inline void link_dirty(Reactor *reactor, Link *link) noexcept nogil:

@@ -899,6 +899,12 @@ cdef int64_t clock_now_ms(const Clock *clock) noexcept nogil:
     return system_ms(CLOCK_MONOTONIC) + atomic_load_i64_relaxed(&clock.mono_offset_ms)
 
 
+cdef int64_t clock_wall_ms(const Clock *clock) noexcept nogil:
+    if atomic_load_u32_acquire(&clock.held):
+        return atomic_load_i64_relaxed(&clock.held_wall_ms)
+    return system_ms(CLOCK_REALTIME) + atomic_load_i64_relaxed(&clock.wall_offset_ms)
+
+
 cdef int64_t reactor_spent_ns(const Reactor *reactor) noexcept nogil:
     return system_ns(CLOCK_MONOTONIC) - reactor.turn_ns
 
