@@ -216,7 +216,7 @@ def sanitize(name: str, kind: str, arguments: Sequence[str], rows: Rows) -> int:
     }
     preload = " ".join(library(part) for part in ({"address": ["libasan.so", "libubsan.so"], "thread": ["libtsan.so"]}[kind]))
     wrapper = tree / "python"
-    wrapper.write_text(f'#!/bin/sh\nLD_PRELOAD="{preload}" exec "{python}" "$@"\n', "utf-8")
+    wrapper.write_text(f'#!/bin/sh\nLD_PRELOAD="{preload}${{LD_PRELOAD:+ $LD_PRELOAD}}" exec "{python}" "$@"\n', "utf-8")
     wrapper.chmod(0o755)
     environment |= {"MQTTC_SANITIZER": kind, "MQTTC_SANITIZER_PYTHON": str(wrapper), "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tools'}"}
     arguments = ["-p", "sanitizer_plugin", "-p", "no:cacheprovider", "--ignore=tests/source", *arguments]
