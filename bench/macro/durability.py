@@ -612,7 +612,7 @@ def facts(runs: Sequence[Run], command: str, options: argparse.Namespace) -> str
 
 def mark(options: argparse.Namespace) -> str:
     """What a page calls the place of this table."""
-    return f"{options.command}-slower" if options.slower else f"{options.command}-retained" if options.retained else str(options.command)
+    return f"{options.command}{'-retained' if options.retained else ''}{'-slower' if options.slower else ''}"
 
 
 def places(page: Path, command: str) -> tuple[int, int] | None:
